@@ -1,0 +1,154 @@
+"""Text <-> ids (shell): a transformers fast tokenizer from a local folder, or our small one."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .denoiser import read_json
+
+MASK, EOS, USER, ASSISTANT, UNK = "<|mdm_mask|>", "<|endoftext|>", "<|user|>", "<|assistant|>", "<|unk|>"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+SPECIAL = (MASK, EOS, USER, ASSISTANT, UNK)
+WORDS = ("sudoku", "numbers", "target", "<answer>", "</answer>", *"+-*/()=;,", *map(str, range(101)))
+_WORD_REGEX = r"</?answer>|[A-Za-z]+|[0-9]+|\S"
+_CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+
+def build_mini_tokenizer(folder: str | os.PathLike[str]) -> None:
+    """Write the small word-level tokenizer (120 tokens): tokenizer.json, tokenizer_config.json."""
+    from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
+
+    vocabulary = {word: index for index, word in enumerate((*SPECIAL, *WORDS))}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token=UNK))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(_WORD_REGEX), behavior="removed", invert=True)
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "mask_token": MASK,
+        "eos_token": EOS,
+        "pad_token": EOS,
+        "unk_token": UNK,
+        "clean_up_tokenization_spaces": False,
+        "padding_side": "left",
+        "model_max_length": 4096,
+        "chat_template": _CHAT_TEMPLATE,
+    }
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    backend.save(str(target / "tokenizer.json"))
+    (target / "tokenizer_config.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+
+
+def load_tokenizer(path: str | os.PathLike[str]) -> Any:
+    """The folder's transformers fast tokenizer; offline, no remote code.
+
+    If the folder holds a model's config.json, the two must agree (``check_tokenizer``). ValueError otherwise.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise ValueError(f"{path} is not a folder; download it first with `huggingface-cli download`")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        read_json(folder / name)
+    # Not AutoTokenizer: its import costs half a second more, and a tokenizer.json says all it would find out.
+    from transformers import PreTrainedTokenizerFast
+
+    try:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # tokenizers raises plain Exceptions
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(
+            f"{folder / 'tokenizer.json'} is no tokenizer ({reason}); download it again"
+        ) from None
+    if (folder / "config.json").is_file():
+        config = read_json(folder / "config.json")
+        size = config.get("embedding_size") or config.get("vocab_size")
+        check_tokenizer(tokenizer, config.get("mask_token_id"), size)
+    elif tokenizer.mask_token_id is None:
+        raise ValueError(
+            f"{folder}: the tokenizer has no mask token; set mask_token in tokenizer_config.json"
+        )
+    return tokenizer
+
+
+def check_tokenizer(tokenizer: Any, mask_id: int | None, vocab_size: int | None) -> None:
+    """Refuse a tokenizer that does not fit the model; if it knows the mask id, but not its role, name it.
+
+    The published LLaDA tokenizers hold ``<|mdm_mask|>`` without calling it their mask token.
+    """
+    if mask_id is None or vocab_size is None:
+        raise ValueError("the model's config.json lacks mask_token_id or vocab_size; add it")
+    if len(tokenizer) > vocab_size:
+        raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, the model only {vocab_size} embeddings")
+    if tokenizer.mask_token_id is None and mask_id in tokenizer.added_tokens_decoder:
+        tokenizer.mask_token = tokenizer.added_tokens_decoder[mask_id].content
+    if tokenizer.mask_token_id != mask_id:
+        raise ValueError(
+            f"the tokenizer's mask token has id {tokenizer.mask_token_id}, the model's is {mask_id}; "
+            "set mask_token in tokenizer_config.json"
+        )
+
+
+def copy_tokenizer(source: str | os.PathLike[str], folder: str | os.PathLike[str]) -> None:
+    """Copy the tokenizer files of ``source`` (as they are), so that ``folder`` can be loaded by itself."""
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    for name in TOKENIZER_FILES:
+        file = Path(source) / name
+        if file.is_file() and file.resolve() != (target / name).resolve():
+            shutil.copyfile(file, target / name)
+
+
+def encode_prompt(tokenizer: Any, messages: Sequence[dict[str, str]]) -> list[int]:
+    """Ids of a chat up to where the answer starts; ValueError on unknown words and on the mask token."""
+    if not tokenizer.chat_template:
+        raise ValueError("the tokenizer has no chat template; add chat_template to tokenizer_config.json")
+    text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+    ids, _ = _encode(tokenizer, text)
+    return ids
+
+
+def encode_reference(
+    tokenizer: Any, text: str, spans: Sequence[tuple[int, int]]
+) -> tuple[list[int], list[bool]]:
+    """Ids of a completion, and which of them overlap one of the character ``spans`` (start, end)."""
+    ids, offsets = _encode(tokenizer, text)
+    return ids, [any(a < end and start < b for start, end in spans) for a, b in offsets]
+
+
+def decode_texts(tokenizer: Any, ids: Sequence[Sequence[int]]) -> list[str]:
+    """Texts without special tokens."""
+    return tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """What each id reads like, special tokens included (for display)."""
+    return tokenizer.batch_decode([[i] for i in ids], clean_up_tokenization_spaces=False)
+
+
+def _encode(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
+    unknown = {text[a:b] for i, (a, b) in zip(ids, offsets, strict=True) if i == tokenizer.unk_token_id}
+    unknown -= {tokenizer.unk_token}  # some tokenizers call their end-of-text token the unknown token
+    if unknown:
+        words = ", ".join(map(repr, sorted(unknown)))
+        raise ValueError(f"the tokenizer does not know {words} in {text[:80]!r}; use words of its vocabulary")
+    if tokenizer.mask_token_id in ids:
+        raise ValueError(f"the text contains the mask token {tokenizer.mask_token}: {text[:80]!r}; remove it")
+    return ids, offsets
