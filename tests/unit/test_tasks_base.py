@@ -1,0 +1,169 @@
+"""Loading tasks, answer tags, and TRL's reward contract."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from unmaskrl import tasks
+from unmaskrl.tasks import Example, as_trl_reward, call_trl_rewards, trl_reward_parts
+from unmaskrl.tasks.base import answer_spans, last_answer, only_answer, stable_hash
+
+
+def test_load_passes_settings_on() -> None:
+    task = tasks.load("countdown", numbers=4, eval_size=7)
+    assert task.name == "countdown"
+    assert len(task.examples("test")) == 7
+    assert len(task.examples("test")[0].fields["numbers"]) == 4
+
+
+@pytest.mark.parametrize("name", sorted(tasks.TASKS))
+def test_every_task_keeps_the_protocol(name: str) -> None:
+    task = tasks.load(name, train_size=20, eval_size=10)
+    example = task.examples("validation")[0]
+    assert task.name == name
+    assert set(task.columns) <= set(example.fields)
+    assert list(task.rewards) == ["correct", "format"]
+    assert [message["role"] for message in task.prompt(example)] == ["user"]
+    reference = task.reference(example)
+    assert reference is not None
+    assert sum(part(example, reference) for part in task.rewards.values()) == pytest.approx(1.1)
+    assert len(task.answer_spans(reference)) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "message"),
+    [
+        ("sudoko", {}, "unknown task 'sudoko': did you mean 'sudoku'"),
+        ("chess", {}, "unknown task 'chess': expected one of countdown, sudoku"),
+        ("countdown", {"number": 3}, "task 'countdown' has no setting 'number': did you mean 'numbers'"),
+        ("sudoku", {"numbers": 3}, "task 'sudoku' has no setting 'numbers'"),
+        ("countdown", {"numbers": 5}, "numbers is 5, expected an integer in 3..4"),
+        ("countdown", {"numbers": "3"}, "numbers is '3', expected an integer"),
+        ("countdown", {"train_size": 0}, "train_size is 0, expected an integer of at least 1"),
+        ("countdown", {"seed": True}, "seed is True, expected an integer"),
+        ("countdown", {"prompt_style": "instruction"}, "did you mean 'instruct'"),
+        ("countdown", {"max_number": 1}, "max_number is 1"),
+        ("countdown", {"max_target": 101}, "max_target is 101"),
+        ("sudoku", {"max_blanks": 13}, "max_blanks is 13, expected an integer in 1..12"),
+        ("sudoku", {"min_blanks": 9, "max_blanks": 8}, "min_blanks is 9, expected an integer in 1..8"),
+    ],
+)
+def test_bad_settings_are_refused(name: str, kwargs: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tasks.load(name, **kwargs)
+
+
+@pytest.mark.parametrize("name", sorted(tasks.TASKS))
+def test_unknown_split_names_the_nearest(name: str) -> None:
+    with pytest.raises(ValueError, match=r"split 'valid' is not one of .* did you mean 'validation'"):
+        tasks.load(name).examples("valid")
+
+
+def test_tasks_import_no_torch() -> None:
+    code = (
+        "import sys, types, pathlib\n"
+        "package = types.ModuleType('unmaskrl')\n"
+        f"package.__path__ = [{str(next(iter(tasks.__path__))).rsplit('/', 1)[0]!r}]\n"
+        "sys.modules['unmaskrl'] = package\n"
+        "import unmaskrl.tasks\n"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'numpy', 'transformers')))\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "last", "only", "spans"),
+    [
+        ("<answer>a</answer>", "a", "a", ["a"]),
+        ("x <answer> a </answer> y", " a ", " a ", [" a "]),
+        ("<answer></answer>", "", "", [""]),
+        ("<answer>a</answer><answer>b</answer>", "b", None, ["a", "b"]),
+        ("<answer>a</answer><answer>b", "a", None, ["a"]),
+        ("<answer>a<answer>b</answer>", "b", None, ["a<answer>b"]),
+        ("</answer><answer>", None, None, []),
+        ("<answer>", None, None, []),
+        ("", None, None, []),
+    ],
+)
+def test_answer_tags(text: str, last: str | None, only: str | None, spans: list[str]) -> None:
+    assert last_answer(text) == last
+    assert only_answer(text) == only
+    assert [text[start:end] for start, end in answer_spans(text)] == spans
+
+
+def test_stable_hash_is_pinned() -> None:
+    """Splits rest on this number: changing it would leak test problems into training sets made earlier."""
+    # printf 'sudoku/1234341221434321' | b2sum -l 64
+    assert stable_hash("sudoku/1234341221434321") == 0xEA0EE16F686DAF21
+
+
+def columns_of(examples: list[Example]) -> dict[str, list[object]]:
+    return {key: [example.fields[key] for example in examples] for key in examples[0].fields}
+
+
+@pytest.mark.parametrize("name", sorted(tasks.TASKS))
+def test_trl_rewards_equal_the_parts(name: str) -> None:
+    task = tasks.load(name, train_size=20)
+    examples = task.examples("train")
+    completions = [task.lazy(e) if row % 2 else task.reference(e) for row, e in enumerate(examples)]
+    prompts = [task.prompt(example) for example in examples]
+    functions = [as_trl_reward(task, part) for part in task.rewards]
+    totals = call_trl_rewards(functions, prompts, completions, columns_of(examples))
+    assert totals == pytest.approx([0.1 if row % 2 else 1.1 for row in range(len(examples))])
+    parts = trl_reward_parts(functions, prompts, completions, columns_of(examples))
+    assert list(parts) == [f"{name}_correct", f"{name}_format"]
+    chats = [[{"role": "assistant", "content": text}] for text in completions]
+    assert call_trl_rewards(functions, prompts, chats, columns_of(examples)) == totals
+
+
+def test_trl_reward_ignores_what_is_no_column_and_names_what_is_missing() -> None:
+    task = tasks.load("countdown")
+    reward = as_trl_reward(task, "correct")
+    texts = ["<answer>3*7+12</answer>"]
+    assert reward(prompts=[""], completions=texts, numbers=[[3, 7, 12]], target=[33], trainer_state=None) == [
+        1.0
+    ]
+    with pytest.raises(ValueError, match="no column 'target' with 1 rows"):
+        reward(prompts=[""], completions=texts, numbers=[[3, 7, 12]], target=[33, 33])
+    with pytest.raises(ValueError, match="has no reward 'corect': did you mean 'correct'"):
+        as_trl_reward(task, "corect")
+
+
+def returning(value: object) -> Callable[..., object]:
+    def odd(prompts: object, completions: object, **columns: object) -> object:
+        return value
+
+    return odd
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (None, "'odd' returned NoneType"),
+        (1.0, "'odd' returned float"),
+        ([1.0], "'odd' returned 1 values, expected one for each of 2"),
+        ([1.0, math.nan], "'odd' returned nan for row 1"),
+        ([math.inf, 0.0], "'odd' returned inf for row 0"),
+        ([None, 0.0], "'odd' returned None for row 0"),
+        (["1", 0.0], "'odd' returned '1' for row 0"),
+    ],
+)
+def test_bad_trl_rewards_are_named(value: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call_trl_rewards([returning(value)], ["p", "p"], ["a", "b"], {})
+
+
+def test_trl_rewards_are_summed_and_names_are_unique() -> None:
+    def length(prompts: list[str], completions: list[str], bonus: list[int], **_: object) -> list[float]:
+        return [len(text) + extra for text, extra in zip(completions, bonus, strict=True)]
+
+    functions = [length, returning([1, True])]
+    assert call_trl_rewards(functions, ["p", "p"], ["a", "bb"], {"bonus": [10, 20]}) == [12.0, 23.0]
+    assert call_trl_rewards([], ["p"], ["a"], {}) == [0.0]
+    with pytest.raises(ValueError, match="two reward functions are named 'length'"):
+        call_trl_rewards([length, length], ["p"], ["a"], {"bonus": [0]})
