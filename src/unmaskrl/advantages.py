@@ -1,0 +1,41 @@
+"""Advantages within groups of rollouts of one prompt. Pure functions; rows of a group need not be adjacent."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+def group_mean(rewards: Float[Tensor, " B"], group_ids: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
+    """A_i = r_i - mean of the group (Dr. GRPO; d1)."""
+    mean, _, index = _group_stats(rewards, group_ids)
+    return rewards - mean[index]
+
+
+def group_mean_std(rewards: Float[Tensor, " B"], group_ids: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
+    """A_i = (r_i - mean) / (std + 1e-4), std with n - 1 (GRPO, arXiv 2402.03300; the constant is STP's). Groups of 1 get 0."""
+    mean, std, index = _group_stats(rewards, group_ids)
+    advantages = (rewards - mean[index]) / (std[index] + 1e-4)
+    # a mean of equal numbers can be off by a rounding error, which 1e-4 would blow up
+    return torch.where(groups_with_spread(rewards, group_ids), advantages, 0.0)
+
+
+def groups_with_spread(rewards: Float[Tensor, " B"], group_ids: Int[Tensor, " B"]) -> Bool[Tensor, " B"]:
+    """True at rows whose group has at least two different rewards: the others have advantage 0."""
+    _, inverse = torch.unique(group_ids, return_inverse=True)
+    size = int(inverse.max()) + 1 if len(rewards) else 0
+    high = torch.full((size,), float("-inf"), dtype=rewards.dtype).scatter_reduce(0, inverse, rewards, "amax")
+    low = torch.full((size,), float("inf"), dtype=rewards.dtype).scatter_reduce(0, inverse, rewards, "amin")
+    return (high > low)[inverse]
+
+
+def _group_stats(rewards: Tensor, group_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    _, index, count = torch.unique(group_ids, return_inverse=True, return_counts=True)
+    zeros = torch.zeros(len(count), dtype=rewards.dtype)
+    mean = zeros.scatter_add(0, index, rewards) / count
+    square = zeros.scatter_add(0, index, (rewards - mean[index]) ** 2)
+    return mean, (square / (count - 1).clamp(min=1)).sqrt(), index
+
+
+ADVANTAGES = {"group_mean": group_mean, "group_mean_std": group_mean_std}

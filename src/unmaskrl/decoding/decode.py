@@ -1,0 +1,292 @@
+"""The one denoising loop: blocks, quotas, position rules, temporal pruning, rows that leave when they are done.
+
+Every row runs on its own clock. Its active block is the block of its first open position; a block with n open tokens
+takes k = ceil(n * steps / gen_length) calls of n // k or n // k + 1 tokens (LLaDA's schedule when n = block_length).
+With ``exit_at`` (temporal pruning, STP, arXiv 2602.08905) a row that has decided ceil(exit_at * f) of its f open tokens
+fills all others in one more call. A row whose tokens up to the first EOS are all decided leaves the batch: nothing after
+it can change what is before it, and later tokens are no part of the completion.
+
+The count of denoiser calls of a row without EOS is ``planned_calls``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ..denoiser import Denoiser
+from ..rng import counter_uniform, draw_seed
+from ..types import Canvas, Rollout, first_eos_mask
+from .sample import draw, drawn_confidence, masked_log_softmax, row_chunks
+from .select import RULES, Rule
+
+_TOKEN_STREAM, _ORDER_STREAM = 0, 1
+
+
+@torch.no_grad()
+def decode(
+    denoiser: Denoiser,
+    canvas: Canvas,
+    *,
+    block_length: int,
+    steps: int,
+    select: str = "confidence",
+    temperature: float = 0.0,
+    exit_at: float | None = None,
+    stop_at_eos: bool = True,
+    generator: torch.Generator | None = None,
+) -> Rollout:
+    """Decode a canvas and record which call revealed each token, its log-probability (nats), and the calls per row.
+
+    ``steps``: calls for a fully open completion (quota gen_length / steps tokens per call). ``select``: a name in
+    ``select.RULES``. ``temperature`` 0 is greedy. ``generator`` is needed if anything is random; one seed is drawn from it.
+    ``stop_at_eos=False`` decodes every position, as LLaDA's published generate does. Raises ValueError on bad settings.
+    """
+    canvas.validate(denoiser.mask_id)
+    rule = check_decode(canvas.gen_length, block_length, steps, select, temperature, exit_at)
+    random = temperature > 0 or select == "random"
+    if random and generator is None:
+        raise ValueError(f"decoding with temperature {temperature} and select={select!r} is random: pass generator=")
+    seed = draw_seed(generator) if random and generator is not None else 0
+    state = _State.start(canvas)
+    while (rows := state.active()).numel():
+        plan = _plan(state, rows, denoiser.mask_id, block_length, steps, exit_at)
+        hidden = denoiser.hidden(state.ids[rows], canvas.attention_mask[rows] if state.padded else None)
+        _reveal(denoiser, state, rows, plan, hidden, rule, temperature, seed)
+        state.finish(rows, denoiser, stop_at_eos)
+    return state.rollout(denoiser, temperature, exact=not rule.needs_draw)
+
+
+def check_decode(
+    gen_length: int, block_length: int, steps: int, select: str, temperature: float, exit_at: float | None
+) -> Rule:
+    """The rule named ``select``, or a ValueError that says which setting to change."""
+    if block_length < 1 or gen_length % block_length:
+        raise ValueError(f"block_length {block_length} does not divide gen_length {gen_length}")
+    if not 1 <= steps <= gen_length:
+        raise ValueError(f"steps must be between 1 and gen_length {gen_length} (one token per call), got {steps}")
+    if temperature < 0:
+        raise ValueError(f"temperature must be >= 0, got {temperature}")
+    if exit_at is not None and not 0 <= exit_at <= 1:
+        raise ValueError(f"exit_at is the share of open tokens decided before the last call, in [0, 1]; got {exit_at}")
+    if select not in RULES:
+        raise ValueError(f"select must be one of {', '.join(RULES)}; got {select!r}")
+    return RULES[select]
+
+
+def planned_calls(open_per_block: Sequence[int], gen_length: int, steps: int, exit_at: float | None = None) -> int:
+    """Denoiser calls of a row with these open tokens per block, if no EOS ends it early.
+
+    Without exit: sum_b ceil(n_b * steps / gen_length). With exit: the calls until keep = ceil(exit_at * f) tokens are
+    decided, plus 1 if f > keep.
+    """
+    total = sum(open_per_block)
+    keep = total if exit_at is None else exit_count(total, exit_at)
+    calls, decided = 0, 0
+    for n in open_per_block:
+        k = -(-n * steps // gen_length)
+        for i in range(k):
+            if decided >= keep:
+                break
+            decided += min(n // k + (i < n % k), keep - decided)
+            calls += 1
+    return calls + (total > keep)
+
+
+def exit_count(num_open: int, exit_at: float) -> int:
+    """ceil(exit_at * num_open), robust to binary fractions such as 0.7 * 10."""
+    return math.ceil(exit_at * num_open - 1e-9)
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What the next call does to each active row: positions it may reveal, how many, and whether it is the exit."""
+
+    window: Bool[Tensor, "A G"]
+    count: Int[Tensor, " A"]
+    exits: Bool[Tensor, " A"]
+
+
+@dataclass(slots=True)
+class _State:
+    canvas: Canvas
+    padded: bool
+    ids: Tensor
+    decoded_step: Tensor
+    behavior_logps: Tensor
+    nfe: Tensor
+    exit_step: Tensor
+    num_open: Tensor  # open tokens at the start, f
+    done: Tensor
+    block: Tensor  # active block of each row, and its open tokens and calls since it became active
+    block_open: Tensor
+    block_calls: Tensor
+
+    @classmethod
+    def start(cls, canvas: Canvas) -> _State:
+        open_mask = canvas.attention_mask & ~canvas.prompt_mask & ~canvas.fixed_mask
+        num_open = open_mask.sum(-1)
+        zeros = torch.zeros_like(num_open)
+        return cls(
+            canvas=canvas,
+            padded=not bool(canvas.attention_mask.all()),
+            ids=canvas.ids.clone(),
+            decoded_step=torch.zeros_like(canvas.ids),
+            behavior_logps=torch.zeros(canvas.ids.shape, dtype=torch.float32, device=canvas.ids.device),
+            nfe=zeros.clone(),
+            exit_step=zeros.clone(),
+            num_open=num_open,
+            done=num_open == 0,
+            block=zeros - 1,
+            block_open=zeros.clone(),
+            block_calls=zeros.clone(),
+        )
+
+    def active(self) -> Int[Tensor, " A"]:
+        return (~self.done).nonzero().squeeze(-1)
+
+    def open(self, rows: Tensor, mask_id: int) -> Bool[Tensor, "A G"]:
+        return self.ids[rows, -self.canvas.gen_length :] == mask_id
+
+    def finish(self, rows: Tensor, denoiser: Denoiser, stop_at_eos: bool) -> None:
+        """Mark rows done: nothing open, or everything up to the first EOS decided (the rest then becomes EOS)."""
+        open_mask = self.open(rows, denoiser.mask_id)
+        done = ~open_mask.any(-1)
+        if stop_at_eos:
+            before_open = open_mask.long().cumsum(-1) == 0
+            ended = ((self.ids[rows, -self.canvas.gen_length :] == denoiser.eos_id) & before_open).any(-1) & ~done
+            self._fill_tail(rows[ended], open_mask[ended], denoiser.eos_id)
+            done = done | ended
+        self.done[rows] = done
+
+    def _fill_tail(self, rows: Tensor, open_mask: Tensor, eos_id: int) -> None:
+        start = self.ids.shape[1] - self.canvas.gen_length
+        r, c = open_mask.nonzero(as_tuple=True)
+        self.ids[rows[r], start + c] = eos_id
+        self.decoded_step[rows[r], start + c] = self.nfe[rows[r]] + 1
+
+    def rollout(self, denoiser: Denoiser, temperature: float, exact: bool) -> Rollout:
+        return Rollout(
+            ids=self.ids,
+            prompt_mask=self.canvas.prompt_mask,
+            completion_mask=first_eos_mask(self.ids, self.canvas.gen_length, denoiser.eos_id),
+            attention_mask=self.canvas.attention_mask,
+            decoded_step=self.decoded_step,
+            behavior_logps=self.behavior_logps,
+            nfe=self.nfe,
+            exit_step=self.exit_step,
+            row_ids=self.canvas.row_ids,
+            group_ids=self.canvas.group_ids,
+            gen_length=self.canvas.gen_length,
+            temperature=temperature,
+            exact=exact,
+        )
+
+
+def _plan(
+    state: _State, rows: Tensor, mask_id: int, block_length: int, steps: int, exit_at: float | None
+) -> _Plan:
+    """Active block, quota and exit of each active row."""
+    gen_length = state.canvas.gen_length
+    open_mask = state.open(rows, mask_id)
+    offsets = torch.arange(gen_length, device=rows.device)
+    block = open_mask.long().argmax(-1) // block_length  # argmax: the first open position
+    window = open_mask & (offsets // block_length == block[:, None])
+    fresh = block != state.block[rows]
+    state.block[rows] = block
+    state.block_open[rows] = torch.where(fresh, window.sum(-1), state.block_open[rows])
+    state.block_calls[rows] = torch.where(fresh, 0, state.block_calls[rows])
+    n, i = state.block_open[rows], state.block_calls[rows]
+    k = (n * steps + gen_length - 1) // gen_length
+    count = n // k + (i < n % k)
+    state.block_calls[rows] += 1
+    exits = torch.zeros_like(fresh)
+    if exit_at is not None:
+        left = open_mask.sum(-1)
+        keep = (state.num_open[rows].double() * exit_at - 1e-9).ceil().long()
+        missing = keep - (state.num_open[rows] - left)  # tokens still to decide before the exit
+        exits = missing <= 0
+        window = torch.where(exits[:, None], open_mask, window)
+        count = torch.where(exits, left, torch.minimum(count, missing))
+    return _Plan(window, count, exits)
+
+
+def _reveal(
+    denoiser: Denoiser,
+    state: _State,
+    rows: Tensor,
+    plan: _Plan,
+    hidden: Float[Tensor, "A L D"],
+    rule: Rule,
+    temperature: float,
+    seed: int,
+) -> None:
+    """Choose the positions of this call, draw their tokens, and record them."""
+    start = hidden.shape[1] - state.canvas.gen_length
+    r, c = plan.window.nonzero(as_tuple=True)
+    row_ids, call = state.canvas.row_ids[rows], state.nfe[rows] + 1
+    order = counter_uniform(seed, torch.full_like(r, _ORDER_STREAM), row_ids[r], c)  # one order per row: no call in the key
+    noise = counter_uniform(seed, torch.full_like(r, _TOKEN_STREAM), row_ids[r], call[r], c)
+    hidden_RD = hidden[r, start + c]
+    scores, tokens, logps = _score_positions(denoiser, hidden_RD, rule, temperature, noise, order, c)
+    chosen = _highest(scores, r, c, plan)
+    if tokens is None or logps is None:
+        tokens, logps = _draw_tokens(denoiser, hidden_RD[chosen], temperature, noise[chosen])
+    else:
+        tokens, logps = tokens[chosen], logps[chosen]
+    r, c = rows[r[chosen]], start + c[chosen]
+    state.nfe[rows] += 1
+    state.exit_step[rows] = torch.where(plan.exits, state.nfe[rows], state.exit_step[rows])
+    state.ids[r, c] = tokens
+    state.decoded_step[r, c] = state.nfe[r]
+    state.behavior_logps[r, c] = logps.float()
+
+
+def _score_positions(
+    denoiser: Denoiser, hidden_RD: Tensor, rule: Rule, temperature: float, noise: Tensor, order: Tensor, offset: Tensor
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Scores of the open positions and, if the rule looks at them, the drawn tokens and their log-probs."""
+    if not rule.needs_logits:
+        return rule.score(None, None, order, offset), None, None
+    scores, tokens, logps = [], [], []
+    for rows in row_chunks(len(hidden_RD), denoiser.vocab_size):
+        logits = denoiser.head(hidden_RD[rows])
+        if rule.needs_draw:
+            tempered_RV = masked_log_softmax(logits, denoiser.mask_id, temperature)
+            token = draw(tempered_RV, temperature, noise[rows])
+            tokens.append(token)
+            logps.append(tempered_RV.gather(-1, token[:, None]).squeeze(-1))
+            scores.append(rule.score(None, drawn_confidence(logits, token), order[rows], offset[rows]))
+        else:
+            plain_RV = masked_log_softmax(logits, denoiser.mask_id, 1.0)
+            scores.append(rule.score(plain_RV, None, order[rows], offset[rows]))
+    if rule.needs_draw:
+        return torch.cat(scores), torch.cat(tokens), torch.cat(logps)
+    return torch.cat(scores), None, None
+
+
+def _draw_tokens(
+    denoiser: Denoiser, hidden_RD: Tensor, temperature: float, noise: Tensor
+) -> tuple[Int[Tensor, " R"], Float[Tensor, " R"]]:
+    tokens, logps = [], []
+    for rows in row_chunks(len(hidden_RD), denoiser.vocab_size):
+        logps_RV = masked_log_softmax(denoiser.head(hidden_RD[rows]), denoiser.mask_id, temperature)
+        token = draw(logps_RV, temperature, noise[rows])
+        tokens.append(token)
+        logps.append(logps_RV.gather(-1, token[:, None]).squeeze(-1))
+    return torch.cat(tokens), torch.cat(logps)
+
+
+def _highest(scores: Float[Tensor, " R"], r: Tensor, c: Tensor, plan: _Plan) -> Int[Tensor, " C"]:
+    """Indices into the open positions of the ``count`` highest scores of each row; ties go to the left."""
+    table = torch.full(plan.window.shape, float("-inf"), dtype=scores.dtype, device=scores.device)
+    table[r, c] = scores
+    order = table.argsort(dim=-1, descending=True, stable=True)
+    rank = torch.empty_like(order)
+    rank.scatter_(-1, order, torch.arange(order.shape[1], device=order.device).expand_as(order))
+    return (rank[r, c] < plan.count[r]).nonzero().squeeze(-1)

@@ -1,0 +1,169 @@
+"""Data that flows through the library: Canvas -> Rollout -> Views / TrainBatch -> LossOutputs.
+
+Shape suffixes: B rows, G completion positions, L canvas positions (prompt + completion), M views, V vocabulary,
+D hidden. (B, L) tensors carry no suffix. Masks are True where something belongs. Prompts are padded on the left, so
+that every row's completion occupies the last ``gen_length`` columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Canvas:
+    """A batch of prompts with open completions, ready to be decoded.
+
+    ``ids`` holds mask_id where a token is open; ``fixed_mask`` is True at anchors (given completion tokens);
+    ``attention_mask`` is False only at left pads; ``row_ids`` name the rows: every random draw of a row is keyed by
+    its id, so a row decodes the same in any batch.
+    """
+
+    ids: Int[Tensor, "B L"]
+    prompt_mask: Bool[Tensor, "B L"]
+    fixed_mask: Bool[Tensor, "B L"]
+    attention_mask: Bool[Tensor, "B L"]
+    row_ids: Int[Tensor, " B"]
+    group_ids: Int[Tensor, " B"]
+    gen_length: int
+
+    def validate(self, mask_id: int) -> Canvas:
+        """Check what the shapes cannot say; return self so that it can be chained."""
+        completion = completion_columns(self.ids, self.gen_length)
+        if not 0 < self.gen_length < self.ids.shape[1]:
+            raise ValueError(f"gen_length {self.gen_length} leaves no prompt in a canvas of {self.ids.shape[1]}")
+        if bool((self.prompt_mask & completion).any()):
+            raise ValueError("prompt_mask reaches into the last gen_length columns")
+        if bool((self.fixed_mask & ~completion).any()):
+            raise ValueError("anchors must lie in the completion (the last gen_length columns)")
+        if bool((self.prompt_mask & (self.ids == mask_id)).any()):
+            raise ValueError(f"a prompt contains the mask token ({mask_id}): its positions cannot be told from open ones")
+        if bool(((self.ids == mask_id) != (completion & ~self.fixed_mask)).any()):
+            raise ValueError("the open positions (mask_id) must be exactly the completion without its anchors")
+        if bool((self.attention_mask != (self.prompt_mask | completion)).any()):
+            raise ValueError("attention_mask must be True at the prompt and the completion, False at left pads")
+        return self
+
+    def rows(self, index: Tensor) -> Canvas:
+        """The rows at ``index``, in that order."""
+        return _take_rows(self, index)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """What happened during decoding; facts, never edited.
+
+    ``decoded_step``: 0 = given (pad, prompt, anchor); t >= 1 = revealed by the row's t-th denoiser call; nfe + 1 = never
+    revealed, because the row had ended before (such positions hold eos_id). ``exit_step``: the call of temporal pruning that
+    filled the rest, 0 if there was none. ``behavior_logps``: log-probability (nats) of the revealed token under the
+    distribution it was drawn from; 0 where nothing was drawn. ``nfe``: denoiser calls of the row. ``completion_mask``:
+    True up to and including the first EOS. ``exact``: the revealed positions did not depend on the drawn tokens, so the
+    product of behavior probabilities is the rollout's probability.
+    """
+
+    ids: Int[Tensor, "B L"]
+    prompt_mask: Bool[Tensor, "B L"]
+    completion_mask: Bool[Tensor, "B L"]
+    attention_mask: Bool[Tensor, "B L"]
+    decoded_step: Int[Tensor, "B L"]
+    behavior_logps: Float[Tensor, "B L"]
+    nfe: Int[Tensor, " B"]
+    exit_step: Int[Tensor, " B"]
+    row_ids: Int[Tensor, " B"]
+    group_ids: Int[Tensor, " B"]
+    gen_length: int
+    temperature: float
+    exact: bool
+
+    @property
+    def fixed_mask(self) -> Bool[Tensor, "B L"]:
+        """Given positions, anchors included."""
+        return self.decoded_step == 0
+
+    @property
+    def anchor_mask(self) -> Bool[Tensor, "B L"]:
+        """Given completion tokens (spatial pruning)."""
+        return self.fixed_mask & completion_columns(self.ids, self.gen_length)
+
+    @property
+    def action_mask(self) -> Bool[Tensor, "B L"]:
+        """Tokens the policy chose and is trained on: the completion up to its first EOS, without anchors."""
+        return self.completion_mask & (self.decoded_step > 0)
+
+    @property
+    def exit_mask(self) -> Bool[Tensor, "B L"]:
+        """Action tokens filled by the exit call of temporal pruning."""
+        return self.action_mask & (self.exit_step[:, None] > 0) & (self.decoded_step == self.exit_step[:, None])
+
+    def latent(self, step: Int[Tensor, " B"], mask_id: int) -> Int[Tensor, "B L"]:
+        """z_s: the canvas after ``step`` calls, z_s = where(decoded_step <= s, ids, mask_id)."""
+        return torch.where(self.decoded_step <= step[:, None], self.ids, mask_id)
+
+    def rows(self, index: Tensor) -> Rollout:
+        """The rows at ``index``, in that order."""
+        return _take_rows(self, index)
+
+    def completions(self) -> list[list[int]]:
+        """Completion ids of every row, up to and including the first EOS."""
+        return [ids[mask].tolist() for ids, mask in zip(self.ids, self.completion_mask, strict=True)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Views:
+    """M masked copies of each finished canvas and a weight per scored token (0 = not scored)."""
+
+    ids: Int[Tensor, "B M L"]
+    weight: Float[Tensor, "B M L"]
+
+    def rows(self, index: Tensor) -> Views:
+        """The rows at ``index``, in that order."""
+        return _take_rows(self, index)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainBatch:
+    """What a policy loss may look at, beside the current token log-probs.
+
+    ``num_actions``, ``num_rows``: global counts (over all micro-batches and ranks) that losses are normalised by.
+    """
+
+    action_mask: Bool[Tensor, "B L"]
+    advantages: Float[Tensor, " B"]
+    old_logps: Float[Tensor, "B L"]
+    ref_logps: Float[Tensor, "B L"] | None
+    num_actions: float
+    num_rows: float
+
+    def rows(self, index: Tensor) -> TrainBatch:
+        """The rows at ``index``; the global counts stay."""
+        return _take_rows(self, index)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossOutputs:
+    """A scalar loss and detached metrics; each metric is a sum that adds up over micro-batches."""
+
+    loss: Float[Tensor, ""]
+    metrics: dict[str, Tensor]
+
+
+def completion_columns(ids: Tensor, gen_length: int) -> Bool[Tensor, "B L"]:
+    """True at the last ``gen_length`` columns."""
+    columns = torch.arange(ids.shape[1], device=ids.device) >= ids.shape[1] - gen_length
+    return columns.expand(ids.shape[0], -1)
+
+
+def first_eos_mask(ids: Tensor, gen_length: int, eos_id: int) -> Bool[Tensor, "B L"]:
+    """True at completion positions up to and including the first EOS (all of them if there is none)."""
+    completion = completion_columns(ids, gen_length)
+    is_eos = (ids == eos_id) & completion
+    return completion & (is_eos.long().cumsum(-1) - is_eos.long() == 0)
+
+
+def _take_rows(data, index: Tensor):
+    tensors = {f.name: getattr(data, f.name) for f in fields(data)}
+    return replace(data, **{k: v[index] for k, v in tensors.items() if isinstance(v, Tensor)})
