@@ -1,0 +1,207 @@
+"""The command ``unmaskrl``. Every sub-command has --help; bad input gets one line and a non-zero exit code."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from . import __version__
+
+EPILOG = "Shipped recipes: see `unmaskrl recipes`. Settings are changed as section.key=value, e.g. decode.exit_at=0.9."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; 0 if it worked, 2 for bad input, 130 if interrupted."""
+    args = parser().parse_args(argv)
+    try:
+        return args.run(args) or 0
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"unmaskrl: error: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("unmaskrl: interrupted; a run can be continued with --resume\n")
+        return 130
+
+
+def parser() -> argparse.ArgumentParser:
+    """The argument parser with all sub-commands."""
+    top = argparse.ArgumentParser(
+        prog="unmaskrl", description="RL post-training of masked diffusion language models.", epilog=EPILOG
+    )
+    top.add_argument("--version", action="version", version=f"unmaskrl {__version__}")
+    commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_training(commands)
+    _add_models(commands)
+    _add_inspection(commands)
+    return top
+
+
+def _add_training(commands: argparse._SubParsersAction) -> None:
+    train = commands.add_parser("train", help="RL: improve a model on a task with a verifiable reward", epilog=EPILOG)
+    train.add_argument("recipe", help="name of a shipped recipe, or a YAML file")
+    train.add_argument("overrides", nargs="*", metavar="section.key=value")
+    train.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint of the run")
+    train.add_argument("--force", action="store_true", help="replace a run that is already in the folder")
+    train.add_argument("--quiet", action="store_true", help="no progress display, only the closing table")
+    train.set_defaults(run=_train)
+    sft = commands.add_parser("sft", help="supervised masked-diffusion training, e.g. of the shipped base")
+    sft.add_argument("recipe", help="mini-base, zero-base, or a YAML file")
+    sft.add_argument("overrides", nargs="*", metavar="section.key=value")
+    sft.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint of the run")
+    sft.set_defaults(run=_sft)
+
+
+def _add_models(commands: argparse._SubParsersAction) -> None:
+    evaluate = commands.add_parser("eval", help="accuracy, NFE and tokens per call of a model on a task")
+    _model_arguments(evaluate)
+    evaluate.add_argument("--split", default="test", choices=("train", "validation", "test"))
+    evaluate.add_argument("--size", type=int, default=512, help="number of problems (default 512)")
+    evaluate.add_argument("--samples", type=int, default=1, help="completions per problem, for pass@k")
+    evaluate.add_argument("--json", metavar="OUT", help="write summary, decode settings and every item")
+    evaluate.set_defaults(run=_eval)
+    sample = commands.add_parser("sample", help="decode one prompt and show in which order the tokens appeared")
+    _model_arguments(sample, task_required=False)
+    sample.add_argument("--prompt", help="text of the user's message (instead of --task)")
+    sample.add_argument("--index", type=int, default=0, help="which test problem of --task")
+    sample.add_argument("--keep", type=float, default=0.0, help="fix this share of the reference answer (spatial pruning)")
+    sample.set_defaults(run=_sample)
+    prior = commands.add_parser("prior", help="build static prior answers for spatial pruning")
+    _model_arguments(prior)
+    prior.add_argument("--out", required=True, metavar="F", help="JSONL file to write")
+    prior.add_argument("--size", type=int, default=512, help="number of training problems")
+    prior.set_defaults(run=_prior)
+
+
+def _add_inspection(commands: argparse._SubParsersAction) -> None:
+    check = commands.add_parser("check", help="resolve a recipe: cost per update in denoiser calls, memory, warnings")
+    check.add_argument("recipe")
+    check.add_argument("overrides", nargs="*", metavar="section.key=value")
+    check.set_defaults(run=_check)
+    report = commands.add_parser("report", help="write report.html of a run folder: curves and decodings, one file")
+    report.add_argument("folder", help="run folder, e.g. runs/sudoku-mini-s0")
+    report.set_defaults(run=_report)
+    bench = commands.add_parser("bench", help="speed of rollout, scoring and a whole step against a naive loop, in ratios")
+    bench.add_argument("--quick", action="store_true", help="smaller shapes, under a minute")
+    bench.add_argument("--repeats", type=int, default=3)
+    bench.add_argument("--threads", type=int, default=1)
+    bench.add_argument("--json", metavar="OUT")
+    bench.set_defaults(run=_bench)
+    recipes = commands.add_parser("recipes", help="list the shipped recipes")
+    recipes.set_defaults(run=_recipes)
+
+
+def _model_arguments(sub: argparse.ArgumentParser, task_required: bool = True) -> None:
+    sub.add_argument("model", help="checkpoint folder, or a shipped one: mini, zero")
+    sub.add_argument("--task", required=task_required, help="countdown or sudoku; settings as task.key=value")
+    sub.add_argument("--data", metavar="F.jsonl", help="problems from a file instead of the generated ones")
+    sub.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--threads", type=int, default=0, help="CPU threads; 0 measures")
+    sub.add_argument("overrides", nargs="*", metavar="key=value", help="decode.key=value or task.key=value")
+
+
+def _train(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from .config import load_recipe, warnings_for
+    from .progress import SilentProgress, TrainProgress, summary_table
+    from .train import train
+
+    recipe = load_recipe(args.recipe, args.overrides)
+    console = Console()
+    for note in warnings_for(recipe):
+        console.print(f"warning: {note}", style="yellow", highlight=False)
+    progress = SilentProgress() if args.quiet else TrainProgress(console)
+    summary = train(recipe, resume=args.resume, force=args.force, progress=progress)
+    console.print(summary_table(summary["before"], summary["after"], summary["minutes"], summary["report"]))
+    return 0
+
+
+def _sft(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from .commands import finish_sft
+    from .config import SFTRecipe, load_recipe
+    from .progress import SFTProgress
+    from .sft import run_sft
+
+    recipe = load_recipe(args.recipe, args.overrides, SFTRecipe)
+    console = Console()
+    progress = SFTProgress(console)
+    progress.start(recipe.train.steps, f"{recipe.name} seed {recipe.train.seed}")
+    try:
+        out = run_sft(recipe, resume=args.resume, report=progress.step)
+    finally:
+        progress.stop()
+    finish_sft(recipe, out, console)
+    return 0
+
+
+def _eval(args: argparse.Namespace) -> int:
+    from .commands import eval_command
+
+    return eval_command(args)
+
+
+def _sample(args: argparse.Namespace) -> int:
+    from .commands import sample_command
+
+    return sample_command(args)
+
+
+def _prior(args: argparse.Namespace) -> int:
+    from .commands import prior_command
+
+    return prior_command(args)
+
+
+def _check(args: argparse.Namespace) -> int:
+    from .commands import check_command
+
+    return check_command(args)
+
+
+def _report(args: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from .report import write_report
+
+    Console().print(f"report: {write_report(Path(args.folder))}", highlight=False)
+    return 0
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from .bench import bench_table, run_bench
+    from .checkpoint import write_json
+
+    console = Console()
+    result = run_bench(
+        repeats=args.repeats, quick=args.quick, threads=args.threads, report=lambda text: console.print(text, highlight=False)
+    )
+    console.print(bench_table(result))
+    if args.json:
+        write_json(Path(args.json), result)
+    return 0
+
+
+def _recipes(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from .config import RECIPES, recipe_names
+
+    console = Console()
+    for name in recipe_names():
+        first = (RECIPES / f"{name}.yaml").read_text().split("\n", 1)[0]
+        console.print(f"{name:24} {first.lstrip('# ')}", highlight=False, soft_wrap=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

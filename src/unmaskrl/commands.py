@@ -1,0 +1,236 @@
+"""What the commands eval, sample, prior, check and the end of sft do (shell)."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from .checkpoint import write_json
+from .config import (
+    COMPONENTS,
+    DecodeConfig,
+    SFTRecipe,
+    asset,
+    build_recipe,
+    component,
+    load_recipe,
+    parse_overrides,
+    warnings_for,
+)
+from .cost import step_cost
+from .decoding import decode
+from .denoiser import ModelDenoiser, load_denoiser
+from .evaluate import EvalResult, decode_blank, evaluate, result_dict
+from .priors import anchored_canvas, choose_anchors, random_scores
+from .rng import named_generator, named_seed
+from .shell import set_threads
+from .tasks import Task
+from .tokenizer import decode_texts, encode_prompt, encode_reference, load_tokenizer
+from .trajectory_view import print_trajectory, sample_row
+
+DECODE_FILE = "decode.json"
+
+
+def eval_command(args: argparse.Namespace) -> int:
+    """unmaskrl eval."""
+    denoiser, tokenizer, settings, task = _load(args)
+    if args.size < 1 or args.samples < 1:
+        raise ValueError(f"--size and --samples must be at least 1, got {args.size} and {args.samples}")
+    examples = _task_of(args, task).examples(args.split)[: args.size]
+    result = evaluate(
+        denoiser,
+        tokenizer,
+        _task_of(args, task),
+        examples,
+        settings,
+        temperature=args.temperature,
+        samples=args.samples,
+        seed=args.seed,
+    )
+    Console().print(eval_table(f"{args.model} on {args.task} ({args.split})", result))
+    if args.json:
+        write_json(Path(args.json), {"model": args.model, "task": args.task, "seed": args.seed, **result_dict(result)})
+    return 0
+
+
+def eval_table(title: str, result: EvalResult) -> Table:
+    """The summary of an evaluation, one figure per row."""
+    summary = result.summary()
+    table = Table("figure", "value", title=title)
+    low, high = result.interval
+    table.add_row("accuracy", f"{100 * result.accuracy:.1f}% (95%: {100 * low:.1f} to {100 * high:.1f})")
+    for key, value in summary.items():
+        if key.startswith(("pass@", "accuracy_")) and key not in ("accuracy_low", "accuracy_high"):
+            table.add_row(key.replace("accuracy_", "accuracy, "), f"{100 * value:.1f}%")
+    table.add_row("problems x samples", f"{summary['num_problems']} x {result.samples}")
+    table.add_row("denoiser calls per completion", f"{summary['nfe']:.1f}")
+    table.add_row("tokens per call", f"{summary['tokens_per_call']:.2f}")
+    table.add_row("seconds", f"{result.seconds:.1f}")
+    table.add_row("decode", ", ".join(f"{k}={v}" for k, v in result.decode.items()))
+    return table
+
+
+def sample_command(args: argparse.Namespace) -> int:
+    """unmaskrl sample."""
+    if (args.prompt is None) == (args.task is None):
+        raise ValueError("give either --prompt TEXT or --task T (with --index N)")
+    denoiser, tokenizer, settings, task = _load(args)
+    messages, example, anchors = [{"role": "user", "content": args.prompt}], None, {}
+    if task is not None:
+        examples = task.examples("test")
+        if not 0 <= args.index < len(examples):
+            raise ValueError(f"--index {args.index}: the test split has {len(examples)} problems")
+        example = examples[args.index]
+        messages = task.prompt(example)
+        anchors = _sample_anchors(args, task, example, tokenizer, denoiser, settings)
+    prompt = encode_prompt(tokenizer, messages)
+    canvas = anchored_canvas([prompt], [anchors], gen_length=settings.gen_length, denoiser=denoiser)
+    options = settings.model_dump(exclude={"gen_length", "temperature"})
+    generator = named_generator(args.seed, "sample")
+    rollout = decode(denoiser, canvas, temperature=args.temperature, generator=generator, **options)
+    text = decode_texts(tokenizer, rollout.completions())[0]
+    correct = bool(task and example and task.correct(example, text))
+    row = sample_row(
+        rollout,
+        0,
+        tokenizer,
+        step=0,
+        split="sample",
+        example_id="" if example is None else example.id,
+        prompt_text=decode_texts(tokenizer, [prompt])[0],
+        completion_text=text,
+        reward=float(correct),
+        correct=correct,
+    )
+    print_trajectory(row, Console(), graded=task is not None)
+    return 0
+
+
+def prior_command(args: argparse.Namespace) -> int:
+    """unmaskrl prior: sampled answers of a model to the training problems, as ids, with log-probs and correctness."""
+    denoiser, tokenizer, settings, task = _load(args)
+    task = _task_of(args, task)
+    examples = task.examples("train")[: args.size]
+    partial = Path(f"{args.out}.partial")
+    with partial.open("w") as file:
+        for start in track(range(0, len(examples), 64), description="prior answers"):
+            part = examples[start : start + 64]
+            prompts = [encode_prompt(tokenizer, task.prompt(e)) for e in part]
+            rollout = decode_blank(
+                denoiser,
+                prompts,
+                settings,
+                temperature=args.temperature,
+                row_ids=list(range(start, start + len(part))),
+                generator=named_generator(args.seed, "prior"),
+            )
+            for i, (example, ids) in enumerate(zip(part, rollout.completions(), strict=True)):
+                kept = [t for t in ids if t != denoiser.eos_id]
+                text = decode_texts(tokenizer, [kept])[0]
+                _, protected = encode_reference(tokenizer, text, task.answer_spans(text))
+                logps = rollout.behavior_logps[i][rollout.completion_mask[i]][: len(kept)].tolist()
+                row = {"id": example.id, "ids": kept, "logps": logps, "correct": task.correct(example, text), "text": text}
+                # the answer's tokens are found on the text; ids that do not survive the round trip protect everything
+                row["protected"] = protected if len(protected) == len(kept) else [True] * len(kept)
+                file.write(json.dumps(row) + "\n")
+    os.replace(partial, args.out)
+    Console().print(f"{len(examples)} prior answers: {args.out}", highlight=False)
+    return 0
+
+
+def check_command(args: argparse.Namespace) -> int:
+    """unmaskrl check: the resolved recipe, its cost per step, warnings."""
+    recipe = load_recipe(args.recipe, args.overrides)
+    console = Console()
+    console.print(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=110))
+    cost = step_cost(recipe)
+    table = Table("per step (at most)", "row-calls", title=f"{recipe.name}: {cost.parameters / 1e6:.2f}M parameters")
+    table.add_row(f"rollout ({cost.rollout_per_row} calls per row)", f"{cost.rollout}")
+    table.add_row("old policy", f"{cost.old}")
+    table.add_row("reference policy", f"{cost.ref}")
+    table.add_row("current policy, forward and backward", f"{cost.new}")
+    table.add_row("in forward passes (backward = 2)", f"{cost.forwards}")
+    table.add_row("largest block of logits", f"{cost.logits_bytes / 2**20:.1f} MiB (full: {cost.full_logits_bytes / 2**20:.1f} MiB)")
+    console.print(table)
+    for note in warnings_for(recipe):
+        console.print(f"warning: {note}", style="yellow", highlight=False)
+    return 0
+
+
+def finish_sft(recipe: SFTRecipe, out: Path, console: Console) -> None:
+    """Write the decode settings beside the weights and evaluate them: pass@1 (greedy) and pass@8."""
+    folder = out / "model"
+    write_json(folder / DECODE_FILE, {name: d.model_dump() for name, d in recipe.eval_decode.items()})
+    denoiser, tokenizer = load_denoiser(folder), load_tokenizer(folder)
+    results = {}
+    for part in recipe.data:
+        settings = recipe.eval_decode.get(part.task["name"])
+        if settings is None:
+            continue
+        task: Task = component(part.task, COMPONENTS["task"], "data.task")
+        examples = task.examples("test")
+        greedy = evaluate(denoiser, tokenizer, task, examples, settings)
+        console.print(eval_table(f"{task.name}, greedy", greedy))
+        sampled = evaluate(denoiser, tokenizer, task, examples[:128], settings, temperature=1.0, samples=8)
+        console.print(eval_table(f"{task.name}, temperature 1", sampled))
+        results[task.name] = {"greedy": greedy.summary(), "sampled": sampled.summary()}
+    write_json(out / "eval.json", results)
+    console.print(f"model: {folder}", highlight=False)
+
+
+def _load(args: argparse.Namespace) -> tuple[ModelDenoiser, Any, DecodeConfig, Task | None]:
+    """Model, tokenizer, decode settings (stored beside the weights, then overridden) and task."""
+    set_threads(args.threads)
+    overrides = parse_overrides(args.overrides)
+    unknown = overrides.keys() - {"decode", "task"}
+    if unknown:
+        raise ValueError(f"{sorted(unknown)[0]}: expected decode.key=value or task.key=value")
+    task = None
+    if args.task is not None:
+        spec = {"name": args.task, **overrides.get("task", {})}
+        if args.data:
+            spec["data"] = args.data
+        task = component(spec, COMPONENTS["task"], "task")
+    path = asset(args.model)
+    denoiser = load_denoiser(path)
+    stored_path = Path(path) / DECODE_FILE
+    stored = json.loads(stored_path.read_text()) if stored_path.is_file() else {}
+    settings = {**_stored_settings(stored, args.task), **overrides.get("decode", {})}
+    probe = {"task": {"name": args.task or "sudoku"}, "decode": {**settings, "temperature": 1.0}}
+    return denoiser, load_tokenizer(path), build_recipe(probe).decode, task
+
+
+def _stored_settings(stored: dict[str, Any], task: str | None) -> dict[str, Any]:
+    if task in stored:
+        return stored[task]
+    return next(iter(stored.values())) if task is None and stored else {}
+
+
+def _task_of(args: argparse.Namespace, task: Task | None) -> Task:
+    if task is None:
+        raise ValueError("--task is needed")
+    return task
+
+
+def _sample_anchors(
+    args: argparse.Namespace, task: Task, example: Any, tokenizer: Any, denoiser: ModelDenoiser, settings: DecodeConfig
+) -> dict[int, int]:
+    text = task.reference(example)
+    if args.keep == 0:
+        return {}
+    if text is None:
+        raise ValueError("--keep: this problem has no known reference answer")
+    ids, _ = encode_reference(tokenizer, text, [])
+    scores = random_scores(len(ids), seed=named_seed(args.seed, "anchors"), row_id=args.index)
+    never = (denoiser.eos_id, denoiser.pad_id, denoiser.mask_id)
+    return choose_anchors(ids, scores, keep=args.keep, gen_length=settings.gen_length, never=never)
+
+

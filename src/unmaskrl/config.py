@@ -1,0 +1,349 @@
+"""Recipes: YAML plus ``section.key=value`` overrides -> one validated, frozen config.
+
+A component is ``{name: ..., **kwargs}``; the keyword arguments of its factory are its schema. Unknown keys fail and
+name the nearest known one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import types
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .advantages import ADVANTAGES
+from .decoding import RULES, check_decode
+from .estimators import ESTIMATORS
+from .losses import LOSSES
+from .priors import SELECTIONS
+from .tasks import TASKS
+
+RECIPES = Path(__file__).parent / "recipes"
+ASSETS = Path(__file__).parent / "assets"
+Component = dict[str, Any]
+
+
+class Section(BaseModel):
+    """A part of a recipe; unknown keys are refused by ``load_recipe`` with the nearest known name."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class ModelConfig(Section):
+    """Which checkpoint, in which precision."""
+
+    path: str = Field("mini", description="folder of a checkpoint, or the name of a shipped one (mini, zero)")
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    rollout_dtype: Literal["float32", "bfloat16"] | None = Field(
+        None, description="precision of rollouts; if it differs from dtype, scoring is not sampling (the gap is logged)"
+    )
+
+
+class PriorConfig(Section):
+    """Spatial pruning: tokens of a reference answer fixed in the rollout's canvas."""
+
+    name: Literal["none", "anchors"] = "none"
+    select: Literal["random", "protect_answer", "most_predictable", "protect_answer+most_predictable"] = "protect_answer"
+    keep: float = Field(0.1, ge=0, le=1, description="fraction of the reference answer that is fixed")
+    keep_end: float | None = Field(None, ge=0, le=1, description="anneal keep linearly to this value; None: constant")
+    anneal_until: float = Field(0.9, gt=0, le=1, description="share of the run at which keep_end is reached")
+    share: float = Field(1.0, ge=0, le=1, description="share of each group's rollouts that is anchored")
+    hide_in_views: bool = Field(
+        False, description="may anchors be hidden in the likelihood's masks (never in the loss)? False is STP as published"
+    )
+    source: str = Field("reference", description="'reference' (the task's own solutions) or a file of `unmaskrl prior`")
+
+
+class DecodeConfig(Section):
+    """One decode configuration, shared by training, evaluation and `sample`."""
+
+    gen_length: int = Field(64, ge=1)
+    block_length: int = Field(16, ge=1)
+    steps: int = Field(64, ge=1, description="denoiser calls for a fully open completion")
+    select: str = "confidence"
+    temperature: float = Field(1.0, ge=0, description="of rollouts; evaluation is greedy unless eval.temperature says else")
+    exit_at: float | None = Field(None, ge=0, le=1, description="temporal pruning: share of open tokens decided before the exit")
+
+
+class TrainConfig(Section):
+    """The loop."""
+
+    steps: int = Field(100, ge=1, description="rollout batches; each gives num_iterations updates")
+    minutes: float | None = Field(None, gt=0, description="stop after this wall time even if steps are left")
+    prompts_per_step: int = Field(16, ge=1)
+    group_size: int = Field(8, ge=2)
+    num_iterations: int = Field(4, ge=1, description="inner updates per rollout batch, each with its own masks")
+    num_prompts: int | None = Field(None, ge=1, description="use only the first so many training problems")
+    lr: float = Field(1e-4, gt=0)
+    warmup: int = Field(8, ge=0, description="updates of linear warm-up")
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    ema: float = Field(0.9, ge=0, lt=1, description="decay of the weight average, per update")
+    skip_flat_groups: bool = Field(
+        True, description="leave out groups without reward spread (exact if kl_coef is 0, else it drops their KL term too)"
+    )
+    shuffle_advantages: bool = Field(False, description="control: permute advantages within each group")
+    reward_functions: tuple[str, ...] = Field((), description="extra rewards, 'package.module:function', TRL's contract")
+    max_canvases: int = Field(4096, ge=1, description="canvases whose activations are alive at once in an update")
+    seed: int = 0
+    threads: int = Field(0, ge=0, description="CPU threads; 0 measures 1 against all cores at start and takes the faster")
+    save_every: int = Field(40, ge=1, description="updates between checkpoints")
+    keep_checkpoints: int = Field(2, ge=1)
+    log_with: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
+    out: str = Field("runs/{recipe}-s{seed}", description="run folder")
+
+
+class EvalConfig(Section):
+    """Held-out evaluation; never anchored."""
+
+    every: int = Field(25, ge=1, description="steps between evaluations on the validation set")
+    size: int = Field(512, ge=1, description="test problems before and after")
+    size_during: int = Field(128, ge=1, description="validation problems during training")
+    temperature: float = Field(0.0, ge=0)
+    batch_size: int = Field(256, ge=1)
+
+
+class Recipe(Section):
+    """A whole RL run."""
+
+    name: str = "custom"
+    model: ModelConfig = ModelConfig()
+    task: Component
+    prior: PriorConfig = PriorConfig()
+    decode: DecodeConfig = DecodeConfig()
+    estimator: Component = {"name": "elbo"}
+    advantage: Component = {"name": "group_mean_std"}
+    loss: Component = {"name": "token_clip"}
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+
+
+class SFTMixture(Section):
+    """One part of the training data."""
+
+    task: Component
+    gen_length: int = Field(..., ge=1)
+    batch_size: int = Field(64, ge=1)
+    lazy_share: float = Field(0.0, ge=0, le=1, description="share of demonstrations by the lazy policy")
+    lazy_from: float = Field(0.0, ge=0, le=1, description="share of the run after which lazy ones are mixed in")
+    num_examples: int = Field(20_000, ge=1)
+
+
+class SFTModel(Section):
+    """A new architecture (``path`` empty) or a checkpoint to go on from."""
+
+    path: str = ""
+    d_model: int = 128
+    n_layers: int = 4
+    n_heads: int = 4
+    mlp_hidden_size: int = 352
+
+
+class SFTTrain(Section):
+    """The supervised loop."""
+
+    steps: int = Field(1000, ge=1)
+    lr: float = Field(2e-3, gt=0)
+    warmup: int = Field(50, ge=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = Field(0.01, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    seed: int = 0
+    threads: int = Field(0, ge=0)
+    log_every: int = Field(10, ge=1)
+    eval_every: int = Field(500, ge=1)
+    save_every: int = Field(500, ge=1)
+    keep_checkpoints: int = Field(2, ge=1)
+    out: str = "runs/{recipe}-s{seed}"
+
+
+class SFTRecipe(Section):
+    """A whole supervised run."""
+
+    name: str = "custom"
+    model: SFTModel = SFTModel()
+    data: list[SFTMixture]
+    train: SFTTrain = SFTTrain()
+    eval_decode: dict[str, DecodeConfig] = {}
+
+
+COMPONENTS: dict[str, Mapping[str, Callable[..., Any]]] = {
+    "task": TASKS,
+    "estimator": ESTIMATORS,
+    "advantage": ADVANTAGES,
+    "loss": LOSSES,
+}
+
+
+def load_recipe(name_or_path: str, overrides: Iterable[str] = (), kind: type[Section] = Recipe) -> Any:
+    """A shipped recipe by name or a YAML file, with overrides applied and everything checked."""
+    path = _find_recipe(name_or_path)
+    try:
+        data = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} holds {type(data).__name__}; expected a mapping with sections such as task: and train:")
+    data.setdefault("name", path.stem)
+    for override in overrides:
+        _apply_override(data, override)
+    return build_recipe(data, kind)
+
+
+def build_recipe(data: dict[str, Any], kind: type[Section] = Recipe) -> Any:
+    """A checked config from a plain mapping."""
+    _check_keys(data, kind, "")
+    try:
+        recipe = kind.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{where}: {first['msg'].lower()}, got {first['input']!r}") from None
+    return check_recipe(recipe) if isinstance(recipe, Recipe) else recipe
+
+
+def check_recipe(recipe: Recipe) -> Recipe:
+    """Refuse settings that fail or make no sense, with what to change."""
+    for section, table in COMPONENTS.items():
+        check_component(getattr(recipe, section), table, section)
+    d = recipe.decode
+    check_decode(d.gen_length, d.block_length, d.steps, d.select, d.temperature, d.exit_at)
+    if d.temperature == 0:
+        raise ValueError("decode.temperature is 0: all rollouts of a group would be the same; set it above 0")
+    if recipe.prior.name == "anchors":
+        assert recipe.prior.select in SELECTIONS
+        if recipe.prior.keep == 0 and not recipe.prior.keep_end:
+            raise ValueError("prior.keep is 0, so nothing is anchored; raise it or set prior.name=none")
+    return recipe
+
+
+def warnings_for(recipe: Recipe) -> list[str]:
+    """Settings that work but probably are not what is wanted."""
+    d, notes = recipe.decode, []
+    if d.exit_at is not None and d.exit_at < 1 and d.block_length == d.gen_length and not RULES[d.select].score.__name__ == "left_to_right":
+        notes.append(
+            "decode.exit_at with one full-length block fills the least certain tokens (often the answer) in one call; "
+            "use decode.block_length < decode.gen_length, so that the exit meets the end of the completion"
+        )
+    if recipe.prior.hide_in_views and recipe.prior.name == "none":
+        notes.append("prior.hide_in_views does nothing without anchors (prior.name=none)")
+    if recipe.model.rollout_dtype not in (None, recipe.model.dtype):
+        notes.append("model.rollout_dtype differs from model.dtype: scoring is not sampling; watch health/behavior_gap")
+    return notes
+
+
+def component(spec: Component, table: Mapping[str, Callable[..., Any]], section: str) -> Any:
+    """Build ``{name, **kwargs}``."""
+    check_component(spec, table, section)
+    return table[spec["name"]](**{k: v for k, v in spec.items() if k != "name"})
+
+
+def check_component(spec: Component, table: Mapping[str, Callable[..., Any]], section: str) -> None:
+    """The name is known and so is every keyword."""
+    if "name" not in spec:
+        raise ValueError(f"{section}: expected {{name: ..., settings}}, got {spec!r}; names: {', '.join(table)}")
+    if spec["name"] not in table:
+        raise ValueError(f"{section}.name: unknown {spec['name']!r}{_nearest(str(spec['name']), table)}")
+    known = [p for p in inspect.signature(table[spec["name"]]).parameters]
+    for key in spec:
+        if key != "name" and (key not in known or section == "advantage"):
+            raise ValueError(f"{section}.{key}: {spec['name']} has no such setting{_nearest(key, known)}")
+
+
+def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
+    """``section.key=value`` strings as a nested mapping."""
+    data: dict[str, Any] = {}
+    for override in overrides:
+        _apply_override(data, override)
+    return data
+
+
+def recipe_names() -> list[str]:
+    """Names of the shipped recipes."""
+    return sorted(p.stem for p in RECIPES.glob("*.yaml"))
+
+
+def asset(path: str) -> str:
+    """The folder of a shipped checkpoint if ``path`` names one, else ``path``."""
+    shipped = ASSETS / path
+    return str(shipped) if path and shipped.is_dir() else path
+
+
+def _find_recipe(name: str) -> Path:
+    if (RECIPES / f"{name}.yaml").is_file():
+        return RECIPES / f"{name}.yaml"
+    if Path(name).is_file():
+        return Path(name)
+    raise ValueError(f"no recipe {name!r}: neither a file nor a shipped recipe{_nearest(name, recipe_names())}")
+
+
+def _apply_override(data: dict[str, Any], override: str) -> None:
+    key, sep, text = override.partition("=")
+    if not sep or not key:
+        raise ValueError(f"override {override!r}: expected section.key=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ValueError(f"override {override!r}: the value is not valid YAML") from None
+    if isinstance(value, str):
+        value = _number(value)
+    node: Any = data
+    parts = key.split(".")
+    for part in parts[:-1]:
+        if isinstance(node, list):
+            node = node[_list_index(part, node, override)]
+            continue
+        node = node.setdefault(part, {})
+        if not isinstance(node, (dict, list)):
+            raise ValueError(f"override {override!r}: {part} is not a section")
+    if isinstance(node, list):
+        node[_list_index(parts[-1], node, override)] = value
+    else:
+        node[parts[-1]] = value
+
+
+def _list_index(part: str, node: list[Any], override: str) -> int:
+    if not part.isdigit() or int(part) >= len(node):
+        raise ValueError(f"override {override!r}: expected an index below {len(node)}, got {part!r}")
+    return int(part)
+
+
+def _number(text: str) -> Any:
+    try:
+        return float(text)  # YAML 1.1 reads 1e-4 as a string
+    except ValueError:
+        return text
+
+
+def _check_keys(data: Any, kind: Any, where: str) -> None:
+    """Walk mapping and model together; the first unknown key is refused with the nearest known one."""
+    section = _section_type(kind)
+    if section is None or not isinstance(data, dict):
+        if isinstance(data, list) and get_args(kind):
+            for i, item in enumerate(data):
+                _check_keys(item, get_args(kind)[0], f"{where}{i}.")
+        return
+    fields = section.model_fields
+    for key, value in data.items():
+        if key not in fields:
+            raise ValueError(f"{where}{key}: unknown setting{_nearest(str(key), fields)}")
+        _check_keys(value, fields[key].annotation, f"{where}{key}.")
+
+
+def _section_type(kind: Any) -> type[Section] | None:
+    if get_origin(kind) in (Union, types.UnionType):
+        return next((s for a in get_args(kind) if (s := _section_type(a))), None)
+    return kind if isinstance(kind, type) and issubclass(kind, Section) else None
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    names = list(known)
+    close = difflib.get_close_matches(word, names, 1, 0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(names) or 'none'}"

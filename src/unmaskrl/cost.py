@@ -1,0 +1,77 @@
+"""What a recipe costs per step, counted without a model: denoiser calls and memory (shell)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .config import Recipe, asset
+from .decoding import planned_calls
+from .decoding.sample import CHUNK_ELEMENTS
+from .run import make_estimator
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """Row-calls of one step (a call of B rows counts B) and bytes of the largest block of logits."""
+
+    rollout_per_row: int
+    rollout: int
+    old: int
+    ref: int
+    new: int
+    logits_bytes: int
+    full_logits_bytes: int
+    parameters: int
+
+    @property
+    def forwards(self) -> int:
+        """Forward passes in rows, a backward pass counted as two."""
+        return self.rollout + self.old + self.ref + 3 * self.new
+
+
+def step_cost(recipe: Recipe) -> Cost:
+    """Upper bounds per step: no EOS, no flat group, anchors of the first step spread evenly over the completion."""
+    t, d = recipe.train, recipe.decode
+    rows = t.prompts_per_step * t.group_size
+    anchored = recipe.prior.share if recipe.prior.name == "anchors" else 0.0
+    blank = planned_calls(open_blocks(recipe, 0.0), d.gen_length, d.steps, d.exit_at)
+    given = planned_calls(open_blocks(recipe, recipe.prior.keep), d.gen_length, d.steps, d.exit_at)
+    views = make_estimator(recipe).num_views(d.exit_at is not None and d.exit_at < 1)
+    uses_kl = float(recipe.loss.get("kl_coef", 0.04)) > 0
+    vocab, parameters = model_size(recipe.model.path)
+    canvases = min(t.max_canvases, rows * views)
+    return Cost(
+        rollout_per_row=round(anchored * given + (1 - anchored) * blank),
+        rollout=round(rows * (anchored * given + (1 - anchored) * blank)),
+        old=rows * views * (t.num_iterations - 1),
+        ref=rows * views * t.num_iterations if uses_kl else 0,
+        new=rows * views * t.num_iterations,
+        logits_bytes=4 * min(CHUNK_ELEMENTS, canvases * d.gen_length * vocab),
+        full_logits_bytes=4 * canvases * d.gen_length * vocab,
+        parameters=parameters,
+    )
+
+
+def open_blocks(recipe: Recipe, keep: float) -> list[int]:
+    """Open tokens per block when a share ``keep`` of the completion is anchored, spread evenly."""
+    d = recipe.decode
+    blocks = d.gen_length // d.block_length
+    fixed = int(keep * d.gen_length + 0.5)
+    return [d.block_length - (fixed * (b + 1) // blocks - fixed * b // blocks) for b in range(blocks)]
+
+
+def model_size(path: str) -> tuple[int, int]:
+    """Vocabulary and number of parameters, from config.json alone; ValueError if there is none."""
+    config = Path(asset(path)) / "config.json"
+    if not config.is_file():
+        raise ValueError(f"model.path {path}: there is no {config}; give a checkpoint folder or a shipped name (mini, zero)")
+    raw: dict[str, Any] = json.loads(config.read_text())
+    vocab = int(raw.get("embedding_size") or raw["vocab_size"])
+    d, layers, ff = int(raw["d_model"]), int(raw["n_layers"]), int(raw["mlp_hidden_size"])
+    heads = int(raw["n_heads"])
+    kv = d * int(raw.get("n_kv_heads") or heads) // heads
+    body = layers * (2 * d * d + 2 * d * kv + 3 * d * ff + 2 * d) + d
+    return vocab, body + vocab * d * (1 if raw.get("weight_tying") else 2)

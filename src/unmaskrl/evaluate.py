@@ -1,0 +1,172 @@
+"""Accuracy, NFE and tokens per call on held-out problems; always anchor-free, with the decode config of training."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from .config import DecodeConfig
+from .decoding import decode
+from .denoiser import ModelDenoiser
+from .priors import blank_canvas
+from .rng import named_generator
+from .tasks import Example, Task
+from .tokenizer import decode_texts, encode_prompt
+from .types import Rollout
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalItem:
+    """One completion of one problem."""
+
+    id: str
+    correct: bool
+    text: str
+    nfe: int
+    num_tokens: int
+    kind: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalResult:
+    """Items in problem order (``samples`` in a row per problem) and the decode settings that made them."""
+
+    items: list[EvalItem]
+    samples: int
+    seconds: float
+    decode: dict[str, Any]
+
+    @property
+    def accuracy(self) -> float:
+        """Share of correct completions."""
+        return sum(i.correct for i in self.items) / max(1, len(self.items))
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95% Wilson interval of the accuracy; problems, not samples, are the independent draws if samples > 1."""
+        return wilson(self.accuracy, len(self.items) // self.samples)
+
+    def pass_at(self, k: int) -> float:
+        """Unbiased pass@k: mean over problems of 1 - C(n - c, k) / C(n, k) (arXiv 2107.03374)."""
+        if k > self.samples:
+            raise ValueError(f"pass@{k} needs at least {k} samples per problem, got {self.samples}")
+        groups = [self.items[i : i + self.samples] for i in range(0, len(self.items), self.samples)]
+        misses = [
+            math.comb(self.samples - sum(x.correct for x in g), k) / math.comb(self.samples, k) for g in groups
+        ]
+        return 1 - sum(misses) / max(1, len(misses))
+
+    def summary(self) -> dict[str, Any]:
+        """One flat JSON object: accuracy with interval, by kind, NFE, tokens per call, seconds, decode settings."""
+        low, high = self.interval
+        calls = sum(i.nfe for i in self.items)
+        result = {
+            "accuracy": self.accuracy,
+            "accuracy_low": low,
+            "accuracy_high": high,
+            "num_problems": len(self.items) // self.samples,
+            "samples": self.samples,
+            "nfe": calls / max(1, len(self.items)),
+            "tokens_per_call": sum(i.num_tokens for i in self.items) / max(1, calls),
+            "seconds": self.seconds,
+            "decode": self.decode,
+        }
+        for kind, total in sorted(Counter(i.kind for i in self.items).items()):
+            if kind:
+                result[f"accuracy_{kind}"] = sum(i.correct for i in self.items if i.kind == kind) / total
+                result[f"share_{kind}"] = total / len(self.items)
+        for k in (2, 4, 8, 16, 32, 64):
+            if k <= self.samples:
+                result[f"pass@{k}"] = self.pass_at(k)
+        return result
+
+
+def evaluate(
+    denoiser: ModelDenoiser,
+    tokenizer: Any,
+    task: Task,
+    examples: Sequence[Example],
+    settings: DecodeConfig,
+    *,
+    temperature: float = 0.0,
+    samples: int = 1,
+    seed: int = 0,
+    batch_size: int = 256,
+    on_batch: Callable[[int, int], None] | None = None,
+    on_rollout: Callable[[Rollout], None] | None = None,
+) -> EvalResult:
+    """Decode every example ``samples`` times from a blank canvas and grade it with the task's own verifier."""
+    if not examples:
+        raise ValueError("nothing to evaluate: the list of examples is empty")
+    if samples > 1 and temperature == 0:
+        raise ValueError(f"{samples} samples at temperature 0 are all the same; set a temperature above 0")
+    start, items = time.perf_counter(), []
+    rows = [(n, s) for n in range(len(examples)) for s in range(samples)]
+    prompts = [encode_prompt(tokenizer, task.prompt(example)) for example in examples]
+    for at in range(0, len(rows), batch_size):
+        batch = rows[at : at + batch_size]
+        rollout = decode_blank(
+            denoiser,
+            [prompts[n] for n, _ in batch],
+            settings,
+            temperature=temperature,
+            row_ids=[n * samples + s for n, s in batch],
+            generator=named_generator(seed, "eval"),
+        )
+        texts = decode_texts(tokenizer, rollout.completions())
+        lengths = rollout.action_mask.sum(-1).tolist()
+        for (n, _), text, nfe, length in zip(batch, texts, rollout.nfe.tolist(), lengths, strict=True):
+            example = examples[n]
+            items.append(
+                EvalItem(
+                    id=example.id,
+                    correct=task.correct(example, text),
+                    text=text,
+                    nfe=nfe,
+                    num_tokens=length,
+                    kind=str(example.fields.get("kind", "")),
+                )
+            )
+        if on_rollout:
+            on_rollout(rollout)
+        if on_batch:
+            on_batch(len(items), len(rows))
+    described = {**settings.model_dump(), "temperature": temperature}
+    return EvalResult(items=items, samples=samples, seconds=time.perf_counter() - start, decode=described)
+
+
+def decode_blank(
+    denoiser: ModelDenoiser,
+    prompts: Sequence[Sequence[int]],
+    settings: DecodeConfig,
+    *,
+    temperature: float,
+    generator: torch.Generator,
+    row_ids: Sequence[int] | None = None,
+) -> Rollout:
+    """Blank canvas and ``decode`` with a DecodeConfig, at a temperature of its own."""
+    canvas = blank_canvas(
+        prompts, gen_length=settings.gen_length, denoiser=denoiser, row_ids=row_ids, device=denoiser.device
+    )
+    options = settings.model_dump(exclude={"gen_length", "temperature"})
+    return decode(denoiser, canvas, temperature=temperature, generator=generator, **options)
+
+
+def wilson(share: float, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """95% Wilson score interval of a share out of n."""
+    if n == 0:
+        return 0.0, 1.0
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def result_dict(result: EvalResult) -> dict[str, Any]:
+    """Summary plus the per-item log, for --json."""
+    return {**result.summary(), "items": [asdict(item) for item in result.items]}

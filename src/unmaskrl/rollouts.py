@@ -1,0 +1,227 @@
+"""From problems to rewarded rollouts (shell): prompts, anchors, decoding, rewards. One step is a pure function of
+(weights, seed, step), so it can be repeated exactly after a crash and split over ranks by whole groups."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .config import COMPONENTS, Recipe, component
+from .decoding import decode
+from .denoiser import ModelDenoiser
+from .priors import anchored_canvas, choose_anchors, predictability, random_scores
+from .rng import named_generator, named_seed
+from .shell import DTYPES
+from .tasks import Example, Task, call_trl_rewards
+from .tokenizer import decode_texts, encode_prompt, encode_reference
+from .types import Rollout
+
+RewardFunction = Callable[..., list[float]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rewarded:
+    """Rollouts of one step with their texts, rewards (B,), parts and correctness, on this rank."""
+
+    rollout: Rollout
+    examples: list[Example]
+    texts: list[str]
+    rewards: Tensor
+    parts: dict[str, list[float]]
+    correct: Tensor
+    anchored: Tensor
+
+
+class Problems:
+    """Training problems in seeded order, as ids; epochs are reshuffled, and a step's prompts depend on its number."""
+
+    def __init__(self, recipe: Recipe, task: Task, tokenizer: Any) -> None:
+        self.recipe, self.task, self.tokenizer = recipe, task, tokenizer
+        self.examples = task.examples("train")[: recipe.train.num_prompts]
+        if len(self.examples) < recipe.train.prompts_per_step:
+            raise ValueError(
+                f"task {task.name} has {len(self.examples)} training problems, fewer than "
+                f"train.prompts_per_step {recipe.train.prompts_per_step}: lower it or give more problems"
+            )
+
+    def indices(self, step: int) -> list[int]:
+        """Which problems step ``step`` (0-based) uses: consecutive entries of the epochs' permutations."""
+        count, size = self.recipe.train.prompts_per_step, len(self.examples)
+        wanted = range(step * count, (step + 1) * count)
+        orders: dict[int, list[int]] = {}
+        for epoch in {i // size for i in wanted}:
+            generator = named_generator(self.recipe.train.seed, "epoch", epoch)
+            orders[epoch] = torch.randperm(size, generator=generator).tolist()
+        return [orders[i // size][i % size] for i in wanted]
+
+    def prompt(self, index: int) -> list[int]:
+        """Prompt ids."""
+        return encode_prompt(self.tokenizer, self.task.prompt(self.examples[index]))
+
+
+class Anchors:
+    """Spatial pruning: which reference tokens are fixed in which rollout."""
+
+    def __init__(self, recipe: Recipe, problems: Problems, base: ModelDenoiser) -> None:
+        self.prior, self.recipe, self.problems, self.base = recipe.prior, recipe, problems, base
+        self.stored = None if self.prior.source == "reference" else read_priors(Path(self.prior.source))
+        self.static: dict[int, list[float]] = {}
+
+    def keep(self, step: int) -> float:
+        """Fraction of the reference fixed at this step (annealed linearly if keep_end is set)."""
+        p = self.prior
+        if p.keep_end is None:
+            return p.keep
+        return p.keep + (p.keep_end - p.keep) * min(1.0, step / max(1.0, p.anneal_until * self.recipe.train.steps))
+
+    def of_group(self, index: int, step: int, row_ids: Sequence[int]) -> list[dict[int, int]]:
+        """Anchors of each rollout of a problem; the last ones of the group stay blank if share < 1."""
+        blank: list[dict[int, int]] = [{} for _ in row_ids]
+        keep = self.keep(step)
+        if self.prior.name == "none" or keep == 0:
+            return blank
+        reference, protected = self.reference(index)
+        if not reference:
+            return blank
+        protect = protected if "protect_answer" in self.prior.select else None
+        never = (self.base.eos_id, self.base.pad_id, self.base.mask_id)
+        seed, result = named_seed(self.recipe.train.seed, "anchors", step), []
+        for row_id in row_ids[: round(self.prior.share * len(row_ids))]:
+            scores = self.scores(index, reference, seed, row_id)
+            gen_length = self.recipe.decode.gen_length
+            result.append(
+                choose_anchors(reference, scores, keep=keep, gen_length=gen_length, protected=protect, never=never)
+            )
+        return result + blank[len(result) :]
+
+    def reference(self, index: int) -> tuple[list[int], list[bool]]:
+        """Ids of the prior answer and its protected (answer) positions; empty if there is none."""
+        example, task = self.problems.examples[index], self.problems.task
+        if self.stored is not None:
+            return self.stored.get(example.id, ([], []))
+        text = task.reference(example)
+        if text is None:
+            return [], []
+        return encode_reference(self.problems.tokenizer, text, task.answer_spans(text))
+
+    def scores(self, index: int, reference: Sequence[int], seed: int, row_id: int) -> list[float]:
+        """Random per row, or the base model's log-probs from the fully masked completion (static, as published)."""
+        if "most_predictable" not in self.prior.select:
+            return random_scores(len(reference), seed=seed, row_id=row_id)
+        if index not in self.static:
+            self.static[index] = predictability(self.base, [self.problems.prompt(index)], [reference])[0]
+        return self.static[index]
+
+
+def read_priors(path: Path) -> dict[str, tuple[list[int], list[bool]]]:
+    """Answers by problem id from a file of `unmaskrl prior`: rows with id, ids and protected."""
+    if not path.is_file():
+        raise ValueError(f"prior.source {path} is not a file; write one with `unmaskrl prior` or use 'reference'")
+    result = {}
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        try:
+            row = json.loads(line)
+            ids, protected = [int(i) for i in row["ids"]], [bool(p) for p in row["protected"]]
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"{path}:{number}: expected an object with id, ids and protected, got {line[:60]!r}") from None
+        if len(ids) != len(protected):
+            raise ValueError(f"{path}:{number}: {len(ids)} ids but {len(protected)} protected flags")
+        result[str(row["id"])] = (ids, protected)
+    return result
+
+
+def load_function(name: str) -> RewardFunction:
+    """The function behind 'package.module:function'."""
+    module, _, attribute = name.partition(":")
+    try:
+        function = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"train.reward_functions: cannot load {name!r} ({error}); expected package.module:function") from None
+    if not callable(function):
+        raise ValueError(f"train.reward_functions: {name!r} is a {type(function).__name__}, not a function")
+    return function
+
+
+def rollout_step(
+    recipe: Recipe,
+    problems: Problems,
+    anchors: Anchors,
+    denoiser: ModelDenoiser,
+    functions: dict[str, RewardFunction],
+    step: int,
+    rank: int = 0,
+    num_ranks: int = 1,
+) -> Rewarded:
+    """Decode and reward this rank's groups of one step; row ids are global, so ranks and batches change nothing."""
+    t = recipe.train
+    prompts, given, row_ids, group_ids, examples = [], [], [], [], []
+    for position, index in enumerate(problems.indices(step)):
+        if position % num_ranks != rank:
+            continue
+        group = step * t.prompts_per_step + position
+        rows = [group * t.group_size + i for i in range(t.group_size)]
+        prompts += [problems.prompt(index)] * t.group_size
+        given += anchors.of_group(index, step, rows)
+        row_ids += rows
+        group_ids += [group] * t.group_size
+        examples += [problems.examples[index]] * t.group_size
+    policy = cast_for_rollout(recipe, denoiser)
+    canvas = anchored_canvas(
+        prompts,
+        given,
+        gen_length=recipe.decode.gen_length,
+        denoiser=denoiser,
+        row_ids=row_ids,
+        group_ids=group_ids,
+        device=denoiser.device,
+    )
+    options = recipe.decode.model_dump(exclude={"gen_length"})
+    rollout = decode(policy, canvas, generator=named_generator(t.seed, "rollout", step), **options)
+    texts = decode_texts(problems.tokenizer, rollout.completions())
+    parts = reward_parts(problems.task, examples, texts, functions)
+    return Rewarded(
+        rollout=rollout,
+        examples=examples,
+        texts=texts,
+        rewards=torch.tensor([sum(values) for values in zip(*parts.values(), strict=True)]),
+        parts=parts,
+        correct=torch.tensor([problems.task.correct(e, text) for e, text in zip(examples, texts, strict=True)]),
+        anchored=torch.tensor([bool(a) for a in given]),
+    )
+
+
+def reward_parts(
+    task: Task, examples: Sequence[Example], texts: Sequence[str], functions: dict[str, RewardFunction]
+) -> dict[str, list[float]]:
+    """The task's own parts and those of user functions (TRL's contract: prompts, completions, columns)."""
+    parts = {
+        name: [float(part(e, text)) for e, text in zip(examples, texts, strict=True)]
+        for name, part in task.rewards.items()
+    }
+    if functions:
+        columns = {key: [e.fields.get(key) for e in examples] for key in examples[0].fields}
+        prompts = [task.prompt(e) for e in examples]
+        for name, function in functions.items():
+            parts[name] = call_trl_rewards([function], prompts, list(texts), columns)
+    return parts
+
+
+def cast_for_rollout(recipe: Recipe, denoiser: ModelDenoiser) -> ModelDenoiser:
+    """The policy in the precision of rollouts: itself, or a converted copy of the current weights."""
+    wanted = recipe.model.rollout_dtype
+    if wanted in (None, recipe.model.dtype):
+        return denoiser
+    return ModelDenoiser.from_model(copy.deepcopy(denoiser.model).to(DTYPES[wanted]))
+
+
+def make_task(recipe: Recipe) -> Task:
+    """The recipe's task."""
+    return component(recipe.task, COMPONENTS["task"], "task")

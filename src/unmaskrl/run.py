@@ -1,0 +1,257 @@
+"""State of a training run (shell): what is built from a recipe, what a checkpoint holds, what ranks share."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration
+from torch import Tensor, nn
+
+from .checkpoint import load_latest, save_checkpoint, write_json
+from .config import COMPONENTS, Recipe, asset, component
+from .denoiser import ModelDenoiser, load_denoiser
+from .estimators import Estimator
+from .losses import PolicyLoss
+from .rollouts import Anchors, Problems, RewardFunction, load_function, make_task
+from .sft import load_optimizer, load_parameters, optimizer_tensors
+from .shell import DTYPES, file_size, new_run_folder, set_threads, truncate_file
+from .tasks import Task
+from .tokenizer import load_tokenizer
+from .types import Rollout
+
+LOGS = ("metrics.jsonl", "eval.jsonl", "samples.jsonl")
+
+
+@dataclass(slots=True, kw_only=True)
+class Batch:
+    """The step in progress: rows that are trained on, their likelihoods per inner update, metrics so far."""
+
+    rollout: Rollout
+    advantages: Tensor
+    old_logps: Tensor  # (num_iterations, B, L)
+    ref_logps: Tensor | None
+    metrics: dict[str, float | None]
+    inner_metrics: list[dict[str, float]]
+
+
+@dataclass(slots=True, kw_only=True)
+class Run:
+    """Everything a step needs. ``step``, ``inner``, ``updates`` say where the run stands; ``batch`` is the open step."""
+
+    recipe: Recipe
+    out: Path
+    accelerator: Accelerator
+    denoiser: ModelDenoiser
+    ema: ModelDenoiser
+    reference: ModelDenoiser | None
+    tokenizer: Any
+    task: Task
+    problems: Problems
+    anchors: Anchors
+    estimator: Estimator
+    advantage: Callable[[Tensor, Tensor], Tensor]
+    loss: PolicyLoss
+    functions: dict[str, RewardFunction]
+    optimizer: torch.optim.Optimizer
+    threads: int
+    step: int = 0
+    inner: int = 0
+    updates: int = 0
+    calls: int = 0
+    elapsed: float = 0.0
+    batch: Batch | None = None
+    trackers: bool = field(default=False)
+
+    @property
+    def uses_kl(self) -> bool:
+        """Whether the loss looks at the reference policy."""
+        return float(self.recipe.loss.get("kl_coef", 0.04)) > 0
+
+    def total(self, value: float) -> float:
+        """Sum of a number over ranks."""
+        if self.accelerator.num_processes == 1:
+            return value
+        return float(self.accelerator.reduce(torch.tensor(value, dtype=torch.float64), "sum"))
+
+    def reduce_metrics(self, metrics: dict[str, Tensor]) -> dict[str, float]:
+        """Local sums over global counts add up over ranks; maxima stay maxima."""
+        values = {key: float(value) for key, value in metrics.items()}
+        if self.accelerator.num_processes == 1:
+            return values
+        gathered = {k: self.accelerator.gather(torch.tensor([v], dtype=torch.float64)) for k, v in values.items()}
+        return {k: float(g.max() if k.endswith("max_dev") else g.sum()) for k, g in gathered.items()}
+
+    def sum_gradients(self, max_norm: float) -> float:
+        """Sum gradients over ranks, clip, and return their norm before clipping."""
+        parameters = list(self.denoiser.model.parameters())
+        if self.accelerator.num_processes > 1:
+            for parameter in parameters:
+                local = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                parameter.grad = self.accelerator.reduce(local, "sum")
+        return float(nn.utils.clip_grad_norm_(parameters, max_norm))
+
+
+def start_run(recipe: Recipe, *, resume: bool, force: bool) -> Run:
+    """Build a run from its recipe; ``force`` replaces what is in the folder."""
+    out = Path(recipe.train.out.format(recipe=recipe.name, seed=recipe.train.seed))
+    accelerator = Accelerator(
+        cpu=not torch.cuda.is_available(), project_config=ProjectConfiguration(project_dir=out, logging_dir=out / "tensorboard")
+    )
+    if accelerator.is_main_process:
+        if force and not resume and out.exists():
+            shutil.rmtree(out)
+        new_run_folder(str(out), recipe.name, recipe.train.seed, resume)
+        _store_config(recipe, out, resume)
+    accelerator.wait_for_everyone()
+    threads = _choose_threads(recipe, out)
+    path = asset(recipe.model.path)
+    device = accelerator.device
+    denoiser = load_denoiser(path, device=device, dtype=DTYPES[recipe.model.dtype])
+    tokenizer = load_tokenizer(path)
+    task = make_task(recipe)
+    problems = Problems(recipe, task, tokenizer)
+    optimizer = torch.optim.AdamW(
+        denoiser.model.parameters(), lr=recipe.train.lr, betas=recipe.train.betas, weight_decay=recipe.train.weight_decay
+    )
+    base = frozen_copy(denoiser)
+    run = Run(
+        recipe=recipe,
+        out=out,
+        accelerator=accelerator,
+        denoiser=denoiser,
+        ema=frozen_copy(denoiser),
+        reference=base,
+        tokenizer=tokenizer,
+        task=task,
+        problems=problems,
+        anchors=Anchors(recipe, problems, base),
+        estimator=make_estimator(recipe),
+        advantage=COMPONENTS["advantage"][recipe.advantage["name"]],
+        loss=component(recipe.loss, COMPONENTS["loss"], "loss"),
+        functions={name: load_function(name) for name in recipe.train.reward_functions},
+        optimizer=optimizer,
+        threads=threads,
+    )
+    return run
+
+
+def make_estimator(recipe: Recipe) -> Estimator:
+    """The recipe's estimator; ``prior.hide_in_views`` is its ``hide_anchors``."""
+    spec = {"hide_anchors": recipe.prior.hide_in_views, **recipe.estimator}
+    return component(spec, COMPONENTS["estimator"], "estimator")
+
+
+def frozen_copy(denoiser: ModelDenoiser) -> ModelDenoiser:
+    """The same weights in a module of its own, without gradients."""
+    return ModelDenoiser.from_model(copy.deepcopy(denoiser.model).requires_grad_(False))
+
+
+def save_run(run: Run) -> None:
+    """Checkpoint everything that the rest of the run depends on."""
+    if not run.accelerator.is_main_process:
+        return
+    tensors = {
+        "model": dict(run.denoiser.model.named_parameters()),
+        "ema": dict(run.ema.model.named_parameters()),
+        "optimizer": optimizer_tensors(run.denoiser.model, run.optimizer),
+    }
+    state: dict[str, Any] = {
+        "step": run.step,
+        "inner": run.inner,
+        "updates": run.updates,
+        "calls": run.calls,
+        "elapsed": run.elapsed,
+        "num_ranks": run.accelerator.num_processes,
+        "log_bytes": {name: file_size(run.out / name) for name in LOGS},
+    }
+    if run.batch is not None:
+        tensors["batch"] = batch_tensors(run.batch)
+        state["batch"] = {
+            "metrics": run.batch.metrics,
+            "inner_metrics": run.batch.inner_metrics,
+            "gen_length": run.batch.rollout.gen_length,
+            "temperature": run.batch.rollout.temperature,
+            "exact": run.batch.rollout.exact,
+        }
+    save_checkpoint(run.out / "checkpoints", run.updates, tensors, state, keep=run.recipe.train.keep_checkpoints)
+
+
+def load_run(run: Run) -> list[str]:
+    """Put the run where its newest whole checkpoint stands and cut the logs back to it; returns what to tell."""
+    checkpoint, notes = load_latest(run.out / "checkpoints")
+    if checkpoint is None:
+        for name in LOGS:
+            truncate_file(run.out / name, 0)
+        return [*notes, "no checkpoint yet: starting from the beginning"]
+    state, tensors = checkpoint.state, checkpoint.tensors
+    if state["num_ranks"] != run.accelerator.num_processes:
+        raise ValueError(
+            f"{checkpoint.path} was written by {state['num_ranks']} processes, this is {run.accelerator.num_processes}: "
+            "resume with the same number"
+        )
+    load_parameters(run.denoiser.model, tensors["model"])
+    load_parameters(run.ema.model, tensors["ema"])
+    load_optimizer(run.denoiser.model, run.optimizer, tensors["optimizer"])
+    for name in ("step", "inner", "updates", "calls", "elapsed"):
+        setattr(run, name, state[name])
+    run.batch = restore_batch(tensors["batch"], state["batch"]) if "batch" in state else None
+    for name, size in state["log_bytes"].items():
+        truncate_file(run.out / name, size)
+    return [*notes, f"resumed from {checkpoint.path.name} (step {run.step}, inner update {run.inner})"]
+
+
+def batch_tensors(batch: Batch) -> dict[str, Tensor]:
+    """The open step as named tensors."""
+    rollout = {f"rollout/{k}": v for f in fields(Rollout) if isinstance(v := getattr(batch.rollout, k := f.name), Tensor)}
+    tensors = rollout | {"advantages": batch.advantages, "old_logps": batch.old_logps}
+    return tensors if batch.ref_logps is None else tensors | {"ref_logps": batch.ref_logps}
+
+
+def restore_batch(tensors: dict[str, Tensor], state: dict[str, Any]) -> Batch:
+    """The inverse of ``batch_tensors``."""
+    prefix = "rollout/"
+    rollout: dict[str, Any] = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    rollout |= {key: state[key] for key in ("gen_length", "temperature", "exact")}
+    return Batch(
+        rollout=Rollout(**rollout),
+        advantages=tensors["advantages"],
+        old_logps=tensors["old_logps"],
+        ref_logps=tensors.get("ref_logps"),
+        metrics=state["metrics"],
+        inner_metrics=state["inner_metrics"],
+    )
+
+
+def _store_config(recipe: Recipe, out: Path, resume: bool) -> None:
+    """Write config.yaml, or on resume refuse a recipe that is not the stored one."""
+    path, data = out / "config.yaml", recipe.model_dump(mode="json")
+    if resume and path.exists():
+        stored = yaml.safe_load(path.read_text())
+        different = [
+            f"{section}.{key}"
+            for section, values in data.items()
+            for key in (values if isinstance(values, dict) else [""])
+            if (values[key] if key else values) != (stored.get(section, {}).get(key) if key else stored.get(section))
+        ]
+        if different:
+            raise ValueError(f"--resume: {', '.join(different)} differ from {path}; use the settings of the stored run")
+        return
+    path.write_text(yaml.safe_dump(data, sort_keys=False))
+
+
+def _choose_threads(recipe: Recipe, out: Path) -> int:
+    """The measured number of threads, kept with the run: a resumed run must sum in the same order."""
+    path = out / "threads.json"
+    stored = json.loads(path.read_text())["threads"] if path.exists() else recipe.train.threads
+    threads = set_threads(stored)
+    write_json(path, {"threads": threads})
+    return threads

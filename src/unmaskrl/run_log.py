@@ -1,0 +1,184 @@
+"""What a run writes down (shell): metrics.jsonl, eval.jsonl, samples.jsonl, summary.json, and the trackers."""
+
+from __future__ import annotations
+
+import platform
+import warnings
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from .advantages import groups_with_spread
+from .checkpoint import write_json
+from .evaluate import EvalResult
+from .rollouts import Rewarded
+from .run import Batch, Run
+from .shell import append_jsonl, read_jsonl
+from .tasks import Example
+from .tokenizer import decode_texts
+from .trajectory_view import sample_row
+from .types import Rollout
+
+
+def rollout_metrics(run: Run, done: Rewarded) -> dict[str, float | None]:
+    """Rewards, success with and without anchors, calls and lengths of one step's rollouts (this rank's)."""
+    rollout, rewards = done.rollout, done.rewards
+    actions = rollout.action_mask.sum()
+    live = groups_with_spread(rewards, rollout.group_ids).float().mean()
+    metrics: dict[str, float | None] = {
+        "reward/mean": float(rewards.mean()),
+        "reward/std": float(rewards.std()),
+        **{f"reward/{name}": sum(values) / len(values) for name, values in done.parts.items()},
+        "accuracy/rollout": float(done.correct.float().mean()),
+        "accuracy/anchored": _mean(done.correct[done.anchored]),
+        "accuracy/blank": _mean(done.correct[~done.anchored]),
+        "groups/live": float(live),
+        "nfe/mean": float(rollout.nfe.float().mean()),
+        "nfe/tokens_per_call": float(actions / rollout.nfe.sum().clamp(min=1)),
+        "rollout/length": float(rollout.completion_mask.sum(-1).float().mean()),
+        "rollout/anchors": float(rollout.anchor_mask.sum(-1).float().mean()),
+        "rollout/exit_tokens": float(rollout.exit_mask.sum(-1).float().mean()),
+        "prior/keep": run.anchors.keep(run.step) if run.recipe.prior.name == "anchors" else 0.0,
+        "likelihood/behavior_per_token": float((rollout.behavior_logps * rollout.action_mask).sum() / actions.clamp(min=1)),
+        "calls/rollout": float(rollout.nfe.sum()),
+    }
+    if run.step % run.recipe.eval.every == 0:
+        rows = [_train_sample(run, done, i) for i in range(0, len(done.texts), run.recipe.train.group_size)][:2]
+        append_jsonl(run.out / "samples.jsonl", rows)
+    return metrics
+
+
+def log_step(run: Run, batch: Batch) -> dict[str, Any]:
+    """One line of metrics.jsonl: the rollout's metrics, and the mean (maximum) over inner updates."""
+    inner = batch.inner_metrics
+    keys = [key for row in inner for key in row]
+    merged: dict[str, Any] = dict(batch.metrics)
+    for key in dict.fromkeys(keys):
+        values = [row[key] for row in inner if key in row]
+        if key.endswith("max_dev"):
+            merged[key] = max(values)
+        elif key == "seconds/update":
+            merged[key] = sum(values)
+        else:
+            merged[key] = sum(values) / len(values)
+    score = _scored_canvases(run, batch)
+    run.calls += int(merged["calls/rollout"]) + score
+    row = {"step": run.step, "updates": run.updates, "seconds": run.elapsed}
+    row |= {**merged, "calls/score": score, "calls/total": run.calls}
+    append_jsonl(run.out / "metrics.jsonl", [row])
+    _track(run, row)
+    return row
+
+
+def log_eval(
+    run: Run, split: str, weights: str, result: EvalResult, rollout: Rollout, examples: Sequence[Example]
+) -> dict[str, Any]:
+    """One line of eval.jsonl and, for the test set, a few decodings in samples.jsonl."""
+    row = {"step": run.step, "split": split, "weights": weights, **result.summary()}
+    append_jsonl(run.out / "eval.jsonl", [row])
+    if split == "test":
+        append_jsonl(
+            run.out / "samples.jsonl",
+            [
+                sample_row(
+                    rollout,
+                    i,
+                    run.tokenizer,
+                    step=run.step,
+                    split=f"test-{weights}",
+                    example_id=examples[i].id,
+                    prompt_text=_prompt_text(run, rollout, i),
+                    completion_text=result.items[i].text,
+                    reward=float(result.items[i].correct),
+                    correct=result.items[i].correct,
+                )
+                for i in range(min(4, len(rollout.ids)))
+            ],
+        )
+    _track(run, {f"eval/{split}-{weights}": row["accuracy"], "step": run.step})
+    return row
+
+
+def write_summary(run: Run) -> dict[str, Any]:
+    """Before and after, and what it took; also written to summary.json."""
+    rows = [row for row in read_jsonl(run.out / "eval.jsonl") if row["split"] == "test"]
+    summary = {
+        "name": run.recipe.name,
+        "seed": run.recipe.train.seed,
+        "before": next((r for r in rows if r["weights"] == "base"), None),
+        "after": {r["weights"]: r for r in rows if r["weights"] != "base"},
+        "steps": run.step,
+        "updates": run.updates,
+        "calls": run.calls,
+        "minutes": run.elapsed / 60,
+        "device": str(run.denoiser.device),
+        "threads": run.threads,
+        "platform": platform.platform(),
+        "versions": {name: version(name) for name in ("unmaskrl", "torch", "transformers", "accelerate")},
+        "report": str(run.out / "report.html"),
+    }
+    if run.accelerator.is_main_process:
+        write_json(run.out / "summary.json", summary)
+    return summary
+
+
+def start_trackers(run: Run) -> list[str]:
+    """TensorBoard, W&B, trackio through Accelerate; one that is not installed is left out and named."""
+    notes, present = [], []
+    for name in run.recipe.train.log_with:
+        try:
+            version(name)
+            present.append(name)
+        except ModuleNotFoundError:
+            notes.append(f"train.log_with: {name} is not installed and is left out (pip install {name})")
+    if present:
+        run.accelerator.log_with = _tracker_types(present)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # third-party start-up warnings say nothing about the run
+            run.accelerator.init_trackers(run.recipe.name)
+        run.trackers = True
+    return notes
+
+
+def _tracker_types(names: list[str]) -> list[Any]:
+    from accelerate.utils import LoggerType
+
+    return [LoggerType(name) for name in names]
+
+
+def _track(run: Run, row: dict[str, Any]) -> None:
+    if run.trackers:
+        values = {k: v for k, v in row.items() if isinstance(v, int | float) and k != "step"}
+        run.accelerator.log(values, step=int(row["step"]))
+
+
+def _train_sample(run: Run, done: Rewarded, index: int) -> dict[str, Any]:
+    return sample_row(
+        done.rollout,
+        index,
+        run.tokenizer,
+        step=run.step,
+        split="train",
+        example_id=done.examples[index].id,
+        prompt_text=_prompt_text(run, done.rollout, index),
+        completion_text=done.texts[index],
+        reward=float(done.rewards[index]),
+        correct=bool(done.correct[index]),
+    )
+
+
+def _prompt_text(run: Run, rollout: Rollout, index: int) -> str:
+    return decode_texts(run.tokenizer, [rollout.ids[index][rollout.prompt_mask[index]].tolist()])[0]
+
+
+def _scored_canvases(run: Run, batch: Batch) -> int:
+    """Forward passes (in canvases) spent on old, reference and current likelihoods of this step."""
+    views = len(batch.rollout.ids) * run.estimator.num_views(bool(batch.rollout.exit_mask.any()))
+    iterations = run.recipe.train.num_iterations
+    return views * (iterations + (iterations - 1) + (iterations if batch.ref_logps is not None else 0))
+
+
+def _mean(values: torch.Tensor) -> float | None:
+    return float(values.float().mean()) if len(values) else None

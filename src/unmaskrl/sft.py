@@ -1,0 +1,212 @@
+"""Supervised masked-diffusion training: of the shipped base from scratch, or of any checkpoint on a task's references.
+
+Per row, n ~ U{1..G} of the G completion tokens are masked and the loss is the mean cross-entropy over them, i.e. the
+count-weighted ELBO (G / n) sum_{masked} -log p divided by G (LLaDA's 1/t weight in its low-variance form). Completions are
+filled up with EOS, which is learnt as well. Batches and masks depend on (seed, step) alone, so a run resumes exactly.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .checkpoint import load_latest, save_checkpoint, write_json
+from .config import COMPONENTS, SFTMixture, SFTRecipe, SFTTrain, asset, component
+from .decoding.sample import row_chunks
+from .denoiser import ModelDenoiser, load_denoiser, save_model
+from .rng import named_generator
+from .shell import append_jsonl, file_size, learning_rate, new_run_folder, set_threads, truncate_file
+from .tasks import Task
+from .tokenizer import build_mini_tokenizer, copy_tokenizer, encode_prompt, encode_reference, load_tokenizer
+
+Report = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class SFTData:
+    """Token ids of one part of the data: prompts (N, P), left-padded, their masks, right and lazy completions (N, G)."""
+
+    prompts: Tensor
+    prompt_mask: Tensor
+    references: Tensor
+    lazy: Tensor
+    part: SFTMixture
+
+    def batch(self, step: int, steps: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows of one step: with probability lazy_share the lazy demonstration, once lazy_from of the run is over."""
+        index = torch.randint(len(self.prompts), (self.part.batch_size,), generator=generator)
+        share = self.part.lazy_share if step >= self.part.lazy_from * steps else 0.0
+        is_lazy = torch.rand(self.part.batch_size, generator=generator) < share
+        completions = torch.where(is_lazy[:, None], self.lazy[index], self.references[index])
+        return self.prompts[index], self.prompt_mask[index], completions
+
+
+def run_sft(recipe: SFTRecipe, *, resume: bool = False, report: Report | None = None) -> Path:
+    """Train, log to ``log.jsonl``, checkpoint, and write the model folder ``model/``; returns the run's folder."""
+    settings = recipe.train
+    out = new_run_folder(settings.out, recipe.name, settings.seed, resume)
+    set_threads(settings.threads)
+    denoiser, tokenizer = _start_model(recipe, out)
+    data = [encode_mixture(part, tokenizer, denoiser) for part in recipe.data]
+    optimizer = torch.optim.AdamW(
+        denoiser.model.parameters(), lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
+    )
+    write_json(out / "config.json", recipe.model_dump(mode="json"))
+    first = _resume(out, denoiser.model, optimizer, report) if resume else 0
+    start = time.perf_counter()
+    for step in range(first, settings.steps):
+        losses, norm, rate = _update(denoiser, optimizer, data, settings, step)
+        if (step + 1) % settings.log_every == 0 or step + 1 == settings.steps:
+            row = {"step": step + 1, "loss": sum(losses) / len(losses), "lr": rate, "grad_norm": norm}
+            row |= {f"loss/{i}_{p.task['name']}": v for i, (p, v) in enumerate(zip(recipe.data, losses, strict=True))}
+            append_jsonl(out / "log.jsonl", [row])
+            if report:
+                report({**row, "steps": settings.steps, "seconds": time.perf_counter() - start})
+        if (step + 1) % settings.save_every == 0 and step + 1 < settings.steps:
+            _save(out, step + 1, denoiser.model, optimizer, settings.keep_checkpoints)
+    save_model(denoiser.model, out / "model")
+    return out
+
+
+def encode_mixture(part: SFTMixture, tokenizer: Any, denoiser: ModelDenoiser) -> SFTData:
+    """References and lazy demonstrations of a task's training problems as ids."""
+    task: Task = component({**part.task, "train_size": part.num_examples}, COMPONENTS["task"], "data.task")
+    # a problem without a known solution teaches nothing here
+    pairs = [(e, text) for e in task.examples("train") if (text := task.reference(e)) is not None]
+    prompts = [encode_prompt(tokenizer, task.prompt(example)) for example, _ in pairs]
+    references = [encode_reference(tokenizer, text, [])[0] for _, text in pairs]
+    lazy = [encode_reference(tokenizer, task.lazy(example), [])[0] for example, _ in pairs]
+    longest = max(map(len, references + lazy)) + 1
+    if longest > part.gen_length:
+        raise ValueError(f"{task.name}: a completion has {longest} tokens, gen_length is {part.gen_length}: raise it")
+    width = max(map(len, prompts))
+    return SFTData(
+        prompts=torch.tensor([[denoiser.pad_id] * (width - len(p)) + p for p in prompts]),
+        prompt_mask=torch.tensor([[False] * (width - len(p)) + [True] * len(p) for p in prompts]),
+        references=torch.tensor([r + [denoiser.eos_id] * (part.gen_length - len(r)) for r in references]),
+        lazy=torch.tensor([r + [denoiser.eos_id] * (part.gen_length - len(r)) for r in lazy]),
+        part=part,
+    )
+
+
+def masked_loss(
+    denoiser: ModelDenoiser, prompts: Tensor, prompt_mask: Tensor, completions: Tensor, generator: torch.Generator
+) -> Tensor:
+    """Mean over rows of the mean cross-entropy (nats per token) over n masked tokens, n ~ U{1..G}, stratified over rows."""
+    batch, gen_length = completions.shape
+    share = (torch.arange(batch) + torch.rand((), generator=generator)) / batch
+    count = 1 + (share * gen_length).long().clamp(max=gen_length - 1)
+    rank = torch.rand(batch, gen_length, generator=generator, dtype=torch.float64).argsort(-1).argsort(-1)
+    masked = (rank < count[:, None]).to(completions.device)
+    ids = torch.cat([prompts, torch.where(masked, denoiser.mask_id, completions)], 1)
+    attention = torch.cat([prompt_mask, torch.ones_like(masked)], 1)
+    hidden = denoiser.hidden(ids, None if bool(attention.all()) else attention)[:, -gen_length:]
+    weight = (1.0 / count.to(completions.device) / batch)[:, None].expand_as(masked)[masked]
+    hidden_RD, targets = hidden[masked], completions[masked]
+    total = hidden.new_zeros(())
+    for rows in row_chunks(len(targets), denoiser.vocab_size):
+        loss = nn.functional.cross_entropy(denoiser.head(hidden_RD[rows]).float(), targets[rows], reduction="none")
+        total = total + (loss * weight[rows]).sum()
+    return total
+
+
+def _update(
+    denoiser: ModelDenoiser, optimizer: torch.optim.Optimizer, data: list[SFTData], settings: SFTTrain, step: int
+) -> tuple[list[float], float, float]:
+    """One step: the loss (nats per token) of each part, the gradient norm, the learning rate."""
+    losses = []
+    optimizer.zero_grad(set_to_none=True)
+    for i, part in enumerate(data):
+        generator = named_generator(settings.seed, "sft-batch", step, i)
+        loss = masked_loss(denoiser, *part.batch(step, settings.steps, generator), generator)
+        (loss / len(data)).backward()
+        losses.append(float(loss.detach()))
+    norm = nn.utils.clip_grad_norm_(denoiser.model.parameters(), settings.max_grad_norm)
+    rate = learning_rate(step, lr=settings.lr, warmup=settings.warmup, total=settings.steps, schedule="cosine")
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+    return losses, float(norm), rate
+
+
+def _start_model(recipe: SFTRecipe, out: Path) -> tuple[ModelDenoiser, Any]:
+    folder = out / "model"
+    if recipe.model.path:
+        source = asset(recipe.model.path)
+        denoiser = load_denoiser(source)
+        copy_tokenizer(source, folder)
+        return denoiser, load_tokenizer(source)
+    from .models.llada import LLaDA, LLaDAConfig
+
+    build_mini_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
+    m = recipe.model
+    config = LLaDAConfig(
+        d_model=m.d_model,
+        n_heads=m.n_heads,
+        n_kv_heads=m.n_heads,
+        n_layers=m.n_layers,
+        mlp_hidden_size=m.mlp_hidden_size,
+        vocab_size=len(tokenizer),
+        embedding_size=len(tokenizer),
+        weight_tying=True,
+        mask_token_id=tokenizer.mask_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model = LLaDA(config)
+    model.init_weights(named_generator(recipe.train.seed, "init"))
+    return ModelDenoiser.from_model(model), tokenizer
+
+
+def _save(out: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, keep: int) -> None:
+    tensors = {"model": dict(model.named_parameters()), "optimizer": optimizer_tensors(model, optimizer)}
+    state = {"step": step, "log_bytes": file_size(out / "log.jsonl")}
+    save_checkpoint(out / "checkpoints", step, tensors, state, keep=keep)
+
+
+def _resume(out: Path, model: nn.Module, optimizer: torch.optim.Optimizer, report: Report | None) -> int:
+    checkpoint, notes = load_latest(out / "checkpoints")
+    if report:
+        for note in notes:
+            report({"note": note})
+    if checkpoint is None:
+        truncate_file(out / "log.jsonl", 0)
+        return 0
+    load_parameters(model, checkpoint.tensors["model"])
+    load_optimizer(model, optimizer, checkpoint.tensors["optimizer"])
+    truncate_file(out / "log.jsonl", checkpoint.state["log_bytes"])
+    return int(checkpoint.state["step"])
+
+
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """AdamW's state as named tensors: ``<parameter>/<exp_avg|exp_avg_sq|step>``."""
+    return {
+        f"{name}/{key}": value
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """The inverse of ``optimizer_tensors``."""
+    parameters = dict(model.named_parameters())
+    for key, value in tensors.items():
+        name, _, field = key.rpartition("/")
+        optimizer.state[parameters[name]][field] = value.to(parameters[name].device) if field != "step" else value
+
+
+@torch.no_grad()
+def load_parameters(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Copy named tensors into the model's parameters; names must match exactly."""
+    parameters = dict(model.named_parameters())
+    if parameters.keys() != tensors.keys():
+        raise ValueError(f"checkpoint and model differ in {sorted(parameters.keys() ^ tensors.keys())[:3]}")
+    for name, parameter in parameters.items():
+        parameter.copy_(tensors[name])

@@ -1,0 +1,261 @@
+"""The RL loop, to be read from top to bottom: rollout, reward, advantage, inner updates, log, checkpoint.
+
+It is explicit on purpose (no trainer class of another library): what happens in a step is ``collect`` and ``update``.
+Every draw comes from a generator named by (seed, purpose, step), so a checkpoint holds no generator states and a resumed
+run repeats the interrupted one bit for bit. Ranks (accelerate launch) hold whole groups; gradients are summed and
+losses are normalised by global counts.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .advantages import groups_with_spread
+from .checkpoint import write_json
+from .config import Recipe, asset
+from .denoiser import save_model
+from .evaluate import evaluate
+from .losses import PolicyLoss
+from .progress import SilentProgress, TrainProgress
+from .report import write_report
+from .rng import named_generator
+from .rollouts import rollout_step
+from .run import Batch, Run, load_run, save_run, start_run
+from .run_log import log_eval, log_step, rollout_metrics, start_trackers, write_summary
+from .scoring import backward_in_chunks, behavior_gap, frozen_token_logps, token_logps
+from .shell import learning_rate
+from .tokenizer import copy_tokenizer
+from .types import LossOutputs, Rollout, TrainBatch, Views
+
+Progress = TrainProgress | SilentProgress
+
+
+def train(recipe: Recipe, *, resume: bool = False, force: bool = False, progress: Progress | None = None) -> dict[str, Any]:
+    """Run a recipe (or go on with it) and return its summary; everything else is in the run folder."""
+    progress = progress or SilentProgress()
+    run = start_run(recipe, resume=resume, force=force)
+    if resume:
+        for note in load_run(run):
+            progress.note(note)
+    for note in start_trackers(run):
+        progress.note(note)
+    progress.start(recipe.train.steps, f"{recipe.name} seed {recipe.train.seed}: {run.out}")
+    try:
+        if run.step == 0 and run.inner == 0 and run.batch is None:
+            evaluate_run(run, "test", {"base": run.denoiser}, progress)
+        first = True
+        while run.step < recipe.train.steps and not out_of_time(run):
+            do_step(run, progress, check_ratio=first)
+            first = False
+        progress.note("evaluating on held-out problems")
+        weights = {"raw": run.denoiser} | ({"ema": run.ema} if recipe.train.ema else {})
+        evaluate_run(run, "test", weights, progress)
+        save_models(run)
+        summary = write_summary(run)
+        if run.accelerator.is_main_process:
+            write_report(run.out)
+    finally:
+        progress.stop()
+        run.accelerator.end_training()
+    return summary
+
+
+def do_step(run: Run, progress: Progress, *, check_ratio: bool) -> None:
+    """Finish one step, wherever inside it the run stands."""
+    recipe = run.recipe
+    began = time.perf_counter()
+    if run.batch is None:
+        run.batch = collect(run)
+    while run.inner < recipe.train.num_iterations:
+        update(run, run.batch, check_ratio=check_ratio and run.inner == 0)
+        run.inner += 1
+        run.updates += 1
+        if run.updates % recipe.train.save_every == 0 and run.inner < recipe.train.num_iterations:
+            save(run, progress)
+    run.step, run.inner = run.step + 1, 0
+    run.elapsed += time.perf_counter() - began
+    progress.step(log_step(run, run.batch))
+    run.batch = None
+    if run.step % recipe.eval.every == 0 and run.step < recipe.train.steps:
+        evaluate_run(run, "validation", {"ema": run.ema} if recipe.train.ema else {"raw": run.denoiser}, progress)
+    if run.updates % recipe.train.save_every == 0:
+        save(run, progress)
+
+
+def collect(run: Run) -> Batch:
+    """Rollouts, rewards and advantages of one step, and the old and reference likelihoods of all its inner updates."""
+    recipe, clock = run.recipe, time.perf_counter
+    began = clock()
+    a = run.accelerator
+    done = rollout_step(
+        recipe, run.problems, run.anchors, run.denoiser, run.functions, run.step, a.process_index, a.num_processes
+    )
+    decoded = clock()
+    metrics = rollout_metrics(run, done)
+    advantages = advantages_of(run, done.rewards, done.rollout.group_ids)
+    used = torch.arange(len(advantages))
+    if recipe.train.skip_flat_groups:
+        used = groups_with_spread(done.rewards, done.rollout.group_ids).nonzero().squeeze(-1)
+    rollout = done.rollout.rows(used)
+    metrics["health/behavior_gap"] = behavior_gap(run.denoiser, done.rollout.rows(torch.arange(2)))
+    graded = clock()
+    old, ref = [], []
+    for inner in range(recipe.train.num_iterations):
+        views = make_views(run, rollout, inner)
+        # At the first inner update old is the current policy itself: no pass is needed.
+        old.append(frozen(run, run.denoiser, rollout, views) if inner else torch.zeros(rollout.ids.shape))
+        if run.reference is not None and run.uses_kl:
+            ref.append(frozen(run, run.reference, rollout, views))
+    metrics |= {
+        "seconds/rollout": decoded - began,
+        "seconds/reward": graded - decoded,
+        "seconds/score": clock() - graded,
+        "groups/used_rows": float(len(used)),
+    }
+    return Batch(
+        rollout=rollout,
+        advantages=advantages[used],
+        old_logps=torch.stack(old),
+        ref_logps=torch.stack(ref) if ref else None,
+        metrics=metrics,
+        inner_metrics=[],
+    )
+
+
+def update(run: Run, batch: Batch, *, check_ratio: bool) -> None:
+    """One optimiser step on the inner update's own masks, shared by the current, old and reference policy."""
+    t, began = run.recipe.train, time.perf_counter()
+    actions = batch.rollout.action_mask
+    num_actions, num_rows = run.total(float(actions.sum())), run.total(float(actions.any(-1).sum()))
+    rate = learning_rate(run.updates, lr=t.lr, warmup=t.warmup, total=t.steps * t.num_iterations, schedule=t.schedule)
+    row: dict[str, float] = {"lr": rate, "loss": 0.0, "grad_norm": 0.0}
+    if num_actions > 0:
+        views = make_views(run, batch.rollout, run.inner)
+        if check_ratio:
+            check_first_ratio(run, batch, views)
+        loss_fn = batch_loss(run.loss, batch, run.inner, num_actions, num_rows)
+        run.optimizer.zero_grad(set_to_none=True)
+        out = LossOutputs(loss=torch.zeros(()), metrics={})
+        if len(actions):
+            out = backward_in_chunks(
+                run.denoiser, batch.rollout, run.estimator, views, loss_fn, max_canvases=t.max_canvases
+            )
+        row |= run.reduce_metrics({"loss": out.loss, **out.metrics})
+        row["grad_norm"] = run.sum_gradients(t.max_grad_norm)
+        for group in run.optimizer.param_groups:
+            group["lr"] = rate
+        run.optimizer.step()
+        average(run.ema.model, run.denoiser.model, t.ema)
+    row["seconds/update"] = time.perf_counter() - began
+    batch.inner_metrics.append(row)
+
+
+def batch_loss(loss: PolicyLoss, batch: Batch, inner: int, num_actions: float, num_rows: float):
+    """The policy loss as a function of token log-probs alone; at inner update 0 the old policy is the current one."""
+
+    def loss_fn(token_logps: Tensor) -> LossOutputs:
+        return loss(
+            token_logps,
+            TrainBatch(
+                action_mask=batch.rollout.action_mask,
+                advantages=batch.advantages,
+                old_logps=batch.old_logps[inner] if inner else token_logps.detach(),
+                ref_logps=None if batch.ref_logps is None else batch.ref_logps[inner],
+                num_actions=num_actions,
+                num_rows=num_rows,
+            ),
+        )
+
+    return loss_fn
+
+
+def check_first_ratio(run: Run, batch: Batch, views: Views) -> None:
+    """Before anything is updated, the scoring pass with gradient must equal the one without: every ratio is 1."""
+    if not len(batch.rollout.ids):
+        return
+    frozen_logps = frozen(run, run.denoiser, batch.rollout, views)
+    live = token_logps(run.denoiser, batch.rollout, run.estimator, views).detach()
+    worst = float((live - frozen_logps).abs().max())
+    tolerance = 1e-3 if run.recipe.model.dtype == "float32" else 0.5
+    assert worst <= tolerance, f"ratio is not 1 before the first update: log-probs differ by {worst:.2e} nats"
+
+
+def advantages_of(run: Run, rewards: Tensor, group_ids: Tensor) -> Tensor:
+    """Advantages within groups; the control of ``train.shuffle_advantages`` permutes them within each group."""
+    advantages = run.advantage(rewards, group_ids)
+    if run.recipe.train.shuffle_advantages:
+        generator = named_generator(run.recipe.train.seed, "shuffle", run.step)
+        for group in group_ids.unique():
+            rows = (group_ids == group).nonzero().squeeze(-1)
+            advantages[rows] = advantages[rows[torch.randperm(len(rows), generator=generator)]]
+    return advantages
+
+
+def make_views(run: Run, rollout: Rollout, inner: int) -> Views:
+    """Masks of an inner update: named by step and position, so old, reference and current policy share them."""
+    generator = named_generator(run.recipe.train.seed, "views", run.step, inner)
+    return run.estimator.make_views(rollout, run.denoiser.mask_id, generator)
+
+
+def frozen(run: Run, denoiser: Any, rollout: Rollout, views: Views) -> Tensor:
+    """Token log-probs without gradient."""
+    if not len(rollout.ids):
+        return torch.zeros(rollout.ids.shape)
+    return frozen_token_logps(denoiser, rollout, run.estimator, views, max_canvases=run.recipe.train.max_canvases)
+
+
+@torch.no_grad()
+def average(target: nn.Module, source: nn.Module, decay: float) -> None:
+    """target <- decay * target + (1 - decay) * source, parameter by parameter."""
+    for mean, value in zip(target.parameters(), source.parameters(), strict=True):
+        mean.lerp_(value.to(mean.dtype), 1 - decay)
+
+
+def evaluate_run(run: Run, split: str, weights: dict[str, Any], progress: Progress) -> None:
+    """Greedy, anchor-free accuracy of some weights on a held-out split; the main process does it, all wait."""
+    if run.accelerator.is_main_process:
+        e = run.recipe.eval
+        examples = run.task.examples(split)[: e.size if split == "test" else e.size_during]
+        for name, denoiser in weights.items():
+            rollouts: list[Rollout] = []
+            result = evaluate(
+                denoiser,
+                run.tokenizer,
+                run.task,
+                examples,
+                run.recipe.decode,
+                temperature=e.temperature,
+                seed=run.recipe.train.seed,
+                batch_size=e.batch_size,
+                on_rollout=rollouts.append,
+            )
+            progress.eval(log_eval(run, split, name, result, rollouts[0], examples))
+    run.accelerator.wait_for_everyone()
+
+
+def save_models(run: Run) -> None:
+    """The averaged weights in ``model/`` and the raw ones in ``model-raw/``, each a folder that can be loaded anywhere."""
+    if run.accelerator.is_main_process:
+        for name, denoiser in (("model", run.ema), ("model-raw", run.denoiser)):
+            copy_tokenizer(asset(run.recipe.model.path), run.out / name)
+            save_model(denoiser.model, run.out / name)
+            write_json(run.out / name / "decode.json", {run.recipe.task["name"]: run.recipe.decode.model_dump()})
+
+
+def out_of_time(run: Run) -> bool:
+    """Whether train.minutes are over (counted over all parts of a resumed run)."""
+    return run.recipe.train.minutes is not None and run.elapsed > 60 * run.recipe.train.minutes
+
+
+def save(run: Run, progress: Progress) -> None:
+    """Checkpoint; a full disk is reported and training goes on with the last good one."""
+    try:
+        save_run(run)
+    except OSError as error:
+        progress.note(str(error))
+
+
