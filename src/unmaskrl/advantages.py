@@ -10,7 +10,7 @@ from torch import Tensor
 def group_mean(rewards: Float[Tensor, " B"], group_ids: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
     """A_i = r_i - mean of the group (Dr. GRPO; d1)."""
     mean, _, index = _group_stats(rewards, group_ids)
-    return rewards - mean[index]
+    return torch.where(groups_with_spread(rewards, group_ids), rewards - mean[index], 0.0)
 
 
 def group_mean_std(rewards: Float[Tensor, " B"], group_ids: Int[Tensor, " B"]) -> Float[Tensor, " B"]:

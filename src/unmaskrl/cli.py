@@ -114,7 +114,7 @@ def _train(args: argparse.Namespace) -> int:
         console.print(f"warning: {note}", style="yellow", highlight=False)
     progress = SilentProgress() if args.quiet else TrainProgress(console)
     summary = train(recipe, resume=args.resume, force=args.force, progress=progress)
-    console.print(summary_table(summary["before"], summary["after"], summary["minutes"], summary["report"]))
+    console.print(summary_table(summary["before"], summary["after"], summary["wall_minutes"], summary["report"]))
     return 0
 
 

@@ -31,7 +31,7 @@ from .denoiser import ModelDenoiser, load_denoiser
 from .evaluate import EvalResult, decode_blank, evaluate, result_dict
 from .priors import anchored_canvas, choose_anchors, random_scores
 from .rng import named_generator, named_seed
-from .shell import set_threads
+from .shell import default_device, set_threads
 from .tasks import Task
 from .tokenizer import decode_texts, encode_prompt, encode_reference, load_tokenizer
 from .trajectory_view import print_trajectory, sample_row
@@ -92,7 +92,7 @@ def sample_command(args: argparse.Namespace) -> int:
         messages = task.prompt(example)
         anchors = _sample_anchors(args, task, example, tokenizer, denoiser, settings)
     prompt = encode_prompt(tokenizer, messages)
-    canvas = anchored_canvas([prompt], [anchors], gen_length=settings.gen_length, denoiser=denoiser)
+    canvas = anchored_canvas([prompt], [anchors], gen_length=settings.gen_length, denoiser=denoiser, device=denoiser.device)
     options = settings.model_dump(exclude={"gen_length", "temperature"})
     generator = named_generator(args.seed, "sample")
     rollout = decode(denoiser, canvas, temperature=args.temperature, generator=generator, **options)
@@ -169,7 +169,7 @@ def finish_sft(recipe: SFTRecipe, out: Path, console: Console) -> None:
     """Write the decode settings beside the weights and evaluate them: pass@1 (greedy) and pass@8."""
     folder = out / "model"
     write_json(folder / DECODE_FILE, {name: d.model_dump() for name, d in recipe.eval_decode.items()})
-    denoiser, tokenizer = load_denoiser(folder), load_tokenizer(folder)
+    denoiser, tokenizer = load_denoiser(folder, device=default_device()), load_tokenizer(folder)
     results = {}
     for part in recipe.data:
         settings = recipe.eval_decode.get(part.task["name"])
@@ -200,7 +200,7 @@ def _load(args: argparse.Namespace) -> tuple[ModelDenoiser, Any, DecodeConfig, T
             spec["data"] = args.data
         task = component(spec, COMPONENTS["task"], "task")
     path = asset(args.model)
-    denoiser = load_denoiser(path)
+    denoiser = load_denoiser(path, device=default_device())
     stored_path = Path(path) / DECODE_FILE
     stored = json.loads(stored_path.read_text()) if stored_path.is_file() else {}
     settings = {**_stored_settings(stored, args.task), **overrides.get("decode", {})}

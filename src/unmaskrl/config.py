@@ -51,6 +51,9 @@ class PriorConfig(Section):
     select: Literal["random", "protect_answer", "most_predictable", "protect_answer+most_predictable"] = "protect_answer"
     keep: float = Field(0.1, ge=0, le=1, description="fraction of the reference answer that is fixed")
     keep_end: float | None = Field(None, ge=0, le=1, description="anneal keep linearly to this value; None: constant")
+    adapt_to: float | None = Field(
+        None, gt=0, lt=1, description="instead of keep_end: move keep so that this share of anchored rollouts succeeds"
+    )
     anneal_until: float = Field(0.9, gt=0, le=1, description="share of the run at which keep_end is reached")
     share: float = Field(1.0, ge=0, le=1, description="share of each group's rollouts that is anchored")
     hide_in_views: bool = Field(
@@ -221,13 +224,15 @@ def check_recipe(recipe: Recipe) -> Recipe:
         assert recipe.prior.select in SELECTIONS
         if recipe.prior.keep == 0 and not recipe.prior.keep_end:
             raise ValueError("prior.keep is 0, so nothing is anchored; raise it or set prior.name=none")
+        if recipe.prior.keep_end is not None and recipe.prior.adapt_to is not None:
+            raise ValueError("prior.keep_end and prior.adapt_to both steer prior.keep; set one of them to null")
     return recipe
 
 
 def warnings_for(recipe: Recipe) -> list[str]:
     """Settings that work but probably are not what is wanted."""
     d, notes = recipe.decode, []
-    if d.exit_at is not None and d.exit_at < 1 and d.block_length == d.gen_length and not RULES[d.select].score.__name__ == "left_to_right":
+    if d.exit_at is not None and d.exit_at < 1 and d.block_length == d.gen_length and RULES[d.select].score.__name__ != "left_to_right":
         notes.append(
             "decode.exit_at with one full-length block fills the least certain tokens (often the answer) in one call; "
             "use decode.block_length < decode.gen_length, so that the exit meets the end of the completion"
@@ -251,7 +256,7 @@ def check_component(spec: Component, table: Mapping[str, Callable[..., Any]], se
         raise ValueError(f"{section}: expected {{name: ..., settings}}, got {spec!r}; names: {', '.join(table)}")
     if spec["name"] not in table:
         raise ValueError(f"{section}.name: unknown {spec['name']!r}{_nearest(str(spec['name']), table)}")
-    known = [p for p in inspect.signature(table[spec["name"]]).parameters]
+    known = list(inspect.signature(table[spec["name"]]).parameters)
     for key in spec:
         if key != "name" and (key not in known or section == "advantage"):
             raise ValueError(f"{section}.{key}: {spec['name']} has no such setting{_nearest(key, known)}")

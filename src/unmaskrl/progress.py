@@ -71,7 +71,7 @@ class TrainProgress:
             seconds = [number(row, f"seconds/{name}") for row in self.rows]
             if any(s is not None for s in seconds):  # a step without the phase spent 0 s in it
                 known[name] = sum(s or 0.0 for s in seconds) / len(seconds)
-        return sum(known.values()), ", ".join(f"{name} {s:.1f}" for name, s in known.items())
+        return sum(known.values(), 0.0), ", ".join(f"{name} {s:.1f}" for name, s in known.items())
 
     def _accuracies(self) -> str:
         keys = {"rollout": "rollouts", "anchored": "anchored", "blank": "blank"}
@@ -253,7 +253,7 @@ class _Display:
         return Group(head, body)
 
 
-def summary_table(before: Row, after: dict[str, Row], minutes: float, report: Path) -> RenderableType:
+def summary_table(before: Row, after: dict[str, Row], minutes: float, report: Path | str) -> RenderableType:
     """The closing table: eval rows before and after (by weights), verdict, wall time, the report's place."""
     table = Table(title=f"Held-out accuracy on {before.get('num_problems', '?')} problems", title_justify="left")
     table.add_column("weights")
@@ -278,15 +278,20 @@ def preferred(after: dict[str, Row]) -> Row:
 
 def verdict(before: Row, after: Row) -> str:
     """Whether the 95% intervals of two eval rows overlap, in one line."""
-    keys = ("accuracy", "accuracy_low", "accuracy_high")
-    old, new = ([number(row, key) for key in keys] for row in (before, after))
-    if None in old or None in new:
+    old, new = estimate(before), estimate(after)
+    if old is None or new is None:
         return "No comparison: the accuracy before or after has no interval."
     (a, a_low, a_high), (b, b_low, b_high) = old, new
     change = f"{100 * (b - a):+.1f} points"
     if b_low > a_high or b_high < a_low:
-        return f"The 95% intervals do not overlap ({change}); they cover the draw of problems, not the seed."
+        return f"The 95% intervals do not overlap ({change}). They cover the draw of problems, not of the training seed."
     return f"The 95% intervals overlap: the change of {change} may be chance."
+
+
+def estimate(row: Row) -> tuple[float, float, float] | None:
+    """Accuracy and its 95% interval (low, high) of an eval row; None if one of them is missing."""
+    share, low, high = (number(row, key) for key in ("accuracy", "accuracy_low", "accuracy_high"))
+    return None if share is None or low is None or high is None else (share, low, high)
 
 
 def eval_line(row: Row) -> str:
@@ -310,8 +315,9 @@ def interval(row: Row) -> str:
 def number(row: Row, key: str) -> float | None:
     """The row's finite number under ``key``, else None."""
     value = row.get(key)
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if is_number else None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
 
 
 def mean(values: Iterable[float | None]) -> float | None:

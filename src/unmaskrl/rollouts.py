@@ -25,6 +25,7 @@ from .tokenizer import decode_texts, encode_prompt, encode_reference
 from .types import Rollout
 
 RewardFunction = Callable[..., list[float]]
+ADAPT_RATE = 0.3  # of keep per step, at a success rate that is off by 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,18 +75,27 @@ class Anchors:
         self.prior, self.recipe, self.problems, self.base = recipe.prior, recipe, problems, base
         self.stored = None if self.prior.source == "reference" else read_priors(Path(self.prior.source))
         self.static: dict[int, list[float]] = {}
+        self.adapted = recipe.prior.keep
 
-    def keep(self, step: int) -> float:
-        """Fraction of the reference fixed at this step (annealed linearly if keep_end is set)."""
+    def keep(self, share_done: float) -> float:
+        """Fraction of the reference fixed when ``share_done`` of the run is over: constant, annealed, or adapted."""
         p = self.prior
+        if p.adapt_to is not None:
+            return self.adapted
         if p.keep_end is None:
             return p.keep
-        return p.keep + (p.keep_end - p.keep) * min(1.0, step / max(1.0, p.anneal_until * self.recipe.train.steps))
+        return p.keep + (p.keep_end - p.keep) * min(1.0, share_done / p.anneal_until)
 
-    def of_group(self, index: int, step: int, row_ids: Sequence[int]) -> list[dict[int, int]]:
+    def adapt(self, success: float | None) -> None:
+        """Fix fewer tokens after a step in which more anchored rollouts succeeded than wanted, and more after fewer."""
+        if self.prior.adapt_to is not None and success is not None:
+            change = ADAPT_RATE * (success - self.prior.adapt_to)
+            self.adapted = min(self.prior.keep, max(0.0, self.adapted - change))
+
+    def of_group(self, index: int, step: int, share_done: float, row_ids: Sequence[int]) -> list[dict[int, int]]:
         """Anchors of each rollout of a problem; the last ones of the group stay blank if share < 1."""
         blank: list[dict[int, int]] = [{} for _ in row_ids]
-        keep = self.keep(step)
+        keep = self.keep(share_done)
         if self.prior.name == "none" or keep == 0:
             return blank
         reference, protected = self.reference(index)
@@ -157,6 +167,7 @@ def rollout_step(
     denoiser: ModelDenoiser,
     functions: dict[str, RewardFunction],
     step: int,
+    share_done: float,
     rank: int = 0,
     num_ranks: int = 1,
 ) -> Rewarded:
@@ -169,7 +180,7 @@ def rollout_step(
         group = step * t.prompts_per_step + position
         rows = [group * t.group_size + i for i in range(t.group_size)]
         prompts += [problems.prompt(index)] * t.group_size
-        given += anchors.of_group(index, step, rows)
+        given += anchors.of_group(index, step, share_done, rows)
         row_ids += rows
         group_ids += [group] * t.group_size
         examples += [problems.examples[index]] * t.group_size

@@ -23,7 +23,7 @@ from .estimators import Estimator
 from .losses import PolicyLoss
 from .rollouts import Anchors, Problems, RewardFunction, load_function, make_task
 from .sft import load_optimizer, load_parameters, optimizer_tensors
-from .shell import DTYPES, file_size, new_run_folder, set_threads, truncate_file
+from .shell import DTYPES, file_size, run_folder, set_threads, truncate_file
 from .tasks import Task
 from .tokenizer import load_tokenizer
 from .types import Rollout
@@ -62,7 +62,7 @@ class Run:
     loss: PolicyLoss
     functions: dict[str, RewardFunction]
     optimizer: torch.optim.Optimizer
-    threads: int
+    threads: int = 1
     step: int = 0
     inner: int = 0
     updates: int = 0
@@ -75,6 +75,12 @@ class Run:
     def uses_kl(self) -> bool:
         """Whether the loss looks at the reference policy."""
         return float(self.recipe.loss.get("kl_coef", 0.04)) > 0
+
+    @property
+    def share_done(self) -> float:
+        """How much of the run is over, by steps or, if train.minutes is set and further on, by time."""
+        t = self.recipe.train
+        return min(1.0, max(self.step / t.steps, self.elapsed / (60 * t.minutes) if t.minutes else 0.0))
 
     def total(self, value: float) -> float:
         """Sum of a number over ranks."""
@@ -101,18 +107,14 @@ class Run:
 
 
 def start_run(recipe: Recipe, *, resume: bool, force: bool) -> Run:
-    """Build a run from its recipe; ``force`` replaces what is in the folder."""
-    out = Path(recipe.train.out.format(recipe=recipe.name, seed=recipe.train.seed))
+    """Build a run from its recipe; only when all of it could be built is its folder written (or, by ``force``, replaced)."""
+    out = run_folder(recipe.train.out, recipe.name, recipe.train.seed, resume=resume, force=force)
+    if resume:
+        _compare_config(recipe, out)
     accelerator = Accelerator(
-        cpu=not torch.cuda.is_available(), project_config=ProjectConfiguration(project_dir=out, logging_dir=out / "tensorboard")
+        cpu=not torch.cuda.is_available(),
+        project_config=ProjectConfiguration(project_dir=str(out), logging_dir=str(out / "tensorboard")),
     )
-    if accelerator.is_main_process:
-        if force and not resume and out.exists():
-            shutil.rmtree(out)
-        new_run_folder(str(out), recipe.name, recipe.train.seed, resume)
-        _store_config(recipe, out, resume)
-    accelerator.wait_for_everyone()
-    threads = _choose_threads(recipe, out)
     path = asset(recipe.model.path)
     device = accelerator.device
     denoiser = load_denoiser(path, device=device, dtype=DTYPES[recipe.model.dtype])
@@ -139,8 +141,15 @@ def start_run(recipe: Recipe, *, resume: bool, force: bool) -> Run:
         loss=component(recipe.loss, COMPONENTS["loss"], "loss"),
         functions={name: load_function(name) for name in recipe.train.reward_functions},
         optimizer=optimizer,
-        threads=threads,
     )
+    if accelerator.is_main_process:
+        if force and not resume and out.exists():
+            shutil.rmtree(out)
+        out.mkdir(parents=True, exist_ok=True)
+        if not resume:
+            (out / "config.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+    accelerator.wait_for_everyone()
+    run.threads = _choose_threads(recipe, out)
     return run
 
 
@@ -170,6 +179,7 @@ def save_run(run: Run) -> None:
         "updates": run.updates,
         "calls": run.calls,
         "elapsed": run.elapsed,
+        "keep": run.anchors.adapted,
         "num_ranks": run.accelerator.num_processes,
         "log_bytes": {name: file_size(run.out / name) for name in LOGS},
     }
@@ -203,6 +213,7 @@ def load_run(run: Run) -> list[str]:
     load_optimizer(run.denoiser.model, run.optimizer, tensors["optimizer"])
     for name in ("step", "inner", "updates", "calls", "elapsed"):
         setattr(run, name, state[name])
+    run.anchors.adapted = state["keep"]
     run.batch = restore_batch(tensors["batch"], state["batch"]) if "batch" in state else None
     for name, size in state["log_bytes"].items():
         truncate_file(run.out / name, size)
@@ -231,21 +242,18 @@ def restore_batch(tensors: dict[str, Tensor], state: dict[str, Any]) -> Batch:
     )
 
 
-def _store_config(recipe: Recipe, out: Path, resume: bool) -> None:
-    """Write config.yaml, or on resume refuse a recipe that is not the stored one."""
+def _compare_config(recipe: Recipe, out: Path) -> None:
+    """On resume, refuse a recipe that is not the stored one."""
     path, data = out / "config.yaml", recipe.model_dump(mode="json")
-    if resume and path.exists():
-        stored = yaml.safe_load(path.read_text())
-        different = [
-            f"{section}.{key}"
-            for section, values in data.items()
-            for key in (values if isinstance(values, dict) else [""])
-            if (values[key] if key else values) != (stored.get(section, {}).get(key) if key else stored.get(section))
-        ]
-        if different:
-            raise ValueError(f"--resume: {', '.join(different)} differ from {path}; use the settings of the stored run")
-        return
-    path.write_text(yaml.safe_dump(data, sort_keys=False))
+    stored = yaml.safe_load(path.read_text()) if path.exists() else data
+    different = [
+        f"{section}.{key}" if key else section
+        for section, values in data.items()
+        for key in (values if isinstance(values, dict) else [""])
+        if (values[key] if key else values) != (stored.get(section, {}).get(key) if key else stored.get(section))
+    ]
+    if different:
+        raise ValueError(f"--resume: {', '.join(different)} differ from {path}; use the settings of the stored run")
 
 
 def _choose_threads(recipe: Recipe, out: Path) -> int:

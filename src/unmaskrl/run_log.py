@@ -40,7 +40,7 @@ def rollout_metrics(run: Run, done: Rewarded) -> dict[str, float | None]:
         "rollout/length": float(rollout.completion_mask.sum(-1).float().mean()),
         "rollout/anchors": float(rollout.anchor_mask.sum(-1).float().mean()),
         "rollout/exit_tokens": float(rollout.exit_mask.sum(-1).float().mean()),
-        "prior/keep": run.anchors.keep(run.step) if run.recipe.prior.name == "anchors" else 0.0,
+        "prior/keep": run.anchors.keep(run.share_done) if run.recipe.prior.name == "anchors" else 0.0,
         "likelihood/behavior_per_token": float((rollout.behavior_logps * rollout.action_mask).sum() / actions.clamp(min=1)),
         "calls/rollout": float(rollout.nfe.sum()),
     }
@@ -101,8 +101,11 @@ def log_eval(
     return row
 
 
-def write_summary(run: Run) -> dict[str, Any]:
-    """Before and after, and what it took; also written to summary.json."""
+def write_summary(run: Run, wall_minutes: float) -> dict[str, Any]:
+    """Before and after, and what it took; also written to summary.json.
+
+    ``minutes`` are training (all parts of a resumed run, no evaluation), ``wall_minutes`` everything this process did.
+    """
     rows = [row for row in read_jsonl(run.out / "eval.jsonl") if row["split"] == "test"]
     summary = {
         "name": run.recipe.name,
@@ -113,6 +116,7 @@ def write_summary(run: Run) -> dict[str, Any]:
         "updates": run.updates,
         "calls": run.calls,
         "minutes": run.elapsed / 60,
+        "wall_minutes": wall_minutes,
         "device": str(run.denoiser.device),
         "threads": run.threads,
         "platform": platform.platform(),

@@ -7,13 +7,15 @@ pass, so memory does not grow with rows x vocabulary. ``backward_in_chunks`` bou
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from .decoding.sample import masked_log_softmax, row_chunks
+from .decoding.sample import row_chunks
 from .denoiser import Denoiser
 from .estimators.base import Estimator
 from .types import LossOutputs, Rollout, Views
@@ -74,7 +76,7 @@ def replay_views(rollout: Rollout, mask_id: int) -> Views:
     Their summed log-probs equal ``behavior_logps`` if scoring is sampling; max |difference| is a health metric.
     """
     ids, weight = [], []
-    for call in range(1, int(rollout.nfe.max()) + 1):
+    for call in range(1, max(1, int(rollout.nfe.max())) + 1):  # one empty view if nothing was drawn
         ids.append(rollout.latent(torch.full_like(rollout.nfe, call - 1), mask_id))
         weight.append(((rollout.decoded_step == call) & (call <= rollout.nfe)[:, None]).float())
     return Views(ids=torch.stack(ids, 1), weight=torch.stack(weight, 1))
@@ -127,8 +129,12 @@ def target_logps(
     """log p(target) per row in nats, fp32 at least; each chunk's logits are recomputed in the backward pass."""
 
     def chunk_logps(hidden: Tensor, target: Tensor) -> Tensor:
-        logps_RV = masked_log_softmax(denoiser.head(hidden), denoiser.mask_id, temperature)
-        return logps_RV.gather(-1, target[:, None]).squeeze(-1)
+        logits = denoiser.head(hidden.clone())  # a head may return its input, and these logits are overwritten
+        wide = logits if logits.dtype == torch.float64 else logits.float()
+        wide = wide if temperature in (0.0, 1.0) else wide.div_(temperature)
+        result = _TargetLogps.apply(wide, target, denoiser.mask_id)
+        assert isinstance(result, Tensor)
+        return result
 
     chunks = list(row_chunks(len(hidden_RD), denoiser.vocab_size))
     if len(chunks) <= 1:
@@ -138,3 +144,28 @@ def target_logps(
         for rows in chunks
     ]
     return torch.cat([part for part in parts if isinstance(part, Tensor)])
+
+
+class _TargetLogps(torch.autograd.Function):
+    """``masked_log_softmax`` at the targets, in the memory of the logits: they become exp(logits - max), then the gradient.
+
+    d log p(y) / d logits = 1[v = y] - p(v), 0 at the mask token.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits_RV: Tensor, targets: Tensor, mask_id: int) -> Tensor:
+        logits_RV[:, mask_id] = float("-inf")
+        picked, top = logits_RV.gather(-1, targets[:, None]), logits_RV.amax(-1, keepdim=True)
+        weights = logits_RV.sub_(top).exp_()
+        total = weights.sum(-1, keepdim=True)
+        ctx.save_for_backward(weights, total, targets)
+        return (picked - top - total.log()).squeeze(-1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        weights, total, targets = ctx.saved_tensors
+        (grad,) = grads
+        grad_logits = weights.mul_(-grad[:, None] / total)
+        grad_logits.scatter_add_(-1, targets[:, None], grad[:, None])
+        return grad_logits, None, None

@@ -21,7 +21,7 @@ from .config import COMPONENTS, SFTMixture, SFTRecipe, SFTTrain, asset, componen
 from .decoding.sample import row_chunks
 from .denoiser import ModelDenoiser, load_denoiser, save_model
 from .rng import named_generator
-from .shell import append_jsonl, file_size, learning_rate, new_run_folder, set_threads, truncate_file
+from .shell import append_jsonl, default_device, file_size, learning_rate, run_folder, set_threads, truncate_file
 from .tasks import Task
 from .tokenizer import build_mini_tokenizer, copy_tokenizer, encode_prompt, encode_reference, load_tokenizer
 
@@ -47,10 +47,16 @@ class SFTData:
         return self.prompts[index], self.prompt_mask[index], completions
 
 
-def run_sft(recipe: SFTRecipe, *, resume: bool = False, report: Report | None = None) -> Path:
-    """Train, log to ``log.jsonl``, checkpoint, and write the model folder ``model/``; returns the run's folder."""
+def run_sft(
+    recipe: SFTRecipe, *, resume: bool = False, report: Report | None = None, stop_at: int | None = None
+) -> Path:
+    """Train, log to ``log.jsonl``, checkpoint, and write the model folder ``model/``; returns the run's folder.
+
+    ``stop_at`` ends after that many steps with the schedule of the whole run, to compare with its log.
+    """
     settings = recipe.train
-    out = new_run_folder(settings.out, recipe.name, settings.seed, resume)
+    out = run_folder(settings.out, recipe.name, settings.seed, resume=resume)
+    out.mkdir(parents=True, exist_ok=True)
     set_threads(settings.threads)
     denoiser, tokenizer = _start_model(recipe, out)
     data = [encode_mixture(part, tokenizer, denoiser) for part in recipe.data]
@@ -60,7 +66,7 @@ def run_sft(recipe: SFTRecipe, *, resume: bool = False, report: Report | None = 
     write_json(out / "config.json", recipe.model_dump(mode="json"))
     first = _resume(out, denoiser.model, optimizer, report) if resume else 0
     start = time.perf_counter()
-    for step in range(first, settings.steps):
+    for step in range(first, settings.steps if stop_at is None else stop_at):
         losses, norm, rate = _update(denoiser, optimizer, data, settings, step)
         if (step + 1) % settings.log_every == 0 or step + 1 == settings.steps:
             row = {"step": step + 1, "loss": sum(losses) / len(losses), "lr": rate, "grad_norm": norm}
@@ -124,7 +130,8 @@ def _update(
     optimizer.zero_grad(set_to_none=True)
     for i, part in enumerate(data):
         generator = named_generator(settings.seed, "sft-batch", step, i)
-        loss = masked_loss(denoiser, *part.batch(step, settings.steps, generator), generator)
+        rows = (t.to(denoiser.device) for t in part.batch(step, settings.steps, generator))
+        loss = masked_loss(denoiser, *rows, generator)
         (loss / len(data)).backward()
         losses.append(float(loss.detach()))
     norm = nn.utils.clip_grad_norm_(denoiser.model.parameters(), settings.max_grad_norm)
@@ -139,7 +146,7 @@ def _start_model(recipe: SFTRecipe, out: Path) -> tuple[ModelDenoiser, Any]:
     folder = out / "model"
     if recipe.model.path:
         source = asset(recipe.model.path)
-        denoiser = load_denoiser(source)
+        denoiser = load_denoiser(source, device=default_device())
         copy_tokenizer(source, folder)
         return denoiser, load_tokenizer(source)
     from .models.llada import LLaDA, LLaDAConfig
@@ -162,7 +169,7 @@ def _start_model(recipe: SFTRecipe, out: Path) -> tuple[ModelDenoiser, Any]:
     )
     model = LLaDA(config)
     model.init_weights(named_generator(recipe.train.seed, "init"))
-    return ModelDenoiser.from_model(model), tokenizer
+    return ModelDenoiser.from_model(model.to(default_device())), tokenizer
 
 
 def _save(out: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, keep: int) -> None:

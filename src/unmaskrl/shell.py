@@ -41,6 +41,11 @@ def _probe_seconds(threads: int) -> float:
     return sorted(times)[6] * (1.0 if threads == 1 else 1.1)  # a slow quantile: one stalled call stalls a step
 
 
+def default_device() -> torch.device:
+    """A GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def learning_rate(update: int, *, lr: float, warmup: int, total: int, schedule: str) -> float:
     """Rate of the 0-based ``update``: linear warm-up, then constant, linear or cosine decay to 0 at ``total``."""
     if update < warmup:
@@ -83,12 +88,11 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def new_run_folder(out: str, name: str, seed: int, resume: bool) -> Path:
-    """The run's folder; refuses to mix two runs in one folder."""
+def run_folder(out: str, name: str, seed: int, *, resume: bool, force: bool = False) -> Path:
+    """Where a run goes; refuses to mix two runs in one folder. Creates nothing."""
     folder = Path(out.format(recipe=name, seed=seed))
-    if folder.exists() and any(folder.iterdir()) and not resume:
+    if folder.exists() and any(folder.iterdir()) and not (resume or force):
         raise ValueError(f"{folder} already holds a run: add --resume to go on, --force to replace it, or set train.out")
     if resume and not folder.exists():
         raise ValueError(f"--resume: there is no run in {folder}; leave --resume out to start one")
-    folder.mkdir(parents=True, exist_ok=True)
     return folder

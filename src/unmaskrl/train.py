@@ -36,7 +36,7 @@ Progress = TrainProgress | SilentProgress
 
 def train(recipe: Recipe, *, resume: bool = False, force: bool = False, progress: Progress | None = None) -> dict[str, Any]:
     """Run a recipe (or go on with it) and return its summary; everything else is in the run folder."""
-    progress = progress or SilentProgress()
+    progress, began = progress or SilentProgress(), time.perf_counter()
     run = start_run(recipe, resume=resume, force=force)
     if resume:
         for note in load_run(run):
@@ -55,7 +55,7 @@ def train(recipe: Recipe, *, resume: bool = False, force: bool = False, progress
         weights = {"raw": run.denoiser} | ({"ema": run.ema} if recipe.train.ema else {})
         evaluate_run(run, "test", weights, progress)
         save_models(run)
-        summary = write_summary(run)
+        summary = write_summary(run, wall_minutes=(time.perf_counter() - began) / 60)
         if run.accelerator.is_main_process:
             write_report(run.out)
     finally:
@@ -92,22 +92,32 @@ def collect(run: Run) -> Batch:
     began = clock()
     a = run.accelerator
     done = rollout_step(
-        recipe, run.problems, run.anchors, run.denoiser, run.functions, run.step, a.process_index, a.num_processes
+        recipe,
+        run.problems,
+        run.anchors,
+        run.denoiser,
+        run.functions,
+        run.step,
+        run.share_done,
+        a.process_index,
+        a.num_processes,
     )
     decoded = clock()
     metrics = rollout_metrics(run, done)
-    advantages = advantages_of(run, done.rewards, done.rollout.group_ids)
+    run.anchors.adapt(metrics["accuracy/anchored"])
+    group_ids = done.rollout.group_ids.cpu()
+    advantages = advantages_of(run, done.rewards, group_ids)
     used = torch.arange(len(advantages))
     if recipe.train.skip_flat_groups:
-        used = groups_with_spread(done.rewards, done.rollout.group_ids).nonzero().squeeze(-1)
-    rollout = done.rollout.rows(used)
+        used = groups_with_spread(done.rewards, group_ids).nonzero().squeeze(-1)
+    rollout = done.rollout.rows(used.to(done.rollout.ids.device))
     metrics["health/behavior_gap"] = behavior_gap(run.denoiser, done.rollout.rows(torch.arange(2)))
     graded = clock()
     old, ref = [], []
     for inner in range(recipe.train.num_iterations):
         views = make_views(run, rollout, inner)
         # At the first inner update old is the current policy itself: no pass is needed.
-        old.append(frozen(run, run.denoiser, rollout, views) if inner else torch.zeros(rollout.ids.shape))
+        old.append(frozen(run, run.denoiser, rollout, views) if inner else torch.zeros_like(rollout.behavior_logps))
         if run.reference is not None and run.uses_kl:
             ref.append(frozen(run, run.reference, rollout, views))
     metrics |= {
@@ -118,7 +128,7 @@ def collect(run: Run) -> Batch:
     }
     return Batch(
         rollout=rollout,
-        advantages=advantages[used],
+        advantages=advantages[used].to(rollout.ids.device),
         old_logps=torch.stack(old),
         ref_logps=torch.stack(ref) if ref else None,
         metrics=metrics,
@@ -204,7 +214,7 @@ def make_views(run: Run, rollout: Rollout, inner: int) -> Views:
 def frozen(run: Run, denoiser: Any, rollout: Rollout, views: Views) -> Tensor:
     """Token log-probs without gradient."""
     if not len(rollout.ids):
-        return torch.zeros(rollout.ids.shape)
+        return torch.zeros_like(rollout.behavior_logps)
     return frozen_token_logps(denoiser, rollout, run.estimator, views, max_canvases=run.recipe.train.max_canvases)
 
 
@@ -247,8 +257,8 @@ def save_models(run: Run) -> None:
 
 
 def out_of_time(run: Run) -> bool:
-    """Whether train.minutes are over (counted over all parts of a resumed run)."""
-    return run.recipe.train.minutes is not None and run.elapsed > 60 * run.recipe.train.minutes
+    """Whether train.minutes are over (counted over all parts of a resumed run, evaluation apart)."""
+    return run.recipe.train.minutes is not None and run.elapsed >= 60 * run.recipe.train.minutes
 
 
 def save(run: Run, progress: Progress) -> None:

@@ -100,9 +100,7 @@ def sample_row(
 def cells(row: dict[str, Any]) -> list[Cell]:
     """The tokens of a sample row; equal never-revealed neighbours share a cell. ValueError for no sample."""
     if not is_sample(row):
-        raise ValueError(
-            "a sample row needs pieces and decoded_step of one length; pass a row of samples.jsonl"
-        )
+        raise ValueError("a sample row needs pieces and decoded_step of one length; pass a row of samples.jsonl")
     nfe, exits, logps = _num_calls(row), _column(row, "exit"), _column(row, "logps")
     result: list[Cell] = []
     # Revealed tokens get a key of their own, never-revealed ones share the key of their text.
@@ -137,6 +135,12 @@ def trajectory_text(row: dict[str, Any], listing: bool = True) -> RenderableType
     body = Group(prompt, Text(_headline(row), style="dim"), Text(), _Grid(shown), Text(), legend)
     panel = Panel(body, padding=(0, 1), border_style="dim")
     return Group(panel, calls_listing(row)) if listing else panel
+
+
+def print_trajectory(row: dict[str, Any], console: Console, *, graded: bool = True) -> None:
+    """Print one decoding outside of a run; ``graded=False`` says nothing of reward and correctness."""
+    hidden = {"step"} if graded else {"step", "reward", "correct"}
+    console.print(trajectory_text({key: value for key, value in row.items() if key not in hidden}))
 
 
 def calls_listing(row: dict[str, Any]) -> RenderableType:
@@ -298,7 +302,7 @@ def _headline(row: dict[str, Any]) -> str:
     if isinstance(row.get("reward"), int | float):
         parts.append(f"reward {row['reward']:.2f}")
     if isinstance(row.get("temperature"), int | float):
-        parts.append(f"temperature {row['temperature']:g}")
+        parts.append(f"T={row['temperature']:g}")
     return " | ".join(part for part in parts if part)
 
 
@@ -348,8 +352,8 @@ class _Grid:
     cells: Sequence[Cell]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
-        sizes = [cell.width + 1 for cell in self.cells]
-        for line in _wrap(self.cells, sizes, options.max_width + 1):
+        sizes = [float(cell.width + 1) for cell in self.cells]
+        for line in _wrap(self.cells, sizes, options.max_width + 1.0):
             top, bottom = Text(), Text()
             for cell in line:
                 width = min(cell.width, options.max_width)

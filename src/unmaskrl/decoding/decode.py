@@ -244,7 +244,8 @@ def _reveal(
     state.exit_step[rows] = torch.where(plan.exits, state.nfe[rows], state.exit_step[rows])
     state.ids[r, c] = tokens
     state.decoded_step[r, c] = state.nfe[r]
-    state.behavior_logps[r, c] = logps.float()
+    state.behavior_logps = state.behavior_logps.to(logps.dtype)  # fp64 stays fp64; otherwise it is fp32 already
+    state.behavior_logps[r, c] = logps
 
 
 def _score_positions(

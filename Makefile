@@ -1,0 +1,41 @@
+# make demo: set up and run the main job.   make test: lint, types, the whole CPU suite.
+PYTHON ?= python3.11
+VENV := .venv
+STAMP := $(VENV)/.installed
+DEMO := sudoku-mini
+SEED := 0
+
+.PHONY: demo test check lint types unit integration bench clean
+
+demo: $(STAMP)
+	$(VENV)/bin/unmaskrl train $(DEMO) train.seed=$(SEED) --force
+
+test: lint types unit integration
+
+check: lint types unit
+
+lint: $(STAMP)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/codespell src tests docs README.md CHANGELOG.md dev
+
+types: $(STAMP)
+	$(VENV)/bin/pyright
+
+unit: $(STAMP)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest tests/unit tests/contract tests/repo -n 2
+
+integration: $(STAMP)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest tests/integration -n 2
+
+bench: $(STAMP)
+	$(VENV)/bin/unmaskrl bench --json benchmarks/cpu.json
+
+clean:
+	rm -rf $(VENV) runs build
+
+# torch is named with its exact version: a looser range can pull gigabytes of GPU packages onto a laptop
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet -c constraints.txt torch==2.13.0 -e ".[dev]"
+	touch $(STAMP)

@@ -1,0 +1,177 @@
+"""Every test: shapes checked (jaxtyping + beartype), one thread, torch's global generator untouched. And what tests share."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import jaxtyping
+import pytest
+import torch
+from beartype import beartype
+from beartype.roar import BeartypeDecorHintPep3119Exception
+from torch import Tensor
+
+
+def checked(function):
+    """beartype, but for what it cannot check: ``tasks/`` (no tensors, a recursive alias) and hints that name ``Task``."""
+    if function.__module__.startswith("unmaskrl.tasks"):
+        return function
+    try:
+        return beartype(function)
+    except BeartypeDecorHintPep3119Exception as error:
+        if "unmaskrl.tasks.base.Task" not in str(error):
+            raise
+        return function
+
+
+if "unmaskrl" in sys.modules:
+    raise RuntimeError("unmaskrl was imported before tests/conftest.py: its shapes would go unchecked")
+jaxtyping.install_import_hook("unmaskrl", f"{__name__}.checked")
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def global_generator_untouched() -> Iterator[None]:
+    """Fail a test in which anything read or seeded torch's global generator."""
+    before = torch.get_rng_state()
+    yield
+    assert torch.equal(before, torch.get_rng_state()), "torch's global generator was used or seeded"
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    """A generator of the test's own."""
+    return torch.Generator().manual_seed(seed)
+
+
+def chi_square_p(counts: Tensor, probs: Tensor, min_expected: float = 5.0) -> float:
+    """p-value of observed counts under ``probs``; cells with few expected counts are pooled, impossible ones must be 0."""
+    counts, probs = counts.double().flatten(), probs.double().flatten()
+    assert float(probs.sum()) == pytest.approx(1.0, abs=1e-6)
+    expected = probs * counts.sum()
+    if bool((counts[expected < 1e-9] > 0).any()):
+        return 0.0
+    small = expected < min_expected
+    observed = torch.cat([counts[~small], counts[small].sum()[None]])
+    expected = torch.cat([expected[~small], expected[small].sum()[None]])
+    keep = expected > 1e-9
+    statistic = ((observed - expected)[keep] ** 2 / expected[keep]).sum()
+    freedom = int(keep.sum()) - 1
+    assert freedom >= 1, "one cell: nothing is tested"
+    return float(torch.special.gammaincc(torch.tensor(freedom / 2, dtype=torch.float64), statistic / 2))
+
+
+class HashDenoiser:
+    """Logits that are a fixed random function of the completion's ids and the position; counts the rows it is called on.
+
+    Cheap at any length. ``eos_bias`` and ``mask_bias`` are added to the logits of EOS and of the mask token.
+    """
+
+    def __init__(self, *, num_tokens: int = 7, length: int, eos_bias: float = 0.0, mask_bias: float = 0.0) -> None:
+        self.length, self.vocab_size = length, num_tokens + 3
+        self.mask_id, self.eos_id, self.pad_id = num_tokens, num_tokens + 1, num_tokens + 2
+        self.table = torch.randn(997, length, self.vocab_size, generator=seeded(5), dtype=torch.float64)
+        self.table[..., self.eos_id] += eos_bias
+        self.table[..., self.mask_id] += mask_bias
+        self.table[..., self.pad_id] = -1e9
+        self.key = torch.randint(1, 10**6, (length,), generator=seeded(6))
+        self.rows: list[int] = []
+
+    def hidden(self, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        self.rows.append(len(ids))
+        bucket = ((ids[:, -self.length :] + 1) * self.key).sum(-1) % len(self.table)
+        prompt = torch.zeros(len(ids), ids.shape[1] - self.length, self.vocab_size, dtype=torch.float64)
+        return torch.cat([prompt, self.table[bucket]], 1)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        return hidden
+
+    def logits(self, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        return self.hidden(ids, attention_mask)
+
+
+class RecordingHead:
+    """A Denoiser that passes everything on and remembers the largest block of logits that was computed."""
+
+    def __init__(self, denoiser) -> None:
+        self.inner, self.largest, self.calls = denoiser, 0, 0
+        self.mask_id, self.eos_id, self.pad_id = denoiser.mask_id, denoiser.eos_id, denoiser.pad_id
+        self.vocab_size = denoiser.vocab_size
+
+    def hidden(self, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        return self.inner.hidden(ids, attention_mask)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        logits = self.inner.head(hidden)
+        self.largest, self.calls = max(self.largest, logits.numel()), self.calls + 1
+        return logits
+
+    def logits(self, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        raise AssertionError("nothing in the library may ask for all logits")
+
+
+def tiny_llada(dtype: torch.dtype = torch.float64, seed: int = 3):
+    """A random LLaDA of 11 ordinary tokens (mask 11, EOS 12, pad 13); EOS is drawn now and then."""
+    from unmaskrl.denoiser import ModelDenoiser
+    from unmaskrl.models.llada import LLaDA, LLaDAConfig
+
+    config = LLaDAConfig(
+        d_model=16,
+        n_heads=4,
+        n_kv_heads=2,
+        n_layers=2,
+        mlp_hidden_size=24,
+        vocab_size=14,
+        embedding_size=16,
+        mask_token_id=11,
+        eos_token_id=12,
+        pad_token_id=13,
+    )
+    model = LLaDA(config).init_weights(seeded(seed), std=0.6)
+    return ModelDenoiser.from_model(model.to(dtype).eval())
+
+
+def finished_rollout(
+    ids: Sequence[Sequence[int]],
+    steps: Sequence[Sequence[int]],
+    *,
+    eos_id: int,
+    pad_id: int = 0,
+    prompt: int = 2,
+    left_pad: int = 0,
+    exit_step: Sequence[int] | None = None,
+    temperature: float = 1.0,
+    row_ids: Sequence[int] | None = None,
+):
+    """A hand-made Rollout: completions and their decoded_step (0 = anchor); prompts are token 0, pads ``pad_id``."""
+    from unmaskrl.types import Rollout, first_eos_mask
+
+    completion, step = torch.tensor(ids), torch.tensor(steps)
+    num_rows, gen_length = completion.shape
+    zeros = torch.zeros(num_rows, prompt, dtype=torch.int64)
+    pads = torch.full((num_rows, left_pad), pad_id)
+    full = torch.cat([pads, zeros, completion], 1)
+    prompt_mask = torch.zeros(full.shape, dtype=torch.bool)
+    prompt_mask[:, left_pad : left_pad + prompt] = True
+    attention = torch.ones_like(prompt_mask)
+    attention[:, :left_pad] = False
+    given = torch.zeros(num_rows, left_pad + prompt, dtype=torch.int64)
+    rows = torch.arange(num_rows) if row_ids is None else torch.tensor(row_ids)
+    return Rollout(
+        ids=full,
+        prompt_mask=prompt_mask,
+        completion_mask=first_eos_mask(full, gen_length, eos_id),
+        attention_mask=attention,
+        decoded_step=torch.cat([given, step], 1),
+        behavior_logps=torch.zeros(full.shape),
+        nfe=step.amax(-1),
+        exit_step=torch.zeros(num_rows, dtype=torch.int64) if exit_step is None else torch.tensor(exit_step),
+        row_ids=rows,
+        group_ids=torch.zeros(num_rows, dtype=torch.int64),
+        gen_length=gen_length,
+        temperature=temperature,
+        exact=True,
+    )

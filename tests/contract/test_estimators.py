@@ -1,0 +1,204 @@
+"""What every likelihood surrogate promises. A new one adds a line of keyword arguments to SETTINGS."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.conftest import finished_rollout, seeded, tiny_llada
+from unmaskrl.decoding import decode
+from unmaskrl.estimators import ESTIMATORS
+from unmaskrl.losses import token_clip
+from unmaskrl.priors import anchored_canvas
+from unmaskrl.scoring import backward_in_chunks, token_logps, view_logps
+from unmaskrl.types import Rollout, TrainBatch, Views, completion_columns
+
+SETTINGS = {
+    "elbo": [{}, {"num_mc": 1}, {"num_mc": 2, "stratified": False}, {"num_mc": 3, "hide_anchors": True}],
+    "mean_field": [{}, {"p_mask_prompt": 0.0}, {"hide_anchors": True}],
+}
+ALL = [(name, kwargs) for name, settings in SETTINGS.items() for kwargs in settings]
+EVERY = pytest.mark.parametrize(("name", "kwargs"), ALL, ids=str)
+DENOISER = tiny_llada()
+MASK, EOS = DENOISER.mask_id, DENOISER.eos_id
+
+
+def hand_made() -> Rollout:
+    """Left pads; free, anchored, ended early, ended with an anchor behind, nothing free, exit rows."""
+    return finished_rollout(
+        [
+            [1, 2, 3, 4],
+            [1, 2, 3, 4],
+            [1, EOS, EOS, EOS],
+            [1, EOS, 3, EOS],
+            [1, 2, 3, 4],
+            [1, 2, 3, 4],
+            [EOS] * 4,
+        ],
+        [[1, 2, 3, 4], [0, 1, 0, 2], [1, 2, 3, 3], [1, 2, 0, 3], [0, 0, 0, 0], [1, 2, 3, 3], [1, 2, 2, 2]],
+        eos_id=EOS,
+        pad_id=DENOISER.pad_id,
+        prompt=3,
+        left_pad=2,
+        exit_step=[0, 0, 0, 0, 0, 3, 0],
+    )
+
+
+def decoded() -> Rollout:
+    canvas = anchored_canvas([[1, 2, 3, 4], [5], [6, 7]] * 4, [{}, {0: 2, 3: 3}, {5: 1}] * 4, gen_length=6, denoiser=DENOISER)
+    options = {"block_length": 3, "steps": 6, "select": "entropy", "temperature": 1.0, "exit_at": 0.7}
+    return decode(DENOISER, canvas, generator=seeded(1), **options)
+
+
+ROLLOUTS = {"hand-made": hand_made, "decoded": decoded}
+ON_EACH = pytest.mark.parametrize("rollout", [make() for make in ROLLOUTS.values()], ids=list(ROLLOUTS))
+
+
+def test_every_estimator_is_in_this_battery() -> None:
+    assert set(SETTINGS) == set(ESTIMATORS)
+    ended = decoded()
+    assert ended.exit_mask.any() and (ended.completion_mask.sum(-1) < 6).any()  # the battery sees both
+
+
+def views_of(name: str, kwargs: dict, rollout: Rollout, seed: int = 0) -> Views:
+    return ESTIMATORS[name](**kwargs).make_views(rollout, MASK, seeded(seed))
+
+
+@EVERY
+@ON_EACH
+def test_views_only_mask_and_score_only_masked_action_tokens(name: str, kwargs: dict, rollout: Rollout) -> None:
+    for seed in range(5):
+        views = views_of(name, kwargs, rollout, seed)
+        edited = views.ids != rollout.ids[:, None]
+        assert (views.ids[edited] == MASK).all()
+        scored = views.weight != 0
+        assert scored.any()
+        assert (views.ids[scored] == MASK).all()
+        assert (rollout.action_mask[:, None] | ~scored).all()
+        assert (views.weight >= 0).all() and torch.isfinite(views.weight).all()
+        assert views.weight.dtype == torch.float32
+        # Never scored: prompt, pads, anchors, what lies behind the first EOS. Pads are not even hidden.
+        for never in (
+            rollout.prompt_mask,
+            ~rollout.attention_mask,
+            rollout.anchor_mask,
+            ~rollout.completion_mask,
+        ):
+            assert not (scored & never[:, None]).any()
+        assert not (edited & ~rollout.attention_mask[:, None]).any()
+
+
+@EVERY
+@ON_EACH
+def test_what_is_behind_the_first_eos_is_hidden_in_every_view(name: str, kwargs: dict, rollout: Rollout) -> None:
+    tail = completion_columns(rollout.ids, rollout.gen_length) & ~rollout.completion_mask
+    ids = views_of(name, kwargs, rollout).ids
+    assert tail.any()
+    assert (ids[tail[:, None].expand_as(ids)] == MASK).all()
+
+
+@EVERY
+@ON_EACH
+def test_anchors_are_hidden_only_on_request(name: str, kwargs: dict, rollout: Rollout) -> None:
+    given = (rollout.anchor_mask & rollout.completion_mask)[:, None]
+    hidden = torch.stack([((views_of(name, kwargs, rollout, s).ids == MASK) & given).any() for s in range(5)])
+    assert bool(hidden.any()) == kwargs.get("hide_anchors", False)
+
+
+@EVERY
+@ON_EACH
+def test_the_number_of_views_is_the_announced_cost(name: str, kwargs: dict, rollout: Rollout) -> None:
+    estimator = ESTIMATORS[name](**kwargs)
+    assert views_of(name, kwargs, rollout).ids.shape[1] == estimator.num_views(bool(rollout.exit_mask.any()))
+    plain = rollout.rows(torch.tensor([0]))
+    if not plain.exit_mask.any():
+        assert views_of(name, kwargs, plain).ids.shape[1] == estimator.num_views(False)
+
+
+@EVERY
+@ON_EACH
+def test_views_come_from_the_generator_alone(name: str, kwargs: dict, rollout: Rollout) -> None:
+    first, again, other = (views_of(name, kwargs, rollout, seed) for seed in (3, 3, 4))
+    assert torch.equal(first.ids, again.ids) and torch.equal(first.weight, again.weight)
+    if kwargs.get("p_mask_prompt", 1.0) > 0:
+        assert not torch.equal(first.ids, other.ids)
+    generator = seeded(3)
+    estimator = ESTIMATORS[name](**kwargs)
+    one, two = (estimator.make_views(rollout, MASK, generator) for _ in range(2))
+    assert torch.equal(one.ids, first.ids)
+    if kwargs.get("p_mask_prompt", 1.0) > 0:
+        assert not torch.equal(two.ids, one.ids)  # a generator moves on: inner updates get their own masks
+
+
+@EVERY
+@ON_EACH
+def test_views_of_a_row_do_not_depend_on_its_batch(name: str, kwargs: dict, rollout: Rollout) -> None:
+    whole = views_of(name, kwargs, rollout)
+    for rows in ([2], [1, 0], [5, 3, 1]):
+        part = views_of(name, kwargs, rollout.rows(torch.tensor(rows)))
+        num_views = part.ids.shape[1]  # a batch without exit tokens has no view for them
+        assert torch.equal(part.ids, whole.ids[rows, :num_views])
+        assert torch.equal(part.weight, whole.weight[rows, :num_views])
+        assert (whole.weight[rows, num_views:] == 0).all()
+
+
+def batch_for(rollout: Rollout, logps: Tensor) -> TrainBatch:
+    mask = rollout.action_mask
+    return TrainBatch(
+        action_mask=mask,
+        advantages=torch.linspace(-1, 1, len(mask), dtype=logps.dtype),
+        old_logps=logps.detach(),
+        ref_logps=logps.detach(),
+        num_actions=float(mask.sum()),
+        num_rows=float(mask.any(-1).sum()),
+    )
+
+
+@EVERY
+@ON_EACH
+def test_ratios_are_exactly_1_at_unchanged_weights(name: str, kwargs: dict, rollout: Rollout) -> None:
+    estimator, views = ESTIMATORS[name](**kwargs), views_of(name, kwargs, rollout)
+    logps = token_logps(DENOISER, rollout, estimator, views)
+    assert (logps.detach() <= 0).all() and torch.isfinite(logps).all()
+    assert (logps[~rollout.action_mask] == 0).all()
+    out = token_clip()(logps, batch_for(rollout, token_logps(DENOISER, rollout, estimator, views)))
+    assert out.metrics["ratio/max_dev"] == 0
+    assert float(out.metrics["ratio/mean"]) == pytest.approx(1.0)
+    assert out.metrics["kl/ref"] == out.metrics["kl/old"] == out.metrics["ratio/clip_frac"] == 0
+
+
+@EVERY
+@pytest.mark.parametrize("max_canvases", [1, 3])
+def test_the_chunked_gradient_is_the_full_one(name: str, kwargs: dict, max_canvases: int) -> None:
+    rollout, estimator = hand_made(), ESTIMATORS[name](**kwargs)
+    views = views_of(name, kwargs, rollout)
+    batch = batch_for(rollout, token_logps(DENOISER, rollout, estimator, views) + 0.05)
+
+    def gradient(limit: int) -> list[Tensor]:
+        backward_in_chunks(DENOISER, rollout, estimator, views, lambda x: token_clip()(x, batch), max_canvases=limit)
+        grads = [p.grad.clone() for p in DENOISER.model.parameters()]
+        DENOISER.model.zero_grad()
+        return grads
+
+    full, chunked = gradient(10**6), gradient(max_canvases)
+    assert max(float(g.abs().max()) for g in full) > 1e-3
+    assert all(torch.allclose(c, f, atol=1e-10) for c, f in zip(chunked, full, strict=True))
+
+
+@EVERY
+def test_rows_without_actions_are_finite_and_silent(name: str, kwargs: dict) -> None:
+    rollout = hand_made().rows(torch.tensor([4, 4]))
+    assert not rollout.action_mask.any()
+    estimator, views = ESTIMATORS[name](**kwargs), views_of(name, kwargs, rollout)
+    assert (views.weight == 0).all()
+    assert (token_logps(DENOISER, rollout, estimator, views) == 0).all()
+
+
+@EVERY
+@ON_EACH
+def test_reduce_uses_only_what_views_score(name: str, kwargs: dict, rollout: Rollout) -> None:
+    estimator, views = ESTIMATORS[name](**kwargs), views_of(name, kwargs, rollout)
+    logps = view_logps(DENOISER, rollout, views).detach()
+    spoiled = torch.where(views.weight != 0, logps, 123.0)
+    assert torch.equal(estimator.reduce(spoiled, views), estimator.reduce(logps, views))

@@ -1,0 +1,57 @@
+"""Group advantages against hand-worked numbers; rows of a group apart, groups of one, groups without spread."""
+
+from __future__ import annotations
+
+import statistics
+
+import pytest
+import torch
+
+from tests.conftest import seeded
+from unmaskrl.advantages import ADVANTAGES, group_mean, group_mean_std, groups_with_spread
+
+REWARDS = torch.tensor([1.0, 0.0, 5.0, 3.0, 0.0, 2.0])
+GROUPS = torch.tensor([40, 7, 40, 40, 7, 9])  # not adjacent, not sorted, not contiguous; 9 is alone
+
+
+def test_group_mean_by_hand() -> None:
+    assert group_mean(REWARDS, GROUPS).tolist() == [-2.0, 0.0, 2.0, 0.0, 0.0, 0.0]
+
+
+def test_group_mean_std_by_hand() -> None:
+    # Group 40: rewards 1, 5, 3; mean 3, std with n - 1 is 2. Group 7 has no spread, group 9 one row.
+    expected = [-2 / 2.0001, 0.0, 2 / 2.0001, 0.0, 0.0, 0.0]
+    assert group_mean_std(REWARDS, GROUPS).tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_groups_with_spread_by_hand() -> None:
+    assert groups_with_spread(REWARDS, GROUPS).tolist() == [True, False, True, True, False, False]
+    assert groups_with_spread(torch.zeros(0), torch.zeros(0, dtype=torch.int64)).shape == (0,)
+
+
+@pytest.mark.parametrize("name", sorted(ADVANTAGES))
+def test_against_the_statistics_module_on_random_groups(name: str) -> None:
+    generator = seeded(3)
+    rewards = torch.rand(40, generator=generator, dtype=torch.float64)
+    groups = torch.randint(0, 7, (40,), generator=generator) * 1000 - 3000
+    got = ADVANTAGES[name](rewards, groups)
+    for i, (reward, group) in enumerate(zip(rewards.tolist(), groups.tolist(), strict=True)):
+        members = [r for r, g in zip(rewards.tolist(), groups.tolist(), strict=True) if g == group]
+        scale = 1.0 if name == "group_mean" else (statistics.stdev(members) if len(members) > 1 else 0.0) + 1e-4
+        assert float(got[i]) == pytest.approx((reward - statistics.mean(members)) / scale, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", sorted(ADVANTAGES))
+@pytest.mark.parametrize("value", [1.1, 0.1, 0.3, 1 / 3, 1e6 + 0.1])
+@pytest.mark.parametrize("size", [1, 3, 6, 7, 12])
+def test_a_group_without_spread_gets_exactly_zero(name: str, value: float, size: int) -> None:
+    # A rounding error in the mean would be divided by 1e-4: AdamW would then step on pure noise.
+    rewards = torch.full((size,), value, dtype=torch.float32)
+    assert ADVANTAGES[name](rewards, torch.zeros(size, dtype=torch.int64)).tolist() == [0.0] * size
+
+
+@pytest.mark.parametrize("name", sorted(ADVANTAGES))
+def test_order_of_rows_and_names_of_groups_do_not_matter(name: str) -> None:
+    order = torch.tensor([3, 5, 0, 4, 2, 1])
+    shuffled = ADVANTAGES[name](REWARDS[order], GROUPS[order] * -5)
+    assert torch.equal(shuffled, ADVANTAGES[name](REWARDS, GROUPS)[order])

@@ -1,0 +1,150 @@
+"""Policy losses against hand-worked numbers; clipping on both sides, k3, empty masks, micro-batches."""
+
+from __future__ import annotations
+
+from math import exp, log
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.conftest import seeded
+from unmaskrl.losses import LOSSES, sequence_clip, token_clip
+from unmaskrl.types import TrainBatch
+
+
+def batch(mask, advantages, old, ref=None, num_actions=None, num_rows=None) -> TrainBatch:
+    mask = torch.tensor(mask, dtype=torch.bool)
+    return TrainBatch(
+        action_mask=mask,
+        advantages=torch.tensor(advantages, dtype=torch.float64),
+        old_logps=torch.tensor(old, dtype=torch.float64),
+        ref_logps=None if ref is None else torch.tensor(ref, dtype=torch.float64),
+        num_actions=float(mask.sum()) if num_actions is None else num_actions,
+        num_rows=float(mask.any(-1).sum()) if num_rows is None else num_rows,
+    )
+
+
+def at_ratios(ratios, old=0.0) -> Tensor:
+    return (torch.tensor(ratios, dtype=torch.float64).log() + old).requires_grad_()
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "gain", "slope", "clipped"),
+    [
+        (1.0, 2.0, 2.0, 2.0, False),
+        (1.1, 2.0, 2.2, 2.2, False),
+        (1.5, 2.0, 2.4, 0.0, True),  # high side: A > 0 is clipped at 1.2 A
+        (0.5, 2.0, 1.0, 1.0, False),  # min() lets a worse ratio through
+        (0.5, -2.0, -1.4, 0.0, True),  # low side: A < 0 is clipped at 0.7 A
+        (1.5, -2.0, -3.0, -3.0, False),
+        (1.0, 0.0, 0.0, 0.0, False),
+    ],
+)
+def test_clipping_of_one_token(ratio: float, advantage: float, gain: float, slope: float, clipped: bool) -> None:
+    for factory in (token_clip, sequence_clip):
+        logps = at_ratios([[ratio]])
+        out = factory(clip_low=0.3, clip_high=0.2, kl_coef=0.0)(logps, batch([[1]], [advantage], [[0.0]]))
+        out.loss.backward()
+        assert out.loss.item() == pytest.approx(-gain, abs=1e-12)
+        assert float(logps.grad) == pytest.approx(-slope, abs=1e-12)  # d w / d l = w
+        assert float(out.metrics["ratio/clip_frac"]) == float(clipped)
+        assert float(out.metrics["ratio/mean"]) == pytest.approx(ratio)
+        assert float(out.metrics["ratio/max_dev"]) == pytest.approx(abs(ratio - 1))
+        assert float(out.metrics["kl/old"]) == pytest.approx(1 / ratio - 1 + log(ratio), abs=1e-12)
+
+
+def test_token_clip_by_hand() -> None:
+    # Row 0: A = 1, ratios 1.5 (clipped to 1.2) and 0.9; row 1: A = -2, ratio 1.1; the fourth cell is no action.
+    logps = at_ratios([[1.5, 0.9], [1.1, 7.0]], old=-1.0)
+    data = batch([[1, 1], [1, 0]], [1.0, -2.0], [[-1.0, -1.0], [-1.0, -1.0]])
+    out = token_clip(kl_coef=0.0)(logps, data)
+    assert out.loss.item() == pytest.approx(-(1.2 + 0.9 - 2.2) / 3, abs=1e-12)
+    out.loss.backward()
+    assert logps.grad.tolist() == [[0.0, pytest.approx(-0.3)], [pytest.approx(2.2 / 3), 0.0]]
+    assert float(out.metrics["ratio/mean"]) == pytest.approx((1.5 + 0.9 + 1.1) / 3)
+    assert float(out.metrics["ratio/clip_frac"]) == pytest.approx(1 / 3)
+    assert float(out.metrics["ratio/max_dev"]) == pytest.approx(0.5)
+
+
+def test_sequence_clip_by_hand() -> None:
+    # Row 0: geometric mean of 2 and 0.5 is 1; row 1: mean of (4, 1, 1) is 4^(1/3) = 1.587, clipped at 1.2; row 2: no action.
+    logps = at_ratios([[2.0, 0.5, 9.0], [4.0, 1.0, 1.0], [3.0, 3.0, 3.0]], old=-2.0)
+    data = batch([[1, 1, 0], [1, 1, 1], [0, 0, 0]], [3.0, 1.0, 5.0], [[-2.0] * 3] * 3)
+    assert data.num_rows == 2
+    out = sequence_clip(kl_coef=0.0)(logps, data)
+    assert out.loss.item() == pytest.approx(-(3.0 + 1.2) / 2, abs=1e-12)
+    out.loss.backward()
+    assert logps.grad.tolist() == [[pytest.approx(-0.75), pytest.approx(-0.75), 0.0], [0.0] * 3, [0.0] * 3]
+    assert float(out.metrics["ratio/mean"]) == pytest.approx((1 + 4 ** (1 / 3)) / 2)
+    assert float(out.metrics["ratio/clip_frac"]) == 0.5
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_k3_by_hand(name: str) -> None:
+    # d = ref - new = 0.5 and -1 at the two actions of 2 rows; k3 = e^d - d - 1; token mean in both losses.
+    logps = torch.tensor([[-1.0, -9.0], [-1.0, -9.0]], dtype=torch.float64, requires_grad=True)
+    data = batch([[1, 0], [1, 0]], [0.0, 0.0], [[-1.0, 0.0], [-1.0, 0.0]], ref=[[-0.5, 0.0], [-2.0, 0.0]])
+    out = LOSSES[name](kl_coef=0.5)(logps, data)
+    k3 = (exp(0.5) - 1.5 + exp(-1.0) + 1.0 - 1.0) / 2
+    assert out.loss.item() == pytest.approx(0.5 * k3, abs=1e-12)
+    assert float(out.metrics["kl/ref"]) == pytest.approx(k3, abs=1e-12)
+    out.loss.backward()
+    assert logps.grad[:, 0].tolist() == pytest.approx([0.25 * (1 - exp(0.5)), 0.25 * (1 - exp(-1.0))], abs=1e-12)
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_log_ratios_are_clamped_before_exp(name: str) -> None:
+    logps = torch.tensor([[800.0], [-800.0]], dtype=torch.float32, requires_grad=True)
+    data = batch([[1], [1]], [-1.0, 1.0], [[0.0], [0.0]], ref=[[0.0], [0.0]])
+    out = LOSSES[name]()(logps, data)
+    out.loss.backward()
+    assert torch.isfinite(out.loss) and torch.isfinite(logps.grad).all()
+    assert all(torch.isfinite(v) for v in out.metrics.values())
+    # Plain GRPO terms: -A w is e^20 for the first row (min() does not clip A < 0 from above), 0 for the second.
+    k3 = (exp(-20) + 20 - 1 + exp(20) - 20 - 1) / 2
+    assert out.loss.item() == pytest.approx((exp(20) - exp(-20)) / 2 + 0.04 * k3, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_published_defaults(name: str) -> None:
+    logps, data = at_ratios([[1.5]]), batch([[1]], [1.0], [[0.0]], ref=[[log(3.0)]])
+    out = LOSSES[name]()(logps, data)
+    assert out.loss.item() == pytest.approx(-1.2 + 0.04 * (2 - log(2) - 1), abs=1e-12)
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_micro_batches_add_up_to_the_whole(name: str) -> None:
+    generator = seeded(5)
+    shape = (7, 5)
+    mask = torch.rand(shape, generator=generator) < 0.5
+    mask[3] = False
+    data = TrainBatch(
+        action_mask=mask,
+        advantages=torch.randn(7, generator=generator, dtype=torch.float64),
+        old_logps=torch.randn(shape, generator=generator, dtype=torch.float64) * 0.3,
+        ref_logps=torch.randn(shape, generator=generator, dtype=torch.float64) * 0.3,
+        num_actions=float(mask.sum()),
+        num_rows=6.0,
+    )
+    logps = (torch.randn(shape, generator=generator, dtype=torch.float64) * 0.3).requires_grad_()
+    loss = LOSSES[name](kl_coef=0.1)
+    whole = loss(logps, data)
+    whole.loss.backward()
+    expected, logps.grad = logps.grad, None
+    parts = []
+    for rows in (torch.tensor([6, 0]), torch.tensor([3]), torch.tensor([1, 2, 4, 5])):
+        parts.append(loss(logps[rows], data.rows(rows)))
+        parts[-1].loss.backward()
+    assert torch.allclose(logps.grad, expected, atol=1e-14)
+    assert sum(p.loss.item() for p in parts) == pytest.approx(whole.loss.item(), abs=1e-12)
+    for key, value in whole.metrics.items():
+        combine = max if key.endswith("max_dev") else sum
+        assert combine(float(p.metrics[key]) for p in parts) == pytest.approx(float(value), abs=1e-6), key
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+@pytest.mark.parametrize("kwargs", [{"clip_low": -0.1}, {"clip_low": 1.0}, {"clip_high": -0.1}, {"kl_coef": -1.0}])
+def test_bad_settings_are_refused(name: str, kwargs: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=r"need 0 <= clip_low < 1|kl_coef must be >= 0"):
+        LOSSES[name](**kwargs)
