@@ -67,7 +67,9 @@ def run_arm(arm: str, seed: int, minutes: float, runs: Path) -> dict[str, Any]:
     task = json.loads((folder / "model" / "decode.json").read_text()).popitem()[0]
     sampled = folder / "pass.json"
     extra = ["eval", str(folder / "model-raw"), "--task", task, "--samples", "4", "--temperature", "1", "--size", "256"]
-    subprocess.run([*executable, *extra, "--threads", "1", "--json", str(sampled)], check=True, env=ENV, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [*executable, *extra, "--threads", "1", "--json", str(sampled)], check=True, env=ENV, stdout=subprocess.DEVNULL
+    )
     after = summary["after"]
     return {
         "command": " ".join(command),
@@ -97,10 +99,15 @@ def tables(results: dict[str, Any]) -> str:
         text += f"\n### {task}\n\n| arm | seeds | before | raw | EMA | pass@4 | calls per answer | steps | calls spent |"
         text += f" at {limit / 1000:.0f}k calls |\n|---|---|---|---|---|---|---|---|---|---|\n"
         for arm, runs in sorted(own.items()):
-            at_calls = [max((p for p in r["curve"] if p["calls"] <= limit), key=lambda p: p["calls"], default=None) for r in runs]
+            at_calls = [
+                max((p for p in r["curve"] if p["calls"] <= limit), key=lambda p: p["calls"], default=None) for r in runs
+            ]
             cells = [spread([r[k] for r in runs]) for k in ("before", "raw", "ema", "pass@4")]
             cells += [f"{statistics.mean(r['nfe'] for r in runs):.1f}", f"{statistics.mean(r['steps'] for r in runs):.0f}"]
-            cells += [f"{statistics.mean(r['calls'] for r in runs) / 1000:.0f}k", spread([p["accuracy"] for p in at_calls if p])]
+            cells += [
+                f"{statistics.mean(r['calls'] for r in runs) / 1000:.0f}k",
+                spread([p["accuracy"] for p in at_calls if p]),
+            ]
             text += f"| {arm} | {len(runs)} | " + " | ".join(cells) + " |\n"
     return text
 

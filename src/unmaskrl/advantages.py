@@ -25,14 +25,14 @@ def groups_with_spread(rewards: Float[Tensor, " B"], group_ids: Int[Tensor, " B"
     """True at rows whose group has at least two different rewards: the others have advantage 0."""
     _, inverse = torch.unique(group_ids, return_inverse=True)
     size = int(inverse.max()) + 1 if len(rewards) else 0
-    high = torch.full((size,), float("-inf"), dtype=rewards.dtype).scatter_reduce(0, inverse, rewards, "amax")
-    low = torch.full((size,), float("inf"), dtype=rewards.dtype).scatter_reduce(0, inverse, rewards, "amin")
+    high = rewards.new_full((size,), float("-inf")).scatter_reduce(0, inverse, rewards, "amax")
+    low = rewards.new_full((size,), float("inf")).scatter_reduce(0, inverse, rewards, "amin")
     return (high > low)[inverse]
 
 
 def _group_stats(rewards: Tensor, group_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     _, index, count = torch.unique(group_ids, return_inverse=True, return_counts=True)
-    zeros = torch.zeros(len(count), dtype=rewards.dtype)
+    zeros = rewards.new_zeros(len(count))
     mean = zeros.scatter_add(0, index, rewards) / count
     square = zeros.scatter_add(0, index, (rewards - mean[index]) ** 2)
     return mean, (square / (count - 1).clamp(min=1)).sqrt(), index

@@ -13,7 +13,7 @@ EPILOG = "Shipped recipes: see `unmaskrl recipes`. Settings are changed as secti
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; 0 if it worked, 2 for bad input, 130 if interrupted."""
-    args = parser().parse_args(argv)
+    args = parse(argv)
     try:
         return args.run(args) or 0
     except (ValueError, OSError) as error:
@@ -22,6 +22,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("unmaskrl: interrupted; a run can be continued with --resume\n")
         return 130
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Arguments of a command; settings (section.key=value) may stand anywhere after it."""
+    top = parser()
+    args, rest = top.parse_known_args(argv)
+    stray = [word for word in rest if word.startswith("-") or "=" not in word or not hasattr(args, "overrides")]
+    if stray:
+        top.error(f"unrecognized arguments: {' '.join(stray)}")
+    if rest:  # argparse takes positional words in one place only
+        args.overrides = [*args.overrides, *rest]
+    return args
 
 
 def parser() -> argparse.ArgumentParser:

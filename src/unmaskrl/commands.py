@@ -158,7 +158,8 @@ def check_command(args: argparse.Namespace) -> int:
     table.add_row("reference policy", f"{cost.ref}")
     table.add_row("current policy, forward and backward", f"{cost.new}")
     table.add_row("in forward passes (backward = 2)", f"{cost.forwards}")
-    table.add_row("largest block of logits", f"{cost.logits_bytes / 2**20:.1f} MiB (full: {cost.full_logits_bytes / 2**20:.1f} MiB)")
+    block, full = cost.logits_bytes / 2**20, cost.full_logits_bytes / 2**20
+    table.add_row("largest block of logits", f"{block:.1f} MiB (full: {full:.1f} MiB)")
     console.print(table)
     for note in warnings_for(recipe):
         console.print(f"warning: {note}", style="yellow", highlight=False)
@@ -232,5 +233,3 @@ def _sample_anchors(
     scores = random_scores(len(ids), seed=named_seed(args.seed, "anchors"), row_id=args.index)
     never = (denoiser.eos_id, denoiser.pad_id, denoiser.mask_id)
     return choose_anchors(ids, scores, keep=args.keep, gen_length=settings.gen_length, never=never)
-
-

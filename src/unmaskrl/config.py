@@ -17,7 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .advantages import ADVANTAGES
-from .decoding import RULES, check_decode
+from .decoding import check_decode
 from .estimators import ESTIMATORS
 from .losses import LOSSES
 from .priors import SELECTIONS
@@ -37,10 +37,10 @@ class Section(BaseModel):
 class ModelConfig(Section):
     """Which checkpoint, in which precision."""
 
-    path: str = Field("mini", description="folder of a checkpoint, or the name of a shipped one (mini, zero)")
+    path: str = Field(default="mini", description="folder of a checkpoint, or the name of a shipped one (mini, zero)")
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     rollout_dtype: Literal["float32", "bfloat16"] | None = Field(
-        None, description="precision of rollouts; if it differs from dtype, scoring is not sampling (the gap is logged)"
+        default=None, description="precision of rollouts; if it differs from dtype, scoring is not sampling (the gap is logged)"
     )
 
 
@@ -49,68 +49,78 @@ class PriorConfig(Section):
 
     name: Literal["none", "anchors"] = "none"
     select: Literal["random", "protect_answer", "most_predictable", "protect_answer+most_predictable"] = "protect_answer"
-    keep: float = Field(0.1, ge=0, le=1, description="fraction of the reference answer that is fixed")
-    keep_end: float | None = Field(None, ge=0, le=1, description="anneal keep linearly to this value; None: constant")
+    keep: float = Field(default=0.1, ge=0, le=1, description="fraction of the reference answer that is fixed")
+    keep_end: float | None = Field(default=None, ge=0, le=1, description="anneal keep linearly to this value; None: constant")
     adapt_to: float | None = Field(
-        None, gt=0, lt=1, description="instead of keep_end: move keep so that this share of anchored rollouts succeeds"
+        default=None, gt=0, lt=1, description="instead of keep_end: move keep so that this share of anchored rollouts succeeds"
     )
-    anneal_until: float = Field(0.9, gt=0, le=1, description="share of the run at which keep_end is reached")
-    share: float = Field(1.0, ge=0, le=1, description="share of each group's rollouts that is anchored")
+    anneal_until: float = Field(default=0.9, gt=0, le=1, description="share of the run at which keep_end is reached")
+    share: float = Field(default=1.0, ge=0, le=1, description="share of each group's rollouts that is anchored")
     hide_in_views: bool = Field(
-        False, description="may anchors be hidden in the likelihood's masks (never in the loss)? False is STP as published"
+        default=False,
+        description="may anchors be hidden in the likelihood's masks (never in the loss)? False is STP as published",
     )
-    source: str = Field("reference", description="'reference' (the task's own solutions) or a file of `unmaskrl prior`")
+    source: str = Field(default="reference", description="'reference' (the task's own solutions) or a file of `unmaskrl prior`")
 
 
 class DecodeConfig(Section):
     """One decode configuration, shared by training, evaluation and `sample`."""
 
-    gen_length: int = Field(64, ge=1)
-    block_length: int = Field(16, ge=1)
-    steps: int = Field(64, ge=1, description="denoiser calls for a fully open completion")
+    gen_length: int = Field(default=64, ge=1)
+    block_length: int = Field(default=16, ge=1)
+    steps: int = Field(default=64, ge=1, description="denoiser calls for a fully open completion")
     select: str = "confidence"
-    temperature: float = Field(1.0, ge=0, description="of rollouts; evaluation is greedy unless eval.temperature says else")
-    exit_at: float | None = Field(None, ge=0, le=1, description="temporal pruning: share of open tokens decided before the exit")
+    temperature: float = Field(
+        default=1.0, ge=0, description="of rollouts; evaluation is greedy unless eval.temperature says else"
+    )
+    exit_at: float | None = Field(
+        default=None, ge=0, le=1, description="temporal pruning: share of tokens decided before the exit"
+    )
 
 
 class TrainConfig(Section):
     """The loop."""
 
-    steps: int = Field(100, ge=1, description="rollout batches; each gives num_iterations updates")
-    minutes: float | None = Field(None, gt=0, description="stop after this wall time even if steps are left")
-    prompts_per_step: int = Field(16, ge=1)
-    group_size: int = Field(8, ge=2)
-    num_iterations: int = Field(4, ge=1, description="inner updates per rollout batch, each with its own masks")
-    num_prompts: int | None = Field(None, ge=1, description="use only the first so many training problems")
-    lr: float = Field(1e-4, gt=0)
-    warmup: int = Field(8, ge=0, description="updates of linear warm-up")
+    steps: int = Field(default=100, ge=1, description="rollout batches; each gives num_iterations updates")
+    minutes: float | None = Field(default=None, gt=0, description="stop after this wall time even if steps are left")
+    prompts_per_step: int = Field(default=16, ge=1)
+    group_size: int = Field(default=8, ge=2)
+    num_iterations: int = Field(default=4, ge=1, description="inner updates per rollout batch, each with its own masks")
+    num_prompts: int | None = Field(default=None, ge=1, description="use only the first so many training problems")
+    lr: float = Field(default=1e-4, gt=0)
+    warmup: int = Field(default=8, ge=0, description="updates of linear warm-up")
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     betas: tuple[float, float] = (0.9, 0.99)
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
-    ema: float = Field(0.9, ge=0, lt=1, description="decay of the weight average, per update")
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    ema: float = Field(default=0.9, ge=0, lt=1, description="decay of the weight average, per update")
     skip_flat_groups: bool = Field(
-        True, description="leave out groups without reward spread (exact if kl_coef is 0, else it drops their KL term too)"
+        default=True,
+        description="leave out groups without reward spread (exact if kl_coef is 0, else it drops their KL term too)",
     )
-    shuffle_advantages: bool = Field(False, description="control: permute advantages within each group")
-    reward_functions: tuple[str, ...] = Field((), description="extra rewards, 'package.module:function', TRL's contract")
-    max_canvases: int = Field(4096, ge=1, description="canvases whose activations are alive at once in an update")
+    shuffle_advantages: bool = Field(default=False, description="control: permute advantages within each group")
+    reward_functions: tuple[str, ...] = Field(
+        default=(), description="extra rewards, 'package.module:function', TRL's contract"
+    )
+    max_canvases: int = Field(default=4096, ge=1, description="canvases whose activations are alive at once in an update")
     seed: int = 0
-    threads: int = Field(0, ge=0, description="CPU threads; 0 measures 1 against all cores at start and takes the faster")
-    save_every: int = Field(40, ge=1, description="updates between checkpoints")
-    keep_checkpoints: int = Field(2, ge=1)
+    threads: int = Field(
+        default=0, ge=0, description="CPU threads; 0 measures 1 against all cores at start and takes the faster"
+    )
+    save_every: int = Field(default=40, ge=1, description="updates between checkpoints")
+    keep_checkpoints: int = Field(default=2, ge=1)
     log_with: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
-    out: str = Field("runs/{recipe}-s{seed}", description="run folder")
+    out: str = Field(default="runs/{recipe}-s{seed}", description="run folder")
 
 
 class EvalConfig(Section):
     """Held-out evaluation; never anchored."""
 
-    every: int = Field(25, ge=1, description="steps between evaluations on the validation set")
-    size: int = Field(512, ge=1, description="test problems before and after")
-    size_during: int = Field(128, ge=1, description="validation problems during training")
-    temperature: float = Field(0.0, ge=0)
-    batch_size: int = Field(256, ge=1)
+    every: int = Field(default=25, ge=1, description="steps between evaluations on the validation set")
+    size: int = Field(default=512, ge=1, description="test problems before and after")
+    size_during: int = Field(default=128, ge=1, description="validation problems during training")
+    temperature: float = Field(default=0.0, ge=0)
+    batch_size: int = Field(default=256, ge=1)
 
 
 class Recipe(Section):
@@ -133,10 +143,10 @@ class SFTMixture(Section):
 
     task: Component
     gen_length: int = Field(..., ge=1)
-    batch_size: int = Field(64, ge=1)
-    lazy_share: float = Field(0.0, ge=0, le=1, description="share of demonstrations by the lazy policy")
-    lazy_from: float = Field(0.0, ge=0, le=1, description="share of the run after which lazy ones are mixed in")
-    num_examples: int = Field(20_000, ge=1)
+    batch_size: int = Field(default=64, ge=1)
+    lazy_share: float = Field(default=0.0, ge=0, le=1, description="share of demonstrations by the lazy policy")
+    lazy_from: float = Field(default=0.0, ge=0, le=1, description="share of the run after which lazy ones are mixed in")
+    num_examples: int = Field(default=20_000, ge=1)
 
 
 class SFTModel(Section):
@@ -152,18 +162,17 @@ class SFTModel(Section):
 class SFTTrain(Section):
     """The supervised loop."""
 
-    steps: int = Field(1000, ge=1)
-    lr: float = Field(2e-3, gt=0)
-    warmup: int = Field(50, ge=0)
+    steps: int = Field(default=1000, ge=1)
+    lr: float = Field(default=2e-3, gt=0)
+    warmup: int = Field(default=50, ge=0)
     betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = Field(0.01, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
     seed: int = 0
-    threads: int = Field(0, ge=0)
-    log_every: int = Field(10, ge=1)
-    eval_every: int = Field(500, ge=1)
-    save_every: int = Field(500, ge=1)
-    keep_checkpoints: int = Field(2, ge=1)
+    threads: int = Field(default=0, ge=0)
+    log_every: int = Field(default=10, ge=1)
+    save_every: int = Field(default=500, ge=1)
+    keep_checkpoints: int = Field(default=2, ge=1)
     out: str = "runs/{recipe}-s{seed}"
 
 
@@ -232,7 +241,8 @@ def check_recipe(recipe: Recipe) -> Recipe:
 def warnings_for(recipe: Recipe) -> list[str]:
     """Settings that work but probably are not what is wanted."""
     d, notes = recipe.decode, []
-    if d.exit_at is not None and d.exit_at < 1 and d.block_length == d.gen_length and RULES[d.select].score.__name__ != "left_to_right":
+    exits = d.exit_at is not None and d.exit_at < 1
+    if exits and d.block_length == d.gen_length and d.select != "left_to_right":
         notes.append(
             "decode.exit_at with one full-length block fills the least certain tokens (often the answer) in one call; "
             "use decode.block_length < decode.gen_length, so that the exit meets the end of the completion"

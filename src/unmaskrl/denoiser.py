@@ -36,9 +36,7 @@ class Denoiser(Protocol):
     @property
     def vocab_size(self) -> int: ...
 
-    def hidden(
-        self, ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"] | None = None
-    ) -> Float[Tensor, "B L D"]:
+    def hidden(self, ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"] | None = None) -> Float[Tensor, "B L D"]:
         """Row l is about position l; keys where ``attention_mask`` is False (left pads) are not attended."""
         ...
 
@@ -46,9 +44,7 @@ class Denoiser(Protocol):
         """Logits at chosen rows of ``hidden``."""
         ...
 
-    def logits(
-        self, ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"] | None = None
-    ) -> Float[Tensor, "B L V"]:
+    def logits(self, ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"] | None = None) -> Float[Tensor, "B L V"]:
         """head(hidden(ids)): for short canvases; large vocabularies should pick rows first."""
         ...
 
@@ -80,9 +76,7 @@ class ModelDenoiser:
         """Where the weights are."""
         return next(self.model.parameters()).device
 
-    def hidden(
-        self, ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"] | None = None
-    ) -> Float[Tensor, "B L D"]:
+    def hidden(self, ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"] | None = None) -> Float[Tensor, "B L D"]:
         """Hidden states after the final norm."""
         model: Any = self.model
         return model.hidden(ids, attention_mask)
@@ -92,9 +86,7 @@ class ModelDenoiser:
         model: Any = self.model
         return model.head(hidden)
 
-    def logits(
-        self, ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"] | None = None
-    ) -> Float[Tensor, "B L V"]:
+    def logits(self, ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"] | None = None) -> Float[Tensor, "B L V"]:
         """head(hidden(ids))."""
         return self.head(self.hidden(ids, attention_mask))
 
@@ -181,9 +173,7 @@ def _weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def _read_tensors(
-    folder: Path, expected: dict[str, torch.Size], device: torch.device, dtype: torch.dtype
-) -> dict[str, Tensor]:
+def _read_tensors(folder: Path, expected: dict[str, torch.Size], device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     unexpected: list[str] = []
     for file in _weight_files(folder):

@@ -57,9 +57,7 @@ class EvalResult:
         if k > self.samples:
             raise ValueError(f"pass@{k} needs at least {k} samples per problem, got {self.samples}")
         groups = [self.items[i : i + self.samples] for i in range(0, len(self.items), self.samples)]
-        misses = [
-            math.comb(self.samples - sum(x.correct for x in g), k) / math.comb(self.samples, k) for g in groups
-        ]
+        misses = [math.comb(self.samples - sum(x.correct for x in g), k) / math.comb(self.samples, k) for g in groups]
         return 1 - sum(misses) / max(1, len(misses))
 
     def summary(self) -> dict[str, Any]:
@@ -151,9 +149,7 @@ def decode_blank(
     row_ids: Sequence[int] | None = None,
 ) -> Rollout:
     """Blank canvas and ``decode`` with a DecodeConfig, at a temperature of its own."""
-    canvas = blank_canvas(
-        prompts, gen_length=settings.gen_length, denoiser=denoiser, row_ids=row_ids, device=denoiser.device
-    )
+    canvas = blank_canvas(prompts, gen_length=settings.gen_length, denoiser=denoiser, row_ids=row_ids, device=denoiser.device)
     options = settings.model_dump(exclude={"gen_length", "temperature"})
     return decode(denoiser, canvas, temperature=temperature, generator=generator, **options)
 

@@ -120,14 +120,17 @@ def random_scores(length: int, *, seed: int, row_id: int) -> list[float]:
 
 @torch.no_grad()
 def predictability(
-    denoiser: Denoiser, prompts: Sequence[Sequence[int]], references: Sequence[Sequence[int]]
+    denoiser: Denoiser,
+    prompts: Sequence[Sequence[int]],
+    references: Sequence[Sequence[int]],
+    device: torch.device | str = "cpu",
 ) -> list[list[float]]:
     """log p(y_i | prompt, all completion tokens masked), in nats, for the tokens of each reference answer.
 
     The scores of ``most_predictable`` (STP, stage 1): one call per row on a completion as long as the longest reference.
     """
     gen_length = max(map(len, references))
-    canvas = blank_canvas(prompts, gen_length=gen_length, denoiser=denoiser)
+    canvas = blank_canvas(prompts, gen_length=gen_length, denoiser=denoiser, device=device)
     hidden = denoiser.hidden(canvas.ids, canvas.attention_mask)[:, -gen_length:]
     result = []
     for row, reference in zip(hidden, references, strict=True):

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -107,9 +107,7 @@ class Anchors:
         for row_id in row_ids[: round(self.prior.share * len(row_ids))]:
             scores = self.scores(index, reference, seed, row_id)
             gen_length = self.recipe.decode.gen_length
-            result.append(
-                choose_anchors(reference, scores, keep=keep, gen_length=gen_length, protected=protect, never=never)
-            )
+            result.append(choose_anchors(reference, scores, keep=keep, gen_length=gen_length, protected=protect, never=never))
         return result + blank[len(result) :]
 
     def reference(self, index: int) -> tuple[list[int], list[bool]]:
@@ -127,7 +125,9 @@ class Anchors:
         if "most_predictable" not in self.prior.select:
             return random_scores(len(reference), seed=seed, row_id=row_id)
         if index not in self.static:
-            self.static[index] = predictability(self.base, [self.problems.prompt(index)], [reference])[0]
+            self.static[index] = predictability(
+                self.base, [self.problems.prompt(index)], [reference], self.base.device
+            )[0]
         return self.static[index]
 
 
@@ -157,7 +157,7 @@ def load_function(name: str) -> RewardFunction:
         raise ValueError(f"train.reward_functions: cannot load {name!r} ({error}); expected package.module:function") from None
     if not callable(function):
         raise ValueError(f"train.reward_functions: {name!r} is a {type(function).__name__}, not a function")
-    return function
+    return cast(RewardFunction, function)
 
 
 def rollout_step(
@@ -214,8 +214,7 @@ def reward_parts(
 ) -> dict[str, list[float]]:
     """The task's own parts and those of user functions (TRL's contract: prompts, completions, columns)."""
     parts = {
-        name: [float(part(e, text)) for e, text in zip(examples, texts, strict=True)]
-        for name, part in task.rewards.items()
+        name: [float(part(e, text)) for e, text in zip(examples, texts, strict=True)] for name, part in task.rewards.items()
     }
     if functions:
         columns = {key: [e.fields.get(key) for e in examples] for key in examples[0].fields}

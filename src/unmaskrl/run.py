@@ -84,16 +84,21 @@ class Run:
 
     def total(self, value: float) -> float:
         """Sum of a number over ranks."""
+        return float(self.reduce(torch.tensor(value, dtype=torch.float64)))
+
+    def reduce(self, tensor: Tensor) -> Tensor:
+        """Sum of a tensor over ranks."""
         if self.accelerator.num_processes == 1:
-            return value
-        return float(self.accelerator.reduce(torch.tensor(value, dtype=torch.float64), "sum"))
+            return tensor
+        accelerator: Any = self.accelerator  # typed for nested containers, which these are not
+        return accelerator.reduce(tensor, "sum")
 
     def reduce_metrics(self, metrics: dict[str, Tensor]) -> dict[str, float]:
         """Local sums over global counts add up over ranks; maxima stay maxima."""
-        values = {key: float(value) for key, value in metrics.items()}
         if self.accelerator.num_processes == 1:
-            return values
-        gathered = {k: self.accelerator.gather(torch.tensor([v], dtype=torch.float64)) for k, v in values.items()}
+            return {key: float(value) for key, value in metrics.items()}
+        accelerator: Any = self.accelerator
+        gathered = {k: accelerator.gather(v.detach().double().reshape(1)) for k, v in metrics.items()}
         return {k: float(g.max() if k.endswith("max_dev") else g.sum()) for k, g in gathered.items()}
 
     def sum_gradients(self, max_norm: float) -> float:
@@ -101,8 +106,7 @@ class Run:
         parameters = list(self.denoiser.model.parameters())
         if self.accelerator.num_processes > 1:
             for parameter in parameters:
-                local = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                parameter.grad = self.accelerator.reduce(local, "sum")
+                parameter.grad = self.reduce(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
         return float(nn.utils.clip_grad_norm_(parameters, max_norm))
 
 

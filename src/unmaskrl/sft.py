@@ -47,9 +47,7 @@ class SFTData:
         return self.prompts[index], self.prompt_mask[index], completions
 
 
-def run_sft(
-    recipe: SFTRecipe, *, resume: bool = False, report: Report | None = None, stop_at: int | None = None
-) -> Path:
+def run_sft(recipe: SFTRecipe, *, resume: bool = False, report: Report | None = None, stop_at: int | None = None) -> Path:
     """Train, log to ``log.jsonl``, checkpoint, and write the model folder ``model/``; returns the run's folder.
 
     ``stop_at`` ends after that many steps with the schedule of the whole run, to compare with its log.
@@ -130,12 +128,13 @@ def _update(
     optimizer.zero_grad(set_to_none=True)
     for i, part in enumerate(data):
         generator = named_generator(settings.seed, "sft-batch", step, i)
-        rows = (t.to(denoiser.device) for t in part.batch(step, settings.steps, generator))
-        loss = masked_loss(denoiser, *rows, generator)
+        prompts, mask, completions = (t.to(denoiser.device) for t in part.batch(step, settings.steps, generator))
+        loss = masked_loss(denoiser, prompts, mask, completions, generator)
         (loss / len(data)).backward()
         losses.append(float(loss.detach()))
     norm = nn.utils.clip_grad_norm_(denoiser.model.parameters(), settings.max_grad_norm)
-    rate = learning_rate(step, lr=settings.lr, warmup=settings.warmup, total=settings.steps, schedule="cosine")
+    share_done = max(0.0, step - settings.warmup) / max(1, settings.steps - settings.warmup)
+    rate = learning_rate(step, share_done, lr=settings.lr, warmup=settings.warmup, schedule="cosine")
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()

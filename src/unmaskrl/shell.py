@@ -36,7 +36,7 @@ def _probe_seconds(threads: int) -> float:
     for _ in range(9):
         start = time.perf_counter()
         for _ in range(8):
-            torch.nn.functional.silu(x @ w) @ w.T
+            torch.matmul(torch.nn.functional.silu(x @ w), w.T)
         times.append(time.perf_counter() - start)
     return sorted(times)[6] * (1.0 if threads == 1 else 1.1)  # a slow quantile: one stalled call stalls a step
 
@@ -46,15 +46,14 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def learning_rate(update: int, *, lr: float, warmup: int, total: int, schedule: str) -> float:
-    """Rate of the 0-based ``update``: linear warm-up, then constant, linear or cosine decay to 0 at ``total``."""
+def learning_rate(update: int, share_done: float, *, lr: float, warmup: int, schedule: str) -> float:
+    """Rate of the 0-based ``update``: linear warm-up, then constant, or linear or cosine decay to 0 as ``share_done`` -> 1."""
     if update < warmup:
         return lr * (update + 1) / warmup
-    share = min(1.0, (update - warmup) / max(1, total - warmup))
     if schedule == "linear":
-        return lr * (1 - share)
+        return lr * (1 - share_done)
     if schedule == "cosine":
-        return lr * 0.5 * (1 + math.cos(math.pi * share))
+        return lr * 0.5 * (1 + math.cos(math.pi * share_done))
     return lr
 
 

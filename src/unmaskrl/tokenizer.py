@@ -72,17 +72,13 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Any:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # tokenizers raises plain Exceptions
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ValueError(
-            f"{folder / 'tokenizer.json'} is no tokenizer ({reason}); download it again"
-        ) from None
+        raise ValueError(f"{folder / 'tokenizer.json'} is no tokenizer ({reason}); download it again") from None
     if (folder / "config.json").is_file():
         config = read_json(folder / "config.json")
         size = config.get("embedding_size") or config.get("vocab_size")
         check_tokenizer(tokenizer, config.get("mask_token_id"), size)
     elif tokenizer.mask_token_id is None:
-        raise ValueError(
-            f"{folder}: the tokenizer has no mask token; set mask_token in tokenizer_config.json"
-        )
+        raise ValueError(f"{folder}: the tokenizer has no mask token; set mask_token in tokenizer_config.json")
     return tokenizer
 
 
@@ -123,9 +119,7 @@ def encode_prompt(tokenizer: Any, messages: Sequence[dict[str, str]]) -> list[in
     return ids
 
 
-def encode_reference(
-    tokenizer: Any, text: str, spans: Sequence[tuple[int, int]]
-) -> tuple[list[int], list[bool]]:
+def encode_reference(tokenizer: Any, text: str, spans: Sequence[tuple[int, int]]) -> tuple[list[int], list[bool]]:
     """Ids of a completion, and which of them overlap one of the character ``spans`` (start, end)."""
     ids, offsets = _encode(tokenizer, text)
     return ids, [any(a < end and start < b for start, end in spans) for a, b in offsets]

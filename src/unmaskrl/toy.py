@@ -45,9 +45,7 @@ class ToyDenoiser:
         """log p of each of ``completions``, nats."""
         return self.log_weights.log_softmax(-1)
 
-    def hidden(
-        self, ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"] | None = None
-    ) -> Float[Tensor, "B L V"]:
+    def hidden(self, ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"] | None = None) -> Float[Tensor, "B L V"]:
         """Exact conditional logits log p(x_l = v | visible) at the completion; zeros at the prompt."""
         visible = ids[:, -self.length :]
         match = ((visible[:, None] == self.completions) | (visible[:, None] == self.mask_id)).all(-1)
@@ -64,8 +62,6 @@ class ToyDenoiser:
         """The identity."""
         return hidden
 
-    def logits(
-        self, ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"] | None = None
-    ) -> Float[Tensor, "B L V"]:
+    def logits(self, ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"] | None = None) -> Float[Tensor, "B L V"]:
         """Same as ``hidden``."""
         return self.hidden(ids, attention_mask)

@@ -111,7 +111,7 @@ def collect(run: Run) -> Batch:
     if recipe.train.skip_flat_groups:
         used = groups_with_spread(done.rewards, group_ids).nonzero().squeeze(-1)
     rollout = done.rollout.rows(used.to(done.rollout.ids.device))
-    metrics["health/behavior_gap"] = behavior_gap(run.denoiser, done.rollout.rows(torch.arange(2)))
+    metrics["health/behavior_gap"] = behavior_gap(run.denoiser, done.rollout.rows(torch.arange(min(2, len(advantages)))))
     graded = clock()
     old, ref = [], []
     for inner in range(recipe.train.num_iterations):
@@ -141,7 +141,7 @@ def update(run: Run, batch: Batch, *, check_ratio: bool) -> None:
     t, began = run.recipe.train, time.perf_counter()
     actions = batch.rollout.action_mask
     num_actions, num_rows = run.total(float(actions.sum())), run.total(float(actions.any(-1).sum()))
-    rate = learning_rate(run.updates, lr=t.lr, warmup=t.warmup, total=t.steps * t.num_iterations, schedule=t.schedule)
+    rate = learning_rate(run.updates, run.share_done, lr=t.lr, warmup=t.warmup, schedule=t.schedule)
     row: dict[str, float] = {"lr": rate, "loss": 0.0, "grad_norm": 0.0}
     if num_actions > 0:
         views = make_views(run, batch.rollout, run.inner)
@@ -151,9 +151,7 @@ def update(run: Run, batch: Batch, *, check_ratio: bool) -> None:
         run.optimizer.zero_grad(set_to_none=True)
         out = LossOutputs(loss=torch.zeros(()), metrics={})
         if len(actions):
-            out = backward_in_chunks(
-                run.denoiser, batch.rollout, run.estimator, views, loss_fn, max_canvases=t.max_canvases
-            )
+            out = backward_in_chunks(run.denoiser, batch.rollout, run.estimator, views, loss_fn, max_canvases=t.max_canvases)
         row |= run.reduce_metrics({"loss": out.loss, **out.metrics})
         row["grad_norm"] = run.sum_gradients(t.max_grad_norm)
         for group in run.optimizer.param_groups:
@@ -267,5 +265,3 @@ def save(run: Run, progress: Progress) -> None:
         save_run(run)
     except OSError as error:
         progress.note(str(error))
-
-

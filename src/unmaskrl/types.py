@@ -46,6 +46,8 @@ class Canvas:
             raise ValueError("the open positions (mask_id) must be exactly the completion without its anchors")
         if bool((self.attention_mask != (self.prompt_mask | completion)).any()):
             raise ValueError("attention_mask must be True at the prompt and the completion, False at left pads")
+        if len(self.row_ids.unique()) != len(self.row_ids):
+            raise ValueError("row_ids repeat: rows with the same id draw the same tokens; give every row its own")
         return self
 
     def rows(self, index: Tensor) -> Canvas:
@@ -58,11 +60,11 @@ class Rollout:
     """What happened during decoding; facts, never edited.
 
     ``decoded_step``: 0 = given (pad, prompt, anchor); t >= 1 = revealed by the row's t-th denoiser call; nfe + 1 = never
-    revealed, because the row had ended before (such positions hold eos_id). ``exit_step``: the call of temporal pruning that
-    filled the rest, 0 if there was none. ``behavior_logps``: log-probability (nats) of the revealed token under the
-    distribution it was drawn from; 0 where nothing was drawn. ``nfe``: denoiser calls of the row. ``completion_mask``:
-    True up to and including the first EOS. ``exact``: the revealed positions did not depend on the drawn tokens, so the
-    product of behavior probabilities is the rollout's probability.
+    revealed, because the row had ended before (such positions hold eos_id). ``exit_step``: the call of temporal pruning
+    that filled the rest, 0 if there was none. ``behavior_logps``: log-probability (nats) of the revealed token under the
+    distribution it was drawn from (greedy tokens: under temperature 1); 0 where nothing was drawn. ``nfe``: denoiser
+    calls of the row. ``completion_mask``: True up to and including the first EOS. ``exact``: the revealed positions did
+    not depend on the drawn tokens, so the product of behavior probabilities is the rollout's probability.
     """
 
     ids: Int[Tensor, "B L"]

@@ -62,7 +62,9 @@ def test_train_then_eval_sample_and_report(recipe: str, tmp_path: Path, capsys: 
     assert code == 0 and "call" in said
 
 
-def test_user_rewards_by_trl_contract(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_user_rewards_by_trl_contract(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "my_rewards.py").write_text(REWARDS)
     monkeypatch.syspath_prepend(str(tmp_path))
     out = tmp_path / "run"
@@ -70,15 +72,21 @@ def test_user_rewards_by_trl_contract(tmp_path: Path, capsys: pytest.CaptureFixt
     assert run(capsys, "train", "sudoku-mini", *TINY, chosen, f"train.out={out}")[0] == 0
     row = json.loads((out / "metrics.jsonl").read_text().splitlines()[0])
     assert 0.01 < row["reward/my_rewards:length"] < 0.2
-    said = refused(capsys, "train", "sudoku-mini", *TINY, "train.reward_functions=[my_rewards:broken]", f"train.out={tmp_path / 'b'}")
+    said = refused(
+        capsys, "train", "sudoku-mini", *TINY, "train.reward_functions=[my_rewards:broken]", f"train.out={tmp_path / 'b'}"
+    )
     assert "broken" in said
-    said = refused(capsys, "train", "sudoku-mini", *TINY, "train.reward_functions=[my_rewards:absent]", f"train.out={tmp_path / 'c'}")
+    said = refused(
+        capsys, "train", "sudoku-mini", *TINY, "train.reward_functions=[my_rewards:absent]", f"train.out={tmp_path / 'c'}"
+    )
     assert "absent" in said
 
 
 def test_prior_file_feeds_spatial_pruning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prior = tmp_path / "prior.jsonl"
-    assert run(capsys, "prior", "mini", "--task", "countdown", "--out", str(prior), "--size", "64", "--temperature", "1")[0] == 0
+    assert (
+        run(capsys, "prior", "mini", "--task", "countdown", "--out", str(prior), "--size", "64", "--temperature", "1")[0] == 0
+    )
     rows = [json.loads(line) for line in prior.read_text().splitlines()]
     assert len(rows) == 64 and all(len(r["ids"]) == len(r["protected"]) == len(r["logps"]) for r in rows)
     assert any(any(r["protected"]) and not all(r["protected"]) for r in rows)
@@ -90,7 +98,9 @@ def test_prior_file_feeds_spatial_pruning(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_check_counts_calls(capsys: pytest.CaptureFixture[str]) -> None:
-    code, said = run(capsys, "check", "sudoku-mini-elbo", "train.prompts_per_step=2", "train.group_size=3", "estimator.num_mc=3")
+    code, said = run(
+        capsys, "check", "sudoku-mini-elbo", "train.prompts_per_step=2", "train.group_size=3", "estimator.num_mc=3"
+    )
     assert code == 0
     numbers = {line.split("|")[0].strip(" │"): line for line in said.splitlines() if "│" in line}
     text = " ".join(numbers.values())

@@ -69,7 +69,16 @@ def test_trainer_stays_small() -> None:
 
 
 def test_no_forbidden_calls() -> None:
-    banned = ("torch.manual_seed(", "random.seed(", "set_seed(", "torch.load(", "pickle", "trust_remote_code=True", "eval(", "exec(")
+    banned = (
+        "torch.manual_seed(",
+        "random.seed(",
+        "set_seed(",
+        "torch.load(",
+        "pickle",
+        "trust_remote_code=True",
+        "eval(",
+        "exec(",
+    )
     for path in FILES:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call):

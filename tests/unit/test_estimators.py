@@ -270,7 +270,10 @@ def test_weights_do_not_depend_on_num_mc_in_expectation() -> None:
 def test_the_largest_uniform_masks_all_candidates_and_the_smallest_one(stratified: bool, monkeypatch) -> None:
     """(u + 2) / 3 rounds up to 1 there: the count must not exceed the candidates."""
     case = CASES["free"]
-    for uniform, counts in ((1 - 2.0**-53, [2, 3, 4] if stratified else [4] * 3), (2.0**-53, [1, 2, 3] if stratified else [1] * 3)):
+    for uniform, counts in (
+        (1 - 2.0**-53, [2, 3, 4] if stratified else [4] * 3),
+        (2.0**-53, [1, 2, 3] if stratified else [1] * 3),
+    ):
         share = torch.tensor([uniform], dtype=torch.float64)
         monkeypatch.setattr(ELBO_MODULE, "row_uniform", lambda *_, u=share: u)
         views = elbo(num_mc=3, stratified=stratified).make_views(case.rollout(), 3, seeded())

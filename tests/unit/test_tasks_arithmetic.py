@@ -92,9 +92,7 @@ def _combine(left: Oracle, op: str, right: Oracle, blank: str) -> Oracle:
 ATOMS = st.integers(0, 999).map(lambda number: (str(number), Fraction(number), 3))
 ORACLES = st.recursive(
     ATOMS,
-    lambda inner: st.builds(
-        _combine, inner, st.sampled_from("+-*/"), inner, st.sampled_from(["", " ", "\t "])
-    ),
+    lambda inner: st.builds(_combine, inner, st.sampled_from("+-*/"), inner, st.sampled_from(["", " ", "\t "])),
     max_leaves=12,
 )
 

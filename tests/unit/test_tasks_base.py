@@ -125,9 +125,7 @@ def test_trl_reward_ignores_what_is_no_column_and_names_what_is_missing() -> Non
     task = tasks.load("countdown")
     reward = as_trl_reward(task, "correct")
     texts = ["<answer>3*7+12</answer>"]
-    assert reward(prompts=[""], completions=texts, numbers=[[3, 7, 12]], target=[33], trainer_state=None) == [
-        1.0
-    ]
+    assert reward(prompts=[""], completions=texts, numbers=[[3, 7, 12]], target=[33], trainer_state=None) == [1.0]
     with pytest.raises(ValueError, match="no column 'target' with 1 rows"):
         reward(prompts=[""], completions=texts, numbers=[[3, 7, 12]], target=[33, 33])
     with pytest.raises(ValueError, match="has no reward 'corect': did you mean 'correct'"):

@@ -261,9 +261,7 @@ def test_seed_changes_the_problems_and_calls_do_not() -> None:
 
 def test_sizes_beyond_what_exists_are_refused_with_a_size_that_works() -> None:
     settings = {"max_number": 8, "max_target": 20}
-    with pytest.raises(
-        ValueError, match=r"only about \d+ balanced train problems .* got a size of 50000"
-    ) as info:
+    with pytest.raises(ValueError, match=r"only about \d+ balanced train problems .* got a size of 50000") as info:
         Countdown(train_size=50_000, **settings).examples("train")
     available = int(re.findall(r"about (\d+)", str(info.value))[0])
     assert available > 100

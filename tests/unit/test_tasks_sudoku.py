@@ -104,9 +104,7 @@ def test_the_layout() -> None:
     task, example = Sudoku(), make("1234" + "3412" + "0143" + "4320")
     reference = "<answer> 1 2 3 4 3 4 1 2 2 1 4 3 4 3 2 1 </answer>"
     assert task.reference(example) == reference
-    assert [reference[start:end] for start, end in task.answer_spans(reference)] == [
-        " 1 2 3 4 3 4 1 2 2 1 4 3 4 3 2 1 "
-    ]
+    assert [reference[start:end] for start, end in task.answer_spans(reference)] == [" 1 2 3 4 3 4 1 2 2 1 4 3 4 3 2 1 "]
     assert task.prompt(example)[0]["content"] == "sudoku 1 2 3 4 3 4 1 2 0 1 4 3 4 3 2 0"
     stepwise = Sudoku(steps=True)
     assert stepwise.reference(example) == f"3 1 = 2 ; 4 4 = 1 ; {reference}"
@@ -215,9 +213,7 @@ def test_rows_replace_every_split(tmp_path: Path) -> None:
         assert second.fields["solution"] is None and task.reference(second) is None
 
 
-@pytest.mark.parametrize(
-    "puzzle", ["0" * 15, "0" * 17, "0" * 15 + "5", "\u0661" + "0" * 15, None, 1000, ["0"] * 16]
-)
+@pytest.mark.parametrize("puzzle", ["0" * 15, "0" * 17, "0" * 15 + "5", "\u0661" + "0" * 15, None, 1000, ["0"] * 16])
 def test_bad_rows_name_file_line_and_value(tmp_path: Path, puzzle: object) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("\n" + json.dumps({"puzzle": puzzle}) + "\n", encoding="utf-8")

@@ -34,7 +34,8 @@ def weighted_sum(view_logps: Float[Tensor, "B M L"], views: Views) -> Float[Tens
 def mask_view(rollout: Rollout, masked: Bool[Tensor, "B L"], mask_id: int) -> Int[Tensor, "B L"]:
     """The finished canvas with ``masked`` hidden, and everything after the first EOS hidden.
 
-    Tokens after the first EOS are no part of the completion: while the row was decoded they were open.
+    Tokens after the first EOS are no part of the completion; the policy is scored as if it had never seen them. (While the
+    row was decoded they were mostly open; an anchor there was visible.)
     """
     tail = completion_columns(rollout.ids, rollout.gen_length) & ~rollout.completion_mask
     return torch.where(masked | tail, mask_id, rollout.ids)

@@ -57,9 +57,7 @@ def elbo(*, num_mc: int = 3, stratified: bool = True, hide_anchors: bool = False
     return Estimator(make_views, weighted_sum, lambda has_exit: num_mc + has_exit)
 
 
-def smallest(
-    keys: Float[Tensor, "B L"], candidates: Bool[Tensor, "B L"], count: Int[Tensor, " B"]
-) -> Bool[Tensor, "B L"]:
+def smallest(keys: Float[Tensor, "B L"], candidates: Bool[Tensor, "B L"], count: Int[Tensor, " B"]) -> Bool[Tensor, "B L"]:
     """The ``count`` candidates with the smallest keys in each row: a uniform subset if the keys are iid."""
     order = keys.masked_fill(~candidates, float("inf")).argsort(-1)
     rank = torch.empty_like(order)

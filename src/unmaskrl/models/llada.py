@@ -225,9 +225,7 @@ class LLaDA(nn.Module):
                 parameter.normal_(0.0, scale, generator=generator)
         return self
 
-    def hidden(
-        self, ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"] | None = None
-    ) -> Float[Tensor, "B L D"]:
+    def hidden(self, ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"] | None = None) -> Float[Tensor, "B L D"]:
         """Hidden states after the final norm; keys where ``attention_mask`` is False are not attended.
 
         Rows at such positions are finite and mean nothing. Pass None when there are no pads: the mask is not
@@ -261,17 +259,13 @@ class LLaDA(nn.Module):
             return F.linear(hidden, parts["wte"].weight)
         return parts["ff_out"](hidden)
 
-    def forward(
-        self, ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"] | None = None
-    ) -> Float[Tensor, "B L V"]:
+    def forward(self, ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"] | None = None) -> Float[Tensor, "B L V"]:
         """head(hidden(ids))."""
         return self.head(self.hidden(ids, attention_mask))
 
 
 @lru_cache(maxsize=64)
-def _rotary_table(
-    length: int, head_dim: int, theta: float, device: torch.device, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
+def _rotary_table(length: int, head_dim: int, theta: float, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """cos and signed sin of position * theta^(-2i / head_dim): (L, 1, head_dim) each, halves repeated."""
     # The table outlives this call, so it must not be an inference tensor: those cannot be used in training.
     with torch.inference_mode(False), torch.no_grad():

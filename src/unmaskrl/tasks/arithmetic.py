@@ -153,9 +153,7 @@ def render(tree: Tree, leaves: Sequence[object] | None = None) -> str:
     """Write a tree with blanks between tokens and compound operands in parentheses: ``( 3 * 7 ) + 12``."""
     if isinstance(tree, int):
         return str(tree if leaves is None else leaves[tree])
-    left, right = (
-        render(side, leaves) if isinstance(side, int) else f"( {render(side, leaves)} )" for side in tree[1:]
-    )
+    left, right = (render(side, leaves) if isinstance(side, int) else f"( {render(side, leaves)} )" for side in tree[1:])
     return f"{left} {tree[0]} {right}"
 
 
@@ -269,9 +267,7 @@ def _functions(mask: int) -> dict[_Signature, Tree]:
         return {tuple(point[leaf] for point in _POINTS): leaf}
     found: dict[_Signature, Tree] = {}
     # Large left sides first: "(a + c) - b" is kept, not "a - (b - c)", whose steps are less often positive.
-    parts = sorted(
-        (part for part in range(1, mask) if part & mask == part), key=lambda part: -part.bit_count()
-    )
+    parts = sorted((part for part in range(1, mask) if part & mask == part), key=lambda part: -part.bit_count())
     for op in "-+/*":
         for part in parts:
             for left_key, left in _functions(part).items():

@@ -175,9 +175,7 @@ def as_trl_reward(task: Task, name: str) -> TrlReward:
         kept = {key: values for key, values in columns.items() if _is_column(values, len(completions))}
         for key in task.columns:
             if key not in kept:
-                raise ValueError(
-                    f"task {task.name!r} got no column {key!r} with {len(completions)} rows: pass it"
-                )
+                raise ValueError(f"task {task.name!r} got no column {key!r} with {len(completions)} rows: pass it")
         scores = []
         for row, completion in enumerate(completions):
             example = Example(id=f"row-{row}", fields={key: values[row] for key, values in kept.items()})
@@ -233,13 +231,9 @@ def call_trl_rewards(
 
 def _checked_scores(name: str, scores: object, rows: int) -> list[float]:
     if not isinstance(scores, list | tuple):
-        raise ValueError(
-            f"reward {name!r} returned {type(scores).__name__}, expected a list of {rows} floats"
-        )
+        raise ValueError(f"reward {name!r} returned {type(scores).__name__}, expected a list of {rows} floats")
     if len(scores) != rows:
-        raise ValueError(
-            f"reward {name!r} returned {len(scores)} values, expected one for each of {rows} rows"
-        )
+        raise ValueError(f"reward {name!r} returned {len(scores)} values, expected one for each of {rows} rows")
     for row, score in enumerate(scores):
         if not isinstance(score, Real) or not math.isfinite(score):
             raise ValueError(f"reward {name!r} returned {score!r} for row {row}, expected a finite float")

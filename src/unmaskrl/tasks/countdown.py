@@ -218,9 +218,7 @@ Settings = tuple[str, int, int, int, int, int]
 class _Generator:
     """Draws templates, then numbers that fit them, until a split is full or every template is used up."""
 
-    def __init__(
-        self, split: str, seed: int, size: int, count: int, max_number: int, max_target: int
-    ) -> None:
+    def __init__(self, split: str, seed: int, size: int, count: int, max_number: int, max_target: int) -> None:
         self.split, self.size, self.count, self.max_target = split, size, count, max_target
         self.rng = random.Random(f"countdown/{split}/{seed}")
         self.max_number = max_number

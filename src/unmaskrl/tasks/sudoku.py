@@ -73,8 +73,7 @@ def _agreement() -> tuple[dict[str, int], ...]:
     """Per cell: digit -> bit mask of the grids that have it there."""
     grids = all_grids()
     return tuple(
-        {digit: sum(1 << i for i, grid in enumerate(grids) if grid[cell] == digit) for digit in "1234"}
-        for cell in CELLS
+        {digit: sum(1 << i for i, grid in enumerate(grids) if grid[cell] == digit) for digit in "1234"} for cell in CELLS
     )
 
 
@@ -278,7 +277,5 @@ def _from_file(path: str, _modified: int, _size: int) -> tuple[Example, ...]:
 def _from_row(where: str, row: dict[str, Any]) -> Example:
     puzzle = row.get("puzzle")
     if not isinstance(puzzle, str) or len(puzzle) != 16 or not set(puzzle) <= set("01234"):
-        raise ValueError(
-            f"{where}: got puzzle {puzzle!a:.60}, expected a string of 16 digits 0..4 (0 = blank)"
-        )
+        raise ValueError(f"{where}: got puzzle {puzzle!a:.60}, expected a string of 16 digits 0..4 (0 = blank)")
     return Example(id=where, fields={**row, "solution": next(iter(solutions(puzzle)), None)})
