@@ -147,6 +147,7 @@ class SFTMixture(Section):
     lazy_share: float = Field(default=0.0, ge=0, le=1, description="share of demonstrations by the lazy policy")
     lazy_from: float = Field(default=0.0, ge=0, le=1, description="share of the run after which lazy ones are mixed in")
     num_examples: int = Field(default=20_000, ge=1)
+    first: int | None = Field(default=None, ge=1, description="train on the first so many of them only")
 
 
 class SFTModel(Section):

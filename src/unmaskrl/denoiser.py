@@ -155,6 +155,8 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         with open(part, "rb+") as handle:
             os.fsync(handle.fileno())
         os.replace(part, path)
+    except SafetensorError as error:  # how safetensors reports a full disk
+        raise OSError(f"{path} could not be written ({error})") from None
     finally:
         part.unlink(missing_ok=True)
 

@@ -125,9 +125,7 @@ class Anchors:
         if "most_predictable" not in self.prior.select:
             return random_scores(len(reference), seed=seed, row_id=row_id)
         if index not in self.static:
-            self.static[index] = predictability(
-                self.base, [self.problems.prompt(index)], [reference], self.base.device
-            )[0]
+            self.static[index] = predictability(self.base, [self.problems.prompt(index)], [reference], self.base.device)[0]
         return self.static[index]
 
 

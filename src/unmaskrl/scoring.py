@@ -97,9 +97,7 @@ def _used_canvases(views: Views) -> tuple[Tensor, Tensor, Int[Tensor, " N"]]:
     return flat_ids, flat_used, flat_used.any(-1).nonzero().squeeze(-1)
 
 
-def _chunked_view_logps(
-    denoiser: Denoiser, rollout: Rollout, views: Views, max_canvases: int
-) -> Float[Tensor, "B M L"]:
+def _chunked_view_logps(denoiser: Denoiser, rollout: Rollout, views: Views, max_canvases: int) -> Float[Tensor, "B M L"]:
     flat_ids, flat_used, canvases = _used_canvases(views)
     with torch.no_grad():
         result = torch.zeros(flat_ids.shape, device=flat_ids.device)

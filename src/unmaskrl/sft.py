@@ -82,7 +82,7 @@ def encode_mixture(part: SFTMixture, tokenizer: Any, denoiser: ModelDenoiser) ->
     """References and lazy demonstrations of a task's training problems as ids."""
     task: Task = component({**part.task, "train_size": part.num_examples}, COMPONENTS["task"], "data.task")
     # a problem without a known solution teaches nothing here
-    pairs = [(e, text) for e in task.examples("train") if (text := task.reference(e)) is not None]
+    pairs = [(e, text) for e in task.examples("train")[: part.first] if (text := task.reference(e)) is not None]
     prompts = [encode_prompt(tokenizer, task.prompt(example)) for example, _ in pairs]
     references = [encode_reference(tokenizer, text, [])[0] for _, text in pairs]
     lazy = [encode_reference(tokenizer, task.lazy(example), [])[0] for example, _ in pairs]

@@ -132,9 +132,7 @@ def test_save_and_load_round_trip(tmp_path: Path) -> None:
 def test_a_tied_head_is_stored_once(tmp_path: Path) -> None:
     sizes = {"d_model": 8, "n_heads": 2, "n_kv_heads": 2, "n_layers": 1, "mlp_hidden_size": 8}
     ids = {"vocab_size": 6, "embedding_size": 6, "mask_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
-    model = LLaDA(LLaDAConfig(**sizes, **ids, weight_tying=True)).init_weights(
-        torch.Generator().manual_seed(0)
-    )
+    model = LLaDA(LLaDAConfig(**sizes, **ids, weight_tying=True)).init_weights(torch.Generator().manual_seed(0))
     save_model(model, tmp_path)
     assert HEAD not in load_file(tmp_path / "model.safetensors")
     assert_same_state(ModelDenoiser.from_model(model), load_denoiser(tmp_path))
@@ -240,9 +238,7 @@ def test_config_errors_name_the_file(folder: Path) -> None:
         load_denoiser(folder)
 
 
-@pytest.mark.parametrize(
-    ("text", "message"), [("{", "not valid JSON"), ("[]", "a JSON list; expected an object")]
-)
+@pytest.mark.parametrize(("text", "message"), [("{", "not valid JSON"), ("[]", "a JSON list; expected an object")])
 def test_broken_config(folder: Path, text: str, message: str) -> None:
     (folder / "config.json").write_text(text)
     with pytest.raises(ValueError, match=message):

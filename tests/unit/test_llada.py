@@ -226,9 +226,7 @@ def test_init_scales() -> None:
     assert state[block + "attn_out.weight"].std().item() == pytest.approx(0.02 / 4, rel=0.02)
     assert state[block + "ff_out.weight"].std().item() == pytest.approx(0.02 / 4, rel=0.02)
     assert state["model.transformer.ff_out.weight"].std().item() == pytest.approx(0.02, rel=0.05)
-    assert bool((state[block + "ff_norm.weight"] == 1).all()) and bool(
-        (state[block + "q_proj.bias"] == 0).all()
-    )
+    assert bool((state[block + "ff_norm.weight"] == 1).all()) and bool((state[block + "q_proj.bias"] == 0).all())
 
 
 def test_a_new_model_refuses_to_run_without_weights() -> None:

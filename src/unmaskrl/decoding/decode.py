@@ -16,13 +16,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from ..denoiser import Denoiser
 from ..rng import counter_uniform, draw_seed
 from ..types import Canvas, Rollout, first_eos_mask
-from .sample import draw, drawn_confidence, masked_log_softmax, row_chunks
+from .sample import confidence_at_one, draw, drawn_confidence, masked_log_softmax, row_chunks
 from .select import RULES, Rule
 
 _TOKEN_STREAM, _ORDER_STREAM = 0, 1
@@ -52,7 +52,7 @@ def decode(
     random = temperature > 0 or select == "random"
     if random and generator is None:
         raise ValueError(f"decoding with temperature {temperature} and select={select!r} is random: pass generator=")
-    seed = draw_seed(generator) if random and generator is not None else 0
+    seed = draw_seed(generator) if random and generator is not None else None
     state = _State.start(canvas)
     while (rows := state.active()).numel():
         plan = _plan(state, rows, denoiser.mask_id, block_length, steps, exit_at)
@@ -188,9 +188,7 @@ class _State:
         )
 
 
-def _plan(
-    state: _State, rows: Tensor, mask_id: int, block_length: int, steps: int, exit_at: float | None
-) -> _Plan:
+def _plan(state: _State, rows: Tensor, mask_id: int, block_length: int, steps: int, exit_at: float | None) -> _Plan:
     """Active block, quota and exit of each active row."""
     gen_length = state.canvas.gen_length
     open_mask = state.open(rows, mask_id)
@@ -224,14 +222,14 @@ def _reveal(
     hidden: Float[Tensor, "A L D"],
     rule: Rule,
     temperature: float,
-    seed: int,
+    seed: int | None,
 ) -> None:
     """Choose the positions of this call, draw their tokens, and record them."""
     start = hidden.shape[1] - state.canvas.gen_length
     r, c = plan.window.nonzero(as_tuple=True)
     row_ids, call = state.canvas.row_ids[rows], state.nfe[rows] + 1
-    order = counter_uniform(seed, torch.full_like(r, _ORDER_STREAM), row_ids[r], c)  # one order per row: no call in the key
-    noise = counter_uniform(seed, torch.full_like(r, _TOKEN_STREAM), row_ids[r], call[r], c)
+    order = _uniform(seed, _ORDER_STREAM, row_ids[r], c)  # one order per row: no call in the key
+    noise = _uniform(seed, _TOKEN_STREAM, row_ids[r], call[r], c)
     hidden_RD = hidden[r, start + c]
     scores, tokens, logps = _score_positions(denoiser, hidden_RD, rule, temperature, noise, order, c)
     chosen = _highest(scores, r, c, plan)
@@ -248,6 +246,13 @@ def _reveal(
     state.behavior_logps[r, c] = logps
 
 
+def _uniform(seed: int | None, stream: int, *key: Int[Tensor, " R"]) -> Float64[Tensor, " R"]:
+    """A uniform per position; zeros, which nothing looks at, where nothing is random."""
+    if seed is None:
+        return torch.zeros(key[0].shape, dtype=torch.float64, device=key[0].device)
+    return counter_uniform(seed, torch.full_like(key[0], stream), *key)
+
+
 def _score_positions(
     denoiser: Denoiser, hidden_RD: Tensor, rule: Rule, temperature: float, noise: Tensor, order: Tensor, offset: Tensor
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -260,9 +265,12 @@ def _score_positions(
         if rule.needs_draw:
             tempered_RV = masked_log_softmax(logits, denoiser.mask_id, temperature)
             token = draw(tempered_RV, temperature, noise[rows])
+            logp = tempered_RV.gather(-1, token[:, None]).squeeze(-1)
+            at_one = temperature in (0.0, 1.0)
+            drawn = confidence_at_one(logits, token, logp, denoiser.mask_id) if at_one else drawn_confidence(logits, token)
             tokens.append(token)
-            logps.append(tempered_RV.gather(-1, token[:, None]).squeeze(-1))
-            scores.append(rule.score(None, drawn_confidence(logits, token), order[rows], offset[rows]))
+            logps.append(logp)
+            scores.append(rule.score(None, drawn, order[rows], offset[rows]))
         else:
             plain_RV = masked_log_softmax(logits, denoiser.mask_id, 1.0)
             scores.append(rule.score(plain_RV, None, order[rows], offset[rows]))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import logsigmoid, pad
 
 # Elements of one (rows, V) block of logits: 32 MB in fp32, the largest that glibc's malloc will reuse. Half of it costs a
 # third more per row at V = 126,464, where each chunk reads the whole head. Rows are cut, not V: a chunk is a whole softmax.
@@ -70,3 +70,14 @@ def drawn_confidence(logits: Float[Tensor, "R V"], token: Int[Tensor, " R"]) -> 
     """
     wide = logits if logits.dtype == torch.float64 else logits.float()
     return wide.log_softmax(-1).gather(-1, token[:, None]).squeeze(-1)  # finer near 0 than logit - logsumexp, and faster
+
+
+def confidence_at_one(
+    logits: Float[Tensor, "R V"], token: Int[Tensor, " R"], logps: Float[Tensor, " R"], mask_id: int
+) -> Float[Tensor, " R"]:
+    """``drawn_confidence`` without another softmax, from the token's ``masked_log_softmax`` at temperature 1.
+
+    log p - log(1 + exp(l_mask - Z)), where Z = l_token - log p is the log-sum-exp without the mask token.
+    """
+    log_sum = logits.gather(-1, token[:, None]).squeeze(-1) - logps
+    return logps + logsigmoid(log_sum - logits[:, mask_id])
