@@ -1,10 +1,10 @@
-"""Compare recipes at equal wall time: every arm and seed as a process of its own, one thread each, two side by side.
+"""Compare recipes: every arm and seed as a process of its own, one thread each, at equal steps or (--minutes) equal time.
 
-    python benchmarks/study.py --minutes 2 --out benchmarks/study.json sudoku-mini-elbo sudoku-mini-stp ...
+    python benchmarks/study.py --out benchmarks/study.json sudoku-mini-elbo sudoku-mini-stp ...
 
 An arm is a recipe and settings: ``countdown-zero-stp,train.shuffle_advantages=true``. Seeds 0, 1, 2 unless --seeds says else.
 The JSON holds each run's command, accuracy before and after (raw and EMA weights, 512 test problems, anchor-free), pass@4,
-and the validation curve against denoiser calls. ``--table`` prints the markdown tables of docs/recipes.md from it.
+and the validation curve against denoiser calls. ``benchmarks/tables.py`` makes the tables of the docs from it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -27,11 +26,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("arms", nargs="*")
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--minutes", type=float, default=2.0)
+    parser.add_argument("--minutes", type=float, default=0.0, help="training time per run; 0: the recipe's own steps")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--runs", default="runs/study")
     parser.add_argument("--out", default="benchmarks/study.json")
-    parser.add_argument("--table", action="store_true")
     args = parser.parse_args()
     out = Path(args.out)
     results: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {}
@@ -45,15 +43,14 @@ def main() -> None:
 
     with ThreadPoolExecutor(args.jobs) as pool:
         list(pool.map(work, todo))
-    if args.table:
-        sys.stdout.write(tables(results))
 
 
 def run_arm(arm: str, seed: int, minutes: float, runs: Path) -> dict[str, Any]:
-    """Train one arm for ``minutes`` of training time (evaluation apart) and collect its figures."""
+    """Train one arm for its recipe's steps, or ``minutes`` of training time, and collect its figures."""
     recipe, *settings = arm.split(",")
     folder = runs / f"{arm.replace(',', '+').replace('/', '_')}-s{seed}"
-    command = ["unmaskrl", "train", recipe, *settings, f"train.seed={seed}", f"train.minutes={minutes}", "train.steps=100000"]
+    command = ["unmaskrl", "train", recipe, *settings, f"train.seed={seed}"]
+    command += [f"train.minutes={minutes}", "train.steps=100000"] if minutes else []
     command += ["train.threads=1", "train.log_with=[]", "eval.every=10", "eval.size_during=256", f"train.out={folder}"]
     executable = [sys.executable, "-m", "unmaskrl.cli"]
     subprocess.run([*executable, *command[1:], "--force", "--quiet"], check=True, env=ENV, stdout=subprocess.DEVNULL)
@@ -85,39 +82,6 @@ def run_arm(arm: str, seed: int, minutes: float, runs: Path) -> dict[str, Any]:
         "minutes": summary["minutes"],
         "curve": curve,
     }
-
-
-def tables(results: dict[str, Any]) -> str:
-    """Markdown: a row per arm with mean and range over seeds, at equal time and at equal calls."""
-    arms: dict[str, list[dict[str, Any]]] = {}
-    for key, result in results.items():
-        arms.setdefault(key.rsplit(" seed ", 1)[0], []).append(result)
-    text = ""
-    for task in sorted({arm.split(",")[0].rsplit("-", 1)[0].replace("-stp", "") for arm in arms}):
-        own = {arm: runs for arm, runs in arms.items() if arm.startswith(task)}
-        limit = min(r["calls"] for runs in own.values() for r in runs)
-        text += f"\n### {task}\n\n| arm | seeds | before | raw | EMA | pass@4 | calls per answer | steps | calls spent |"
-        text += f" at {limit / 1000:.0f}k calls |\n|---|---|---|---|---|---|---|---|---|---|\n"
-        for arm, runs in sorted(own.items()):
-            at_calls = [
-                max((p for p in r["curve"] if p["calls"] <= limit), key=lambda p: p["calls"], default=None) for r in runs
-            ]
-            cells = [spread([r[k] for r in runs]) for k in ("before", "raw", "ema", "pass@4")]
-            cells += [f"{statistics.mean(r['nfe'] for r in runs):.1f}", f"{statistics.mean(r['steps'] for r in runs):.0f}"]
-            cells += [
-                f"{statistics.mean(r['calls'] for r in runs) / 1000:.0f}k",
-                spread([p["accuracy"] for p in at_calls if p]),
-            ]
-            text += f"| {arm} | {len(runs)} | " + " | ".join(cells) + " |\n"
-    return text
-
-
-def spread(values: list[float]) -> str:
-    """Mean in percent and the range over seeds."""
-    if not values:
-        return "-"
-    mean = f"{100 * statistics.mean(values):.1f}"
-    return mean if len(values) == 1 else f"{mean} ({100 * min(values):.1f} to {100 * max(values):.1f})"
 
 
 def rows(path: Path) -> list[dict[str, Any]]:

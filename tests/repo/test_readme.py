@@ -43,6 +43,18 @@ def test_tree_names_exist() -> None:
             assert (ROOT / "src" / "unmaskrl" / name).exists(), name
 
 
+def test_tables_come_from_committed_results() -> None:
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("tables", ROOT / "benchmarks" / "tables.py")
+    assert spec is not None and spec.loader is not None
+    tables = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tables)
+    for page in tables.PAGES:
+        text = page.read_text()
+        assert "%" in tables.fill(text) and tables.fill(text) == text, f"run benchmarks/tables.py: {page.name} is stale"
+
+
 def test_links_exist() -> None:
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
         for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text()):

@@ -92,7 +92,7 @@ def test_naive_scores_and_gradients_are_ours(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_unequal_gradients_are_an_error() -> None:
     gradient = torch.tensor([3.0, 4.0])
-    bench.check_gradients([gradient], [gradient + 1e-4])
+    assert bench.check_gradients([gradient], [gradient + 1e-4]) == pytest.approx(2**0.5 * 2e-5, rel=1e-2)
     with pytest.raises(RuntimeError, match=r"differ from the naive ones by 2\.0e-04"):
         bench.check_gradients([gradient, gradient], [gradient, gradient + torch.tensor([1e-3, 0.0])])
     with pytest.raises(RuntimeError, match="nan"):
@@ -257,6 +257,7 @@ def test_run_bench_measures_everything(tiny_cases: None) -> None:
     assert sum(theirs for theirs, _ in step.values()) <= whole[0] * 1.0001
     assert sum(ours for _, ours in step.values()) <= whole[1] * 1.0001
     assert rows[0]["calls"] == 1.0 and rows[0]["target"] == 1e9
+    assert rows[3]["gradient_difference"] < 1e-5
     assert result["settings"]["models"]["proportional"]["steps"] == 2
     assert result["settings"]["threads"] == 1 and result["machine"]["cores"] >= 1
 

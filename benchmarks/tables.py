@@ -1,0 +1,96 @@
+"""Write the tables of README.md and docs/recipes.md from the committed results in benchmarks/.
+
+    python benchmarks/tables.py
+
+Each table stands between ``<!-- name -->`` and ``<!-- /name -->``; a test checks that the committed pages are up to date.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+PAGES = (ROOT / "README.md", ROOT / "docs" / "recipes.md")
+
+
+def main() -> None:
+    """Rewrite the pages."""
+    for page in PAGES:
+        page.write_text(fill(page.read_text()))
+
+
+def fill(text: str) -> str:
+    """``text`` with every marked table replaced by the one from the results."""
+    for name, table in {"demo": demo_table, "study": study_tables}.items():
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.S)
+        if pattern.search(text):
+            rows = table()
+            text = pattern.sub(lambda m, rows=rows: m.group(1) + rows + m.group(2), text)
+    return text
+
+
+def demo_table() -> str:
+    """One row per run of `unmaskrl train sudoku-mini`."""
+    head = "| run | before | after, raw | after, EMA | 95% interval | calls per answer | steps | wall time |\n"
+    lines = [head, "|---|---|---|---|---|---|---|---|\n"]
+    for path in sorted((ROOT / "benchmarks" / "demo").glob("*.json")):
+        s = json.loads(path.read_text())
+        raw, ema = s["after"]["raw"], s["after"]["ema"]
+        name = f"seed {s['seed']}" if path.stem.startswith("seed") else f"control, seed {s['seed']}"
+        cells = [percent(s["before"]["accuracy"]), percent(raw["accuracy"]), percent(ema["accuracy"])]
+        cells += [f"{100 * ema['accuracy_low']:.1f} to {100 * ema['accuracy_high']:.1f}", f"{ema['nfe']:.1f}"]
+        lines.append(f"| {name} | {' | '.join(cells)} | {s['steps']} | {s['wall_minutes']:.1f} min |\n")
+    return "".join(lines)
+
+
+def study_tables() -> str:
+    """One table per file ``benchmarks/study-*.json``: an arm per row, mean and range over seeds."""
+    return "".join(study_table(path) for path in sorted((ROOT / "benchmarks").glob("study-*.json")))
+
+
+def study_table(path: Path) -> str:
+    """Accuracies, cost, and accuracy at the number of calls that the thriftiest run spent."""
+    results: dict[str, Any] = json.loads(path.read_text())
+    arms: dict[str, list[dict[str, Any]]] = {}
+    for key, result in results.items():
+        arms.setdefault(key.rsplit(" seed ", 1)[0], []).append(result)
+    limit = min(r["calls"] for r in results.values())
+    head = "arm | seeds | before | raw | EMA | pass@4 | by kind (raw) | steps | minutes | calls spent"
+    head += f" | at {limit / 1000:.0f}k calls"
+    text = f"\n### {path.stem.removeprefix('study-')}\n\n| {head} |\n{'|---' * 11}|\n"
+    for arm, runs in sorted(arms.items()):
+        at = [max((p for p in r["curve"] if p["calls"] <= limit), key=lambda p: p["calls"], default=None) for r in runs]
+        cells = [spread([r[k] for r in runs]) for k in ("before", "raw", "ema", "pass@4")]
+        kinds = {k.removeprefix("accuracy_"): spread([r["kinds"][k] for r in runs]) for k in runs[0]["kinds"]}
+        cells += [", ".join(f"{k} {v}" for k, v in kinds.items()) or "-"]
+        cells += [f"{mean(runs, 'steps'):.0f}", f"{mean(runs, 'minutes'):.1f}", f"{mean(runs, 'calls') / 1000:.0f}k"]
+        text += (
+            f"| {arm.replace(',', ' ')} | {len(runs)} | {' | '.join(cells)} | {spread([p['accuracy'] for p in at if p])} |\n"
+        )
+    return text
+
+
+def mean(runs: list[dict[str, Any]], key: str) -> float:
+    """Mean of a figure over runs."""
+    return statistics.mean(run[key] for run in runs)
+
+
+def percent(share: float) -> str:
+    """A share in percent."""
+    return f"{100 * share:.1f}%"
+
+
+def spread(values: list[float]) -> str:
+    """Mean in percent and, for several seeds, the range."""
+    if not values:
+        return "-"
+    middle = f"{100 * statistics.mean(values):.1f}"
+    return middle if len(values) == 1 else f"{middle} ({100 * min(values):.1f} to {100 * max(values):.1f})"
+
+
+if __name__ == "__main__":
+    main()
