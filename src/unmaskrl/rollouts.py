@@ -86,9 +86,9 @@ class Anchors:
             return p.keep
         return p.keep + (p.keep_end - p.keep) * min(1.0, share_done / p.anneal_until)
 
-    def adapt(self, success: float | None) -> None:
+    def adapt(self, success: float) -> None:
         """Fix fewer tokens after a step in which more anchored rollouts succeeded than wanted, and more after fewer."""
-        if self.prior.adapt_to is not None and success is not None:
+        if self.prior.adapt_to is not None:
             change = ADAPT_RATE * (success - self.prior.adapt_to)
             self.adapted = min(self.prior.keep, max(0.0, self.adapted - change))
 

@@ -44,7 +44,7 @@ def rollout_metrics(run: Run, done: Rewarded) -> dict[str, float | None]:
         "likelihood/behavior_per_token": float((rollout.behavior_logps * rollout.action_mask).sum() / actions.clamp(min=1)),
         "calls/rollout": float(rollout.nfe.sum()),
     }
-    if run.step % run.recipe.eval.every == 0:
+    if run.step % run.recipe.eval.every == 0 and run.accelerator.is_main_process:
         rows = [_train_sample(run, done, i) for i in range(0, len(done.texts), run.recipe.train.group_size)][:2]
         append_jsonl(run.out / "samples.jsonl", rows)
     return metrics
@@ -67,7 +67,8 @@ def log_step(run: Run, batch: Batch) -> dict[str, Any]:
     run.calls += int(merged["calls/rollout"]) + score
     row = {"step": run.step, "updates": run.updates, "seconds": run.elapsed}
     row |= {**merged, "calls/score": score, "calls/total": run.calls}
-    append_jsonl(run.out / "metrics.jsonl", [row])
+    if run.accelerator.is_main_process:
+        append_jsonl(run.out / "metrics.jsonl", [row])
     _track(run, row)
     return row
 

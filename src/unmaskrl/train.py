@@ -104,7 +104,7 @@ def collect(run: Run) -> Batch:
     )
     decoded = clock()
     metrics = rollout_metrics(run, done)
-    run.anchors.adapt(metrics["accuracy/anchored"])
+    adapt_anchors(run, done.correct, done.anchored)
     group_ids = done.rollout.group_ids.cpu()
     advantages = advantages_of(run, done.rewards, group_ids)
     used = torch.arange(len(advantages))
@@ -134,6 +134,13 @@ def collect(run: Run) -> Batch:
         metrics=metrics,
         inner_metrics=[],
     )
+
+
+def adapt_anchors(run: Run, correct: Tensor, anchored: Tensor) -> None:
+    """Steer the share of anchored tokens by the success of anchored rollouts on all ranks."""
+    count = run.total(float(anchored.sum()))
+    if count:
+        run.anchors.adapt(run.total(float((correct & anchored).sum())) / count)
 
 
 def update(run: Run, batch: Batch, *, check_ratio: bool) -> None:

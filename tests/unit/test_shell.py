@@ -76,7 +76,6 @@ def test_keep_is_annealed_or_adapted() -> None:
     steered = anchors("prior.keep=0.4", "prior.adapt_to=0.5")
     steered.adapt(0.9)
     assert steered.keep(0.0) == pytest.approx(0.4 - 0.3 * 0.4)
-    steered.adapt(None)
     steered.adapt(0.0)
     assert steered.keep(1.0) == pytest.approx(0.4)  # never above where it began
     with pytest.raises(ValueError, match=r"keep_end and prior\.adapt_to"):
