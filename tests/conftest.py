@@ -11,26 +11,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import jaxtyping
 import pytest
 import torch
-from beartype import beartype
-from beartype.roar import BeartypeDecorHintPep3119Exception
 from torch import Tensor
 
-
-def checked(function):
-    """beartype, but for what it cannot check: ``tasks/`` (no tensors, a recursive alias) and hints that name ``Task``."""
-    if function.__module__.startswith("unmaskrl.tasks"):
-        return function
-    try:
-        return beartype(function)
-    except BeartypeDecorHintPep3119Exception as error:
-        if "unmaskrl.tasks.base.Task" not in str(error):
-            raise
-        return function
-
+# The rooms whose functions take tensors; tasks/ and the shell do not, and would only become slow.
+CORE = "types denoiser priors rng scoring advantages losses toy decoding estimators models".split()
 
 if "unmaskrl" in sys.modules:
     raise RuntimeError("unmaskrl was imported before tests/conftest.py: its shapes would go unchecked")
-jaxtyping.install_import_hook("unmaskrl", f"{__name__}.checked")
+jaxtyping.install_import_hook([f"unmaskrl.{room}" for room in CORE], "beartype.beartype")
 torch.set_num_threads(1)
 
 
