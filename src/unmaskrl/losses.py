@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import pad
 
 from .types import LossOutputs, TrainBatch
 
@@ -85,7 +86,7 @@ def _metrics(log_ratio: Tensor, clipped: Tensor, kl: Tensor, mask: Tensor, count
         return {
             "ratio/mean": (ratio * mask).sum() / count,
             "ratio/clip_frac": (clipped & mask).sum() / count,
-            "ratio/max_dev": ((ratio - 1).abs() * mask).max(),
+            "ratio/max_dev": pad(((ratio - 1).abs() * mask).flatten(), (0, 1)).max(),  # 0 if there is nothing
             "kl/old": ((-log_ratio).exp() - 1 + log_ratio).mul(mask).sum() / count,
             "kl/ref": (kl * mask).sum() / count,
         }

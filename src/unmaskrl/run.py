@@ -112,13 +112,12 @@ class Run:
 
 def start_run(recipe: Recipe, *, resume: bool, force: bool) -> Run:
     """Build a run from its recipe; only when all of it could be built is its folder written (or, by ``force``, replaced)."""
-    out = run_folder(recipe.train.out, recipe.name, recipe.train.seed, resume=resume, force=force)
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    alone = accelerator.is_main_process  # the other ranks may look when the folder is already there
+    out = run_folder(recipe.train.out, recipe.name, recipe.train.seed, resume=resume and alone, force=force or not alone)
+    accelerator.project_configuration = ProjectConfiguration(project_dir=str(out), logging_dir=str(out / "tensorboard"))
     if resume:
         _compare_config(recipe, out)
-    accelerator = Accelerator(
-        cpu=not torch.cuda.is_available(),
-        project_config=ProjectConfiguration(project_dir=str(out), logging_dir=str(out / "tensorboard")),
-    )
     path = asset(recipe.model.path)
     device = accelerator.device
     denoiser = load_denoiser(path, device=device, dtype=DTYPES[recipe.model.dtype])
@@ -152,6 +151,7 @@ def start_run(recipe: Recipe, *, resume: bool, force: bool) -> Run:
         out.mkdir(parents=True, exist_ok=True)
         if not resume:
             (out / "config.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+        _choose_threads(recipe, out)
     accelerator.wait_for_everyone()
     run.threads = _choose_threads(recipe, out)
     return run
@@ -263,7 +263,8 @@ def _compare_config(recipe: Recipe, out: Path) -> None:
 def _choose_threads(recipe: Recipe, out: Path) -> int:
     """The measured number of threads, kept with the run: a resumed run must sum in the same order."""
     path = out / "threads.json"
-    stored = json.loads(path.read_text())["threads"] if path.exists() else recipe.train.threads
-    threads = set_threads(stored)
+    if path.exists():
+        return set_threads(json.loads(path.read_text())["threads"])
+    threads = set_threads(recipe.train.threads)
     write_json(path, {"threads": threads})
     return threads

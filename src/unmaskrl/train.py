@@ -156,9 +156,10 @@ def update(run: Run, batch: Batch, *, check_ratio: bool) -> None:
             check_first_ratio(run, batch, views)
         loss_fn = batch_loss(run.loss, batch, run.inner, num_actions, num_rows)
         run.optimizer.zero_grad(set_to_none=True)
-        out = LossOutputs(loss=torch.zeros(()), metrics={})
         if len(actions):
             out = backward_in_chunks(run.denoiser, batch.rollout, run.estimator, views, loss_fn, max_canvases=t.max_canvases)
+        else:  # another rank has rows: take part in its reductions
+            out = loss_fn(torch.zeros_like(batch.rollout.behavior_logps))
         row |= run.reduce_metrics({"loss": out.loss, **out.metrics})
         row["grad_norm"] = run.sum_gradients(t.max_grad_norm)
         for group in run.optimizer.param_groups:

@@ -1,0 +1,34 @@
+"""Two gloo processes train to the weights of one: whole groups per rank, summed gradients, global counts."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+SETTINGS = (
+    "train.steps=2 train.prompts_per_step=4 train.group_size=4 train.num_iterations=2 train.threads=1 train.log_with=[] "
+    "eval.size=8 eval.size_during=8 decode.steps=10"
+).split()
+
+
+def train(out: Path, *launcher: str) -> dict:
+    command = [sys.executable, *launcher, "-m", "unmaskrl.cli", "train", "sudoku-mini", *SETTINGS, f"train.out={out}"]
+    done = subprocess.run([*command, "--quiet"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return load_file(out / "model-raw" / "model.safetensors")
+
+
+def test_two_ranks_equal_one(tmp_path: Path) -> None:
+    one = train(tmp_path / "one")
+    two = train(tmp_path / "two", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    worst = max(float((one[name] - two[name]).abs().max()) for name in one)
+    assert worst < 1e-5, f"weights differ by {worst}"
+    losses = [
+        [json.loads(x)["loss"] for x in (tmp_path / n / "metrics.jsonl").read_text().splitlines()] for n in ("one", "two")
+    ]
+    assert len(losses[0]) == 2 and any(losses[0])
+    assert all(abs(a - b) < 1e-5 for a, b in zip(*losses, strict=True))
