@@ -25,7 +25,7 @@ def main() -> None:
 
 def fill(text: str) -> str:
     """``text`` with every marked table replaced by the one from the results."""
-    for name, table in {"demo": demo_table, "study": study_tables}.items():
+    for name, table in {"demo": demo_table, "study": study_tables, "bench": bench_table}.items():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.S)
         if pattern.search(text):
             rows = table()
@@ -72,6 +72,24 @@ def study_table(path: Path) -> str:
             f"| {arm.replace(',', ' ')} | {len(runs)} | {' | '.join(cells)} | {spread([p['accuracy'] for p in at if p])} |\n"
         )
     return text
+
+
+def bench_table() -> str:
+    """Ratios of `unmaskrl bench` (CPU time, pages reused) for the rows that matter to a reader."""
+    rows = json.loads((ROOT / "benchmarks" / "cpu.json").read_text())["rows"]
+    wanted = ("greedy rollout", "sampled rollout", "ELBO forward + backward", "whole step", "rollout, early EOS")
+    text = "| | 126,464 tokens, small body | 2,048 tokens, LLaDA's proportions |\n|---|---|---|\n"
+    for what in wanted:
+        cells = [bench_cell(r) for r in rows if r["what"] == what and r["malloc"] == "pages reused"]
+        text += f"| {what} | {' | '.join(cells)} |\n"
+    memory = [f"1/{r['ratio']:.0f}" for r in rows if r["what"] == "loss memory"]
+    return text + f"| peak memory of the loss, of full logits | {' | '.join(memory)} |\n"
+
+
+def bench_cell(row: dict[str, Any]) -> str:
+    """A ratio and its spread."""
+    text = f"{row['ratio_cpu']:.2f}x +- {100 * row['spread_cpu']:.0f}%"
+    return text if row["verdict"] == "faster" else f"{text} (no difference)"
 
 
 def mean(runs: list[dict[str, Any]], key: str) -> float:
