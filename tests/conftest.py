@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -120,6 +121,16 @@ def tiny_llada(dtype: torch.dtype = torch.float64, seed: int = 3):
     )
     model = LLaDA(config).init_weights(seeded(seed), std=0.6)
     return ModelDenoiser.from_model(model.to(dtype).eval())
+
+
+def train_batch(mask: Tensor, advantages: Tensor, old: Tensor, ref: Tensor | None = None, **counts: Any):
+    """A TrainBatch; counts that are not given are those of the batch itself, every row a group of its own."""
+    from unmaskrl.types import TrainBatch
+
+    rows, tokens = float(mask.any(-1).sum()), float(mask.sum())
+    own = {"num_actions": tokens, "num_rows": rows, "num_groups": rows, "num_scored": tokens}
+    own["group_actions"] = mask.sum(-1).to(advantages.dtype)
+    return TrainBatch(action_mask=mask, advantages=advantages, old_logps=old, ref_logps=ref, **{**own, **counts})
 
 
 def finished_rollout(

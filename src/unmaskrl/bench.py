@@ -162,14 +162,16 @@ def our_backward(denoiser: Denoiser, rollout: Rollout, views: Views, old: Tensor
 
 def policy_loss(token_logps: Tensor, rollout: Rollout, old: Tensor, ref: Tensor) -> LossOutputs:
     """GRPO on a group whose first half was right."""
-    num_rows = len(rollout.ids)
+    num_rows, mask = len(rollout.ids), rollout.action_mask
+    counts = {"num_actions": float(mask.sum()), "num_rows": float(num_rows), "num_groups": 1.0}
     batch = TrainBatch(
-        action_mask=rollout.action_mask,
+        action_mask=mask,
         advantages=torch.where(torch.arange(num_rows) < num_rows / 2, 1.0, -1.0),
         old_logps=old,
         ref_logps=ref,
-        num_actions=float(rollout.action_mask.sum()),
-        num_rows=float(num_rows),
+        group_actions=mask.sum().float().expand(num_rows),
+        num_scored=float(mask.sum()),
+        **counts,
     )
     return token_clip()(token_logps, batch)
 

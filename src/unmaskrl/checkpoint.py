@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 STATE = "state.json"
 
@@ -74,6 +75,33 @@ def write_json(path: Path, data: Any) -> None:
     partial.write_text(json.dumps(data, indent=1) + "\n")
     _sync(partial)
     os.replace(partial, path)
+
+
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """AdamW's state as named tensors: ``<parameter>/<exp_avg|exp_avg_sq|step>``."""
+    return {
+        f"{name}/{key}": value
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """The inverse of ``optimizer_tensors``."""
+    parameters = dict(model.named_parameters())
+    for key, value in tensors.items():
+        name, _, field = key.rpartition("/")
+        optimizer.state[parameters[name]][field] = value.to(parameters[name].device) if field != "step" else value
+
+
+@torch.no_grad()
+def load_parameters(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Copy named tensors into the model's parameters; names must match exactly."""
+    parameters = dict(model.named_parameters())
+    if parameters.keys() != tensors.keys():
+        raise ValueError(f"checkpoint and model differ in {sorted(parameters.keys() ^ tensors.keys())[:3]}")
+    for name, parameter in parameters.items():
+        parameter.copy_(tensors[name])
 
 
 def _load(path: Path) -> Checkpoint:

@@ -116,7 +116,8 @@ def _model_arguments(sub: argparse.ArgumentParser, task_required: bool = True) -
 def _train(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from .config import load_recipe, warnings_for
+    from .build import warnings_for
+    from .config import load_recipe
     from .progress import SilentProgress, TrainProgress, summary_table
     from .train import train
 

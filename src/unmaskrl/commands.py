@@ -13,17 +13,15 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from .build import COMPONENTS, component, warnings_for
 from .checkpoint import write_json
 from .config import (
-    COMPONENTS,
     DecodeConfig,
     SFTRecipe,
     asset,
     build_recipe,
-    component,
     load_recipe,
     parse_overrides,
-    warnings_for,
 )
 from .cost import step_cost
 from .decoding import decode

@@ -6,22 +6,15 @@ name the nearest known one.
 
 from __future__ import annotations
 
-import difflib
-import inspect
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from .advantages import ADVANTAGES
-from .decoding import check_decode
-from .estimators import ESTIMATORS
-from .losses import LOSSES
-from .priors import SELECTIONS
-from .tasks import TASKS
+from .build import check_recipe, nearest
 
 RECIPES = Path(__file__).parent / "recipes"
 ASSETS = Path(__file__).parent / "assets"
@@ -94,10 +87,6 @@ class TrainConfig(Section):
     weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
     ema: float = Field(default=0.9, ge=0, lt=1, description="decay of the weight average, per update")
-    skip_flat_groups: bool = Field(
-        default=True,
-        description="leave out groups without reward spread (exact if kl_coef is 0, else it drops their KL term too)",
-    )
     shuffle_advantages: bool = Field(default=False, description="control: permute advantages within each group")
     reward_functions: tuple[str, ...] = Field(
         default=(), description="extra rewards, 'package.module:function', TRL's contract"
@@ -187,14 +176,6 @@ class SFTRecipe(Section):
     eval_decode: dict[str, DecodeConfig] = {}
 
 
-COMPONENTS: dict[str, Mapping[str, Callable[..., Any]]] = {
-    "task": TASKS,
-    "estimator": ESTIMATORS,
-    "advantage": ADVANTAGES,
-    "loss": LOSSES,
-}
-
-
 def load_recipe(name_or_path: str, overrides: Iterable[str] = (), kind: type[Section] = Recipe) -> Any:
     """A shipped recipe by name or a YAML file, with overrides applied and everything checked."""
     path = _find_recipe(name_or_path)
@@ -219,58 +200,9 @@ def build_recipe(data: dict[str, Any], kind: type[Section] = Recipe) -> Any:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise ValueError(f"{where}: {first['msg'].lower()}, got {first['input']!r}") from None
-    return check_recipe(recipe) if isinstance(recipe, Recipe) else recipe
-
-
-def check_recipe(recipe: Recipe) -> Recipe:
-    """Refuse settings that fail or make no sense, with what to change."""
-    for section, table in COMPONENTS.items():
-        check_component(getattr(recipe, section), table, section)
-    d = recipe.decode
-    check_decode(d.gen_length, d.block_length, d.steps, d.select, d.temperature, d.exit_at)
-    if d.temperature == 0:
-        raise ValueError("decode.temperature is 0: all rollouts of a group would be the same; set it above 0")
-    if recipe.prior.name == "anchors":
-        assert recipe.prior.select in SELECTIONS
-        if recipe.prior.keep == 0 and not recipe.prior.keep_end:
-            raise ValueError("prior.keep is 0, so nothing is anchored; raise it or set prior.name=none")
-        if recipe.prior.keep_end is not None and recipe.prior.adapt_to is not None:
-            raise ValueError("prior.keep_end and prior.adapt_to both steer prior.keep; set one of them to null")
+    if isinstance(recipe, Recipe):
+        return check_recipe(recipe)
     return recipe
-
-
-def warnings_for(recipe: Recipe) -> list[str]:
-    """Settings that work but probably are not what is wanted."""
-    d, notes = recipe.decode, []
-    exits = d.exit_at is not None and d.exit_at < 1
-    if exits and d.block_length == d.gen_length and d.select != "left_to_right":
-        notes.append(
-            "decode.exit_at with one full-length block fills the least certain tokens (often the answer) in one call; "
-            "use decode.block_length < decode.gen_length, so that the exit meets the end of the completion"
-        )
-    if recipe.prior.hide_in_views and recipe.prior.name == "none":
-        notes.append("prior.hide_in_views does nothing without anchors (prior.name=none)")
-    if recipe.model.rollout_dtype not in (None, recipe.model.dtype):
-        notes.append("model.rollout_dtype differs from model.dtype: scoring is not sampling; watch health/behavior_gap")
-    return notes
-
-
-def component(spec: Component, table: Mapping[str, Callable[..., Any]], section: str) -> Any:
-    """Build ``{name, **kwargs}``."""
-    check_component(spec, table, section)
-    return table[spec["name"]](**{k: v for k, v in spec.items() if k != "name"})
-
-
-def check_component(spec: Component, table: Mapping[str, Callable[..., Any]], section: str) -> None:
-    """The name is known and so is every keyword."""
-    if "name" not in spec:
-        raise ValueError(f"{section}: expected {{name: ..., settings}}, got {spec!r}; names: {', '.join(table)}")
-    if spec["name"] not in table:
-        raise ValueError(f"{section}.name: unknown {spec['name']!r}{_nearest(str(spec['name']), table)}")
-    known = list(inspect.signature(table[spec["name"]]).parameters)
-    for key in spec:
-        if key != "name" and (key not in known or section == "advantage"):
-            raise ValueError(f"{section}.{key}: {spec['name']} has no such setting{_nearest(key, known)}")
 
 
 def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
@@ -297,7 +229,7 @@ def _find_recipe(name: str) -> Path:
         return RECIPES / f"{name}.yaml"
     if Path(name).is_file():
         return Path(name)
-    raise ValueError(f"no recipe {name!r}: neither a file nor a shipped recipe{_nearest(name, recipe_names())}")
+    raise ValueError(f"no recipe {name!r}: neither a file nor a shipped recipe{nearest(name, recipe_names())}")
 
 
 def _apply_override(data: dict[str, Any], override: str) -> None:
@@ -349,7 +281,7 @@ def _check_keys(data: Any, kind: Any, where: str) -> None:
     fields = section.model_fields
     for key, value in data.items():
         if key not in fields:
-            raise ValueError(f"{where}{key}: unknown setting{_nearest(str(key), fields)}")
+            raise ValueError(f"{where}{key}: unknown setting{nearest(str(key), fields)}")
         _check_keys(value, fields[key].annotation, f"{where}{key}.")
 
 
@@ -357,9 +289,3 @@ def _section_type(kind: Any) -> type[Section] | None:
     if get_origin(kind) in (Union, types.UnionType):
         return next((s for a in get_args(kind) if (s := _section_type(a))), None)
     return kind if isinstance(kind, type) and issubclass(kind, Section) else None
-
-
-def _nearest(word: str, known: Iterable[str]) -> str:
-    names = list(known)
-    close = difflib.get_close_matches(word, names, 1, 0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(names) or 'none'}"

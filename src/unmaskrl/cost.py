@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .build import make_estimator, make_loss
 from .config import Recipe, asset
 from .decoding import planned_calls
 from .decoding.sample import CHUNK_ELEMENTS
-from .run import make_estimator
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,15 +39,15 @@ def step_cost(recipe: Recipe) -> Cost:
     anchored = recipe.prior.share if recipe.prior.name == "anchors" else 0.0
     blank = planned_calls(open_blocks(recipe, 0.0), d.gen_length, d.steps, d.exit_at)
     given = planned_calls(open_blocks(recipe, recipe.prior.keep), d.gen_length, d.steps, d.exit_at)
-    views = make_estimator(recipe).num_views(d.exit_at is not None and d.exit_at < 1)
-    uses_kl = float(recipe.loss.get("kl_coef", 0.04)) > 0
+    views = make_estimator(recipe).num_views(d.gen_length, blank, d.exit_at is not None and d.exit_at < 1)
+    loss = make_loss(recipe)
     vocab, parameters = model_size(recipe.model.path)
     canvases = min(t.max_canvases, rows * views)
     return Cost(
         rollout_per_row=round(anchored * given + (1 - anchored) * blank),
         rollout=round(rows * (anchored * given + (1 - anchored) * blank)),
-        old=rows * views * (t.num_iterations - 1),
-        ref=rows * views * t.num_iterations if uses_kl else 0,
+        old=rows * views * (t.num_iterations - 1) if loss.uses_old else 0,
+        ref=rows * views * t.num_iterations if loss.uses_ref else 0,
         new=rows * views * t.num_iterations,
         logits_bytes=4 * min(CHUNK_ELEMENTS, canvases * d.gen_length * vocab),
         full_logits_bytes=4 * canvases * d.gen_length * vocab,

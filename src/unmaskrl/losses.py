@@ -1,65 +1,175 @@
 """Policy losses: pure functions of token log-probs and a TrainBatch.
 
-Means are sums over local tokens (rows) divided by a *global* count, so that micro-batches and ranks add up. Log-ratios
-are clamped before exp; everything is fp32.
+Every loss is  sum_b c_b * ( -gain_b + kl_coef * KL_b )  with gain and KL summed over a row's action tokens, and c_b the weight
+of one of its tokens (``normaliser``), from *global* counts, so that micro-batches and ranks add up:
+
+    token       1 / tokens of the step                          every token counts the same (DAPO, d1's code)
+    sequence    1 / (tokens of the row * rows of the step)      every row counts the same (GRPO's 1/|o|)
+    group       1 / (tokens of the group * groups of the step)  every prompt counts the same
+    rows        1 / rows of the step                            plain sums over tokens (wd1)
+
+KL terms, per token, d = l_ref - l (``kl_to="ref"``; "old" puts the old policy in its place): ``k1`` = -d (its gradient is not
+the KL's: for monitoring), ``k2`` = d^2 / 2, ``k3`` = exp(d) - d - 1; ``quadratic`` =
+(sum_i d_i)^2 / 2 per row (ESPO's). Log-ratios are clamped before exp.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import pad
 
 from .types import LossOutputs, TrainBatch
 
-PolicyLoss = Callable[[Tensor, TrainBatch], LossOutputs]
+NORMALISERS, KL_TO = ("token", "sequence", "group", "rows"), ("ref", "old")
+# (log-ratio (B, L), advantages (B,), mask) -> (gain per row, log-ratio per token, where the clip is what counts)
+Gain = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 _MAX_LOG_RATIO = 20.0
 
 
-def token_clip(*, clip_low: float = 0.2, clip_high: float = 0.2, kl_coef: float = 0.04) -> PolicyLoss:
+class PolicyLoss(NamedTuple):
+    """A loss and what it looks at; ``kl_coef`` 0 means that rows without advantage can be left out."""
+
+    fn: Callable[[Tensor, TrainBatch], LossOutputs]
+    uses_old: bool
+    uses_ref: bool
+    kl_coef: float
+
+    def __call__(self, token_logps: Tensor, batch: TrainBatch) -> LossOutputs:
+        """The loss of these token log-probs."""
+        return self.fn(token_logps, batch)
+
+
+def token_clip(
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    kl_coef: float = 0.04,
+    kl: str = "k3",
+    kl_to: str = "ref",
+    normaliser: str = "token",
+) -> PolicyLoss:
     """GRPO with one ratio per token (arXiv 2402.03300; STP and d1 use it on surrogates).
 
-    loss = sum_i [ -min(w_i A, clip(w_i, 1 - clip_low, 1 + clip_high) A) + kl_coef * k3_i ] / num_actions, over action tokens,
-    w_i = exp(l_i - l_old_i), k3_i = exp(d) - d - 1 with d = l_ref_i - l_i.
+    gain = sum_i min(w_i A, clip(w_i, 1 - clip_low, 1 + clip_high) A), w_i = exp(l_i - l_old_i).
     """
-    _check_clip(clip_low, clip_high, kl_coef)
+    _check_clip(clip_low, clip_high)
+
+    def gain(log_ratio: Tensor, advantages: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        log_ratio = _clamp(log_ratio)
+        value, clipped = _clipped_gain(log_ratio.exp(), advantages[:, None], clip_low, clip_high)
+        return (value * mask).sum(-1), log_ratio, clipped
+
+    return _policy_loss(gain, kl_coef, kl, kl_to, normaliser)
+
+
+def sequence_clip(
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    kl_coef: float = 0.04,
+    kl: str = "k3",
+    kl_to: str = "ref",
+    normaliser: str = "sequence",
+) -> PolicyLoss:
+    """GRPO with one length-normalised ratio per row (GSPO, arXiv 2507.18071; ESPO; STP's sequence-level variant).
+
+    gain = f * min(w A, clip(w) A), w = exp( (1/f) sum_i (l_i - l_old_i) ), f = action tokens of the row.
+    """
+    _check_clip(clip_low, clip_high)
+
+    def gain(log_ratio: Tensor, advantages: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        mean = _row_mean(log_ratio, mask)
+        value, clipped = _clipped_gain(mean.exp(), advantages, clip_low, clip_high)
+        return value * mask.sum(-1), mean[:, None].expand_as(mask), clipped[:, None].expand_as(mask)
+
+    return _policy_loss(gain, kl_coef, kl, kl_to, normaliser)
+
+
+def reinforce(*, kl_coef: float = 0.0, kl: str = "k3", kl_to: str = "ref", normaliser: str = "token") -> PolicyLoss:
+    """The likelihood weighted by the advantage, without ratio: gain = A sum_i l_i.
+
+    REINFORCE and RLOO (advantage leave_one_out); SPG (estimator sandwich); wd1 (advantage softmax_weights, normaliser rows).
+    """
+
+    def gain(logps: Tensor, advantages: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return advantages * (logps * mask).sum(-1), torch.zeros_like(logps), torch.zeros_like(mask)
+
+    return _policy_loss(gain, kl_coef, kl, kl_to, normaliser, uses_ratio=False)
+
+
+def linear_bound(
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    dual_clip: float = 3.0,
+    kl_coef: float = 0.0,
+    kl: str = "k3",
+    kl_to: str = "ref",
+    normaliser: str = "sequence",
+) -> PolicyLoss:
+    """BGPO's lower bound of the sequence objective (arXiv 2510.11683; DARE's dllm_core_algos.py).
+
+    delta = (1/f) sum_i (l_i - l_old_i);  w = 1 + delta where A >= 0 (below the ratio exp(delta)), exp(delta) where A < 0;
+    gain = f * min(w A, clip(w) A), and where A < 0 at least dual_clip * A. The published code averages w over single draws;
+    here they are averaged in delta (the same for A >= 0, and for num_mc=1). No logarithm is taken: nothing can be NaN.
+    """
+    _check_clip(clip_low, clip_high)
+    if dual_clip <= 1:
+        raise ValueError(f"dual_clip must be above 1, got {dual_clip}")
+
+    def gain(log_ratio: Tensor, advantages: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        delta = _row_mean(log_ratio, mask)
+        value, clipped = _clipped_gain(torch.where(advantages >= 0, 1 + delta, delta.exp()), advantages, clip_low, clip_high)
+        floor = dual_clip * advantages
+        clipped = clipped | ((advantages < 0) & (value < floor))
+        value = torch.where(advantages < 0, torch.maximum(value, floor), value)
+        return value * mask.sum(-1), delta[:, None].expand_as(mask), clipped[:, None].expand_as(mask)
+
+    return _policy_loss(gain, kl_coef, kl, kl_to, normaliser)
+
+
+def token_weights(normaliser: str, mask: Bool[Tensor, "B L"], batch: TrainBatch) -> Float[Tensor, " B"]:
+    """c_b: the weight of one action token of each row (see the module's table); 0 for rows without any."""
+    length = mask.sum(-1).to(batch.advantages.dtype)
+    inverse = {
+        "token": torch.full_like(length, batch.num_actions),
+        "sequence": length * batch.num_rows,
+        "group": batch.group_actions.to(length.dtype) * batch.num_groups,
+        "rows": torch.full_like(length, batch.num_rows),
+    }[normaliser]
+    return (length > 0) / inverse.clamp(min=1)
+
+
+def _policy_loss(gain: Gain, kl_coef: float, kl: str, kl_to: str, normaliser: str, *, uses_ratio: bool = True) -> PolicyLoss:
+    for name, value, known in (
+        ("kl", kl, _KL),
+        ("kl_to", kl_to, KL_TO),
+        ("normaliser", normaliser, NORMALISERS),
+    ):
+        if value not in known:
+            raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+    if kl_coef < 0:
+        raise ValueError(f"kl_coef must be >= 0, got {kl_coef}")
 
     def loss(token_logps: Float[Tensor, "B L"], batch: TrainBatch) -> LossOutputs:
         mask = batch.action_mask
-        log_ratio = _log_ratio(token_logps, batch.old_logps)
-        gain, clipped = _clipped_gain(log_ratio.exp(), batch.advantages[:, None], clip_low, clip_high)
-        kl = _k3(token_logps, batch.ref_logps)
-        total = ((kl_coef * kl - gain) * mask).sum() / batch.num_actions
-        return LossOutputs(loss=total, metrics=_metrics(log_ratio, clipped, kl, mask, batch.num_actions))
+        anchor = batch.old_logps if uses_ratio else 0.0
+        gains, log_ratio, clipped = gain(token_logps - anchor, batch.advantages, mask)
+        other = batch.ref_logps if kl_to == "ref" else batch.old_logps
+        difference = torch.zeros_like(token_logps) if other is None else (other - token_logps) * mask
+        kls = _KL[kl](difference).sum(-1)
+        weights = token_weights(normaliser, mask, batch)
+        total = (weights * (kl_coef * kls - gains)).sum()
+        return LossOutputs(loss=total, metrics=_metrics(log_ratio, clipped, difference, mask, batch.num_scored))
 
-    return loss
-
-
-def sequence_clip(*, clip_low: float = 0.2, clip_high: float = 0.2, kl_coef: float = 0.04) -> PolicyLoss:
-    """GRPO with one length-normalised ratio per row (GSPO, arXiv 2507.18071; STP's sequence-level variant).
-
-    w = exp( (1/f) sum_i (l_i - l_old_i) ), f = action tokens of the row; loss = mean over rows with actions of the clipped
-    gain, plus kl_coef times the token-mean k3.
-    """
-    _check_clip(clip_low, clip_high, kl_coef)
-
-    def loss(token_logps: Float[Tensor, "B L"], batch: TrainBatch) -> LossOutputs:
-        mask = batch.action_mask
-        length = mask.sum(-1)
-        difference = ((token_logps - batch.old_logps) * mask).sum(-1) / length.clamp(min=1)
-        log_ratio = difference.clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO)
-        gain, clipped = _clipped_gain(log_ratio.exp(), batch.advantages, clip_low, clip_high)
-        kl = _k3(token_logps, batch.ref_logps)
-        rows = length > 0
-        total = -(gain * rows).sum() / batch.num_rows + kl_coef * (kl * mask).sum() / batch.num_actions
-        metrics = _metrics(log_ratio, clipped, kl.sum(-1) * 0, rows, batch.num_rows)
-        metrics["kl/ref"] = (kl * mask).sum().detach() / batch.num_actions
-        return LossOutputs(loss=total, metrics=metrics)
-
-    return loss
+    uses_kl = kl_coef > 0
+    return PolicyLoss(loss, uses_ratio or (uses_kl and kl_to == "old"), uses_kl and kl_to == "ref", kl_coef)
 
 
 def _clipped_gain(ratio: Tensor, advantage: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
@@ -68,35 +178,49 @@ def _clipped_gain(ratio: Tensor, advantage: Tensor, low: float, high: float) -> 
     return torch.minimum(plain, clipped), clipped < plain
 
 
-def _log_ratio(new: Tensor, old: Tensor) -> Tensor:
-    return (new - old).clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO)
+def _row_mean(log_ratio: Tensor, mask: Tensor) -> Tensor:
+    return _clamp((log_ratio * mask).sum(-1) / mask.sum(-1).clamp(min=1))
 
 
-def _k3(new: Tensor, ref: Tensor | None) -> Tensor:
-    if ref is None:
-        return torch.zeros_like(new)
-    difference = _log_ratio(ref, new)
+def _clamp(log_ratio: Tensor) -> Tensor:
+    return log_ratio.clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO)
+
+
+def _k3(difference: Tensor) -> Tensor:
+    difference = _clamp(difference)
     return difference.exp() - difference - 1
 
 
-def _metrics(log_ratio: Tensor, clipped: Tensor, kl: Tensor, mask: Tensor, count: float) -> dict[str, Tensor]:
-    """Sums over local items divided by the global count (``ratio/max_dev`` is a maximum)."""
+_KL: dict[str, Callable[[Tensor], Tensor]] = {
+    "k1": torch.neg,
+    "k2": lambda d: d**2 / 2,
+    "k3": _k3,
+    "quadratic": lambda d: d.sum(-1, keepdim=True) ** 2 / 2,
+}
+
+
+def _metrics(log_ratio: Tensor, clipped: Tensor, to_ref: Tensor, mask: Tensor, count: float) -> dict[str, Tensor]:
+    """Token means over what was scored anywhere (``ratio/max_dev`` is a maximum); ``kl/*`` are k3, whatever the loss uses."""
     with torch.no_grad():
         ratio = log_ratio.exp()
+        mean = partial(torch.div, other=max(count, 1.0))
         return {
-            "ratio/mean": (ratio * mask).sum() / count,
-            "ratio/clip_frac": (clipped & mask).sum() / count,
+            "ratio/mean": mean((ratio * mask).sum()),
+            "ratio/clip_frac": mean((clipped & mask).sum()),
             "ratio/max_dev": pad(((ratio - 1).abs() * mask).flatten(), (0, 1)).max(),  # 0 if there is nothing
-            "kl/old": ((-log_ratio).exp() - 1 + log_ratio).mul(mask).sum() / count,
-            "kl/ref": (kl * mask).sum() / count,
+            "kl/old": mean(((-log_ratio).exp() - 1 + log_ratio).mul(mask).sum()),
+            "kl/ref": mean((_k3(to_ref) * mask).sum()),
         }
 
 
-def _check_clip(clip_low: float, clip_high: float, kl_coef: float) -> None:
+def _check_clip(clip_low: float, clip_high: float) -> None:
     if not 0 <= clip_low < 1 or clip_high < 0:
         raise ValueError(f"need 0 <= clip_low < 1 and clip_high >= 0, got {clip_low} and {clip_high}")
-    if kl_coef < 0:
-        raise ValueError(f"kl_coef must be >= 0, got {kl_coef}")
 
 
-LOSSES = {"token_clip": token_clip, "sequence_clip": sequence_clip}
+LOSSES = {
+    "linear_bound": linear_bound,
+    "reinforce": reinforce,
+    "sequence_clip": sequence_clip,
+    "token_clip": token_clip,
+}

@@ -14,7 +14,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from .config import COMPONENTS, Recipe, component
+from .build import COMPONENTS, component
+from .config import Recipe
 from .decoding import decode
 from .denoiser import ModelDenoiser
 from .priors import anchored_canvas, choose_anchors, predictability, random_scores

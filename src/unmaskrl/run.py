@@ -16,13 +16,20 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 from torch import Tensor, nn
 
-from .checkpoint import load_latest, save_checkpoint, write_json
-from .config import COMPONENTS, Recipe, asset, component
+from .build import COMPONENTS, make_estimator, make_loss
+from .checkpoint import (
+    load_latest,
+    load_optimizer,
+    load_parameters,
+    optimizer_tensors,
+    save_checkpoint,
+    write_json,
+)
+from .config import Recipe, asset
 from .denoiser import ModelDenoiser, load_denoiser
 from .estimators import Estimator
 from .losses import PolicyLoss
 from .rollouts import Anchors, Problems, RewardFunction, load_function, make_task
-from .sft import load_optimizer, load_parameters, optimizer_tensors
 from .shell import DTYPES, file_size, run_folder, set_threads, truncate_file
 from .tasks import Task
 from .tokenizer import load_tokenizer
@@ -39,6 +46,8 @@ class Batch:
     advantages: Tensor
     old_logps: Tensor  # (num_iterations, B, L)
     ref_logps: Tensor | None
+    group_actions: Tensor  # (B,): action tokens of each row's group
+    counts: dict[str, float]  # of the whole step over all ranks, left-out rows included; and of what is scored
     metrics: dict[str, float | None]
     inner_metrics: list[dict[str, float]]
 
@@ -70,11 +79,6 @@ class Run:
     elapsed: float = 0.0
     batch: Batch | None = None
     trackers: bool = field(default=False)
-
-    @property
-    def uses_kl(self) -> bool:
-        """Whether the loss looks at the reference policy."""
-        return float(self.recipe.loss.get("kl_coef", 0.04)) > 0
 
     @property
     def share_done(self) -> float:
@@ -141,7 +145,7 @@ def start_run(recipe: Recipe, *, resume: bool, force: bool) -> Run:
         anchors=Anchors(recipe, problems, base),
         estimator=make_estimator(recipe),
         advantage=COMPONENTS["advantage"][recipe.advantage["name"]],
-        loss=component(recipe.loss, COMPONENTS["loss"], "loss"),
+        loss=make_loss(recipe),
         functions={name: load_function(name) for name in recipe.train.reward_functions},
         optimizer=optimizer,
     )
@@ -155,12 +159,6 @@ def start_run(recipe: Recipe, *, resume: bool, force: bool) -> Run:
     accelerator.wait_for_everyone()
     run.threads = _choose_threads(recipe, out)
     return run
-
-
-def make_estimator(recipe: Recipe) -> Estimator:
-    """The recipe's estimator; ``prior.hide_in_views`` is its ``hide_anchors``."""
-    spec = {"hide_anchors": recipe.prior.hide_in_views, **recipe.estimator}
-    return component(spec, COMPONENTS["estimator"], "estimator")
 
 
 def frozen_copy(denoiser: ModelDenoiser) -> ModelDenoiser:
@@ -192,6 +190,7 @@ def save_run(run: Run) -> None:
         state["batch"] = {
             "metrics": run.batch.metrics,
             "inner_metrics": run.batch.inner_metrics,
+            "counts": run.batch.counts,
             "gen_length": run.batch.rollout.gen_length,
             "temperature": run.batch.rollout.temperature,
             "exact": run.batch.rollout.exact,
@@ -227,7 +226,11 @@ def load_run(run: Run) -> list[str]:
 def batch_tensors(batch: Batch) -> dict[str, Tensor]:
     """The open step as named tensors."""
     rollout = {f"rollout/{k}": v for f in fields(Rollout) if isinstance(v := getattr(batch.rollout, k := f.name), Tensor)}
-    tensors = rollout | {"advantages": batch.advantages, "old_logps": batch.old_logps}
+    tensors = rollout | {
+        "advantages": batch.advantages,
+        "old_logps": batch.old_logps,
+        "group_actions": batch.group_actions,
+    }
     return tensors if batch.ref_logps is None else tensors | {"ref_logps": batch.ref_logps}
 
 
@@ -241,6 +244,8 @@ def restore_batch(tensors: dict[str, Tensor], state: dict[str, Any]) -> Batch:
         advantages=tensors["advantages"],
         old_logps=tensors["old_logps"],
         ref_logps=tensors.get("ref_logps"),
+        group_actions=tensors["group_actions"],
+        counts=state["counts"],
         metrics=state["metrics"],
         inner_metrics=state["inner_metrics"],
     )

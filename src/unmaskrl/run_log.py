@@ -42,7 +42,7 @@ def rollout_metrics(run: Run, done: Rewarded) -> dict[str, float | None]:
         "rollout/exit_tokens": float(rollout.exit_mask.sum(-1).float().mean()),
         "prior/keep": run.anchors.keep(run.share_done) if run.recipe.prior.name == "anchors" else 0.0,
         "likelihood/behavior_per_token": float((rollout.behavior_logps * rollout.action_mask).sum() / actions.clamp(min=1)),
-        "calls/rollout": float(rollout.nfe.sum()),
+        "calls/rollout": run.total(float(rollout.nfe.sum())),
     }
     if run.step % run.recipe.eval.every == 0 and run.accelerator.is_main_process:
         rows = [_train_sample(run, done, i) for i in range(0, len(done.texts), run.recipe.train.group_size)][:2]
@@ -63,10 +63,9 @@ def log_step(run: Run, batch: Batch) -> dict[str, Any]:
             merged[key] = sum(values)
         else:
             merged[key] = sum(values) / len(values)
-    score = _scored_canvases(run, batch)
-    run.calls += int(merged["calls/rollout"]) + score
+    run.calls += int(merged["calls/rollout"] + merged["calls/score"])
     row = {"step": run.step, "updates": run.updates, "seconds": run.elapsed}
-    row |= {**merged, "calls/score": score, "calls/total": run.calls}
+    row |= {**merged, "calls/total": run.calls}
     if run.accelerator.is_main_process:
         append_jsonl(run.out / "metrics.jsonl", [row])
     _track(run, row)
@@ -176,13 +175,6 @@ def _train_sample(run: Run, done: Rewarded, index: int) -> dict[str, Any]:
 
 def _prompt_text(run: Run, rollout: Rollout, index: int) -> str:
     return decode_texts(run.tokenizer, [rollout.ids[index][rollout.prompt_mask[index]].tolist()])[0]
-
-
-def _scored_canvases(run: Run, batch: Batch) -> int:
-    """Forward passes (in canvases) spent on old, reference and current likelihoods of this step."""
-    views = len(batch.rollout.ids) * run.estimator.num_views(bool(batch.rollout.exit_mask.any()))
-    iterations = run.recipe.train.num_iterations
-    return views * (iterations + (iterations - 1) + (iterations if batch.ref_logps is not None else 0))
 
 
 def _mean(values: torch.Tensor) -> float | None:

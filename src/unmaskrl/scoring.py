@@ -7,10 +7,11 @@ pass, so memory does not grow with rows x vocabulary. ``backward_in_chunks`` bou
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
@@ -23,8 +24,8 @@ from .types import LossOutputs, Rollout, Views
 
 def view_logps(denoiser: Denoiser, rollout: Rollout, views: Views) -> Float[Tensor, "B M L"]:
     """log p(ids[b, l] | view m of row b) in nats at rollout.temperature where weight != 0, else 0 (differentiable)."""
-    flat_ids, flat_used, canvases = _used_canvases(views)
-    return _score_canvases(denoiser, rollout, flat_ids, flat_used, canvases).reshape(views.ids.shape)
+    work = _Work.of(rollout, views)
+    return work.score(denoiser, slice(None)).reshape(views.ids.shape)
 
 
 def token_logps(denoiser: Denoiser, rollout: Rollout, estimator: Estimator, views: Views) -> Float[Tensor, "B L"]:
@@ -54,8 +55,8 @@ def backward_in_chunks(
     Exact for any loss and any ``reduce``: view log-probs are computed without gradient, d loss / d view_logps is taken, and
     each chunk is run again with that gradient. Costs one extra forward, which is skipped when all canvases fit.
     """
-    flat_ids, flat_used, canvases = _used_canvases(views)
-    if len(canvases) <= max_canvases:
+    work = _Work.of(rollout, views)
+    if work.num_canvases <= max_canvases:
         out = loss_fn(token_logps(denoiser, rollout, estimator, views))
         if out.loss.requires_grad:
             out.loss.backward()
@@ -64,10 +65,14 @@ def backward_in_chunks(
     out = loss_fn(estimator.reduce(leaf, views))
     if out.loss.requires_grad:
         (grad,) = torch.autograd.grad(out.loss, leaf)
-        flat_grad = grad.reshape(flat_ids.shape)
-        for chunk in canvases.split(max_canvases):
-            _score_canvases(denoiser, rollout, flat_ids, flat_used, chunk).backward(flat_grad)
+        for chunk in work.chunks(max_canvases):
+            work.score(denoiser, chunk).backward(grad.flatten(0, 1))
     return LossOutputs(loss=out.loss.detach(), metrics=out.metrics)
+
+
+def count_canvases(rollout: Rollout, views: Views) -> int:
+    """Canvases that the model is run on for these views: views that score nothing, and copies of others, cost nothing."""
+    return _Work.of(rollout, views).num_canvases
 
 
 def replay_views(rollout: Rollout, mask_id: int) -> Views:
@@ -90,35 +95,63 @@ def behavior_gap(denoiser: Denoiser, rollout: Rollout) -> float:
     return float(((replayed - rollout.behavior_logps).abs() * drawn).max())
 
 
-def _used_canvases(views: Views) -> tuple[Tensor, Tensor, Int[Tensor, " N"]]:
-    """Views as (B * M, L) rows, where they are scored, and which rows score anything: the others cost nothing."""
-    flat_ids = views.ids.flatten(0, 1)
-    flat_used = (views.weight != 0).flatten(0, 1)
-    return flat_ids, flat_used, flat_used.any(-1).nonzero().squeeze(-1)
-
-
 def _chunked_view_logps(denoiser: Denoiser, rollout: Rollout, views: Views, max_canvases: int) -> Float[Tensor, "B M L"]:
-    flat_ids, flat_used, canvases = _used_canvases(views)
+    work = _Work.of(rollout, views)
     with torch.no_grad():
-        result = torch.zeros(flat_ids.shape, device=flat_ids.device)
-        for chunk in canvases.split(max_canvases):
-            result = result + _score_canvases(denoiser, rollout, flat_ids, flat_used, chunk)
+        result = torch.zeros(work.used.shape, device=work.used.device)
+        for chunk in work.chunks(max_canvases):
+            result = result + work.score(denoiser, chunk)
     return result.reshape(views.ids.shape)
 
 
-def _score_canvases(
-    denoiser: Denoiser, rollout: Rollout, flat_ids: Tensor, flat_used: Tensor, canvases: Int[Tensor, " N"]
-) -> Float[Tensor, "BM L"]:
-    """Log-probs of the used positions of these canvases, zero elsewhere; rows of ``flat_ids`` are (row, view) pairs."""
-    num_views = len(flat_ids) // len(rollout.ids)
-    owner = canvases // num_views
-    attention = rollout.attention_mask[owner]
-    hidden = denoiser.hidden(flat_ids[canvases], None if bool(attention.all()) else attention)
-    n, position = flat_used[canvases].nonzero(as_tuple=True)
-    targets = rollout.ids[owner[n], position]
-    logps = target_logps(denoiser, hidden[n, position], targets, rollout.temperature)
-    result = torch.zeros(flat_ids.shape, dtype=logps.dtype, device=logps.device)
-    return result.index_put((canvases[n], position), logps)
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """The distinct canvases among (row, view) pairs, and which tokens are scored from each.
+
+    Views that score nothing are left out; equal ones (the fully masked canvas of a group, say) are run once.
+    """
+
+    rollout: Rollout
+    used: Bool[Tensor, "BM L"]
+    ids: Int[Tensor, "C L"]
+    attention: Bool[Tensor, "C L"]
+    pair: Int[Tensor, " N"]  # the N (row, view) pairs that score anything, sorted by their canvas
+    canvas: Int[Tensor, " N"]
+
+    @classmethod
+    def of(cls, rollout: Rollout, views: Views) -> _Work:
+        """Sort out the canvases of ``views``."""
+        used, num_views = (views.weight != 0).flatten(0, 1), views.ids.shape[1]
+        pairs = used.any(-1).nonzero().squeeze(-1)
+        attention = rollout.attention_mask[pairs // num_views]
+        both = torch.cat([views.ids.flatten(0, 1)[pairs], attention.long()], 1)
+        distinct, canvas = both.unique(dim=0, return_inverse=True) if len(both) else (both, pairs)
+        order = canvas.argsort(stable=True)
+        length = views.ids.shape[2]
+        return cls(rollout, used, distinct[:, :length], distinct[:, length:].bool(), pairs[order], canvas[order])
+
+    @property
+    def num_canvases(self) -> int:
+        """How many rows a denoiser call over all of it has."""
+        return len(self.ids)
+
+    def chunks(self, size: int) -> list[slice]:
+        """Ranges of at most ``size`` canvases."""
+        return [slice(start, start + size) for start in range(0, self.num_canvases, size)]
+
+    def score(self, denoiser: Denoiser, chunk: slice) -> Float[Tensor, "BM L"]:
+        """Log-probs of the tokens that these canvases score, zero elsewhere."""
+        start, stop, _ = chunk.indices(self.num_canvases)
+        inside = (self.canvas >= start) & (self.canvas < stop)
+        pair, canvas = self.pair[inside], self.canvas[inside] - start
+        attention = self.attention[chunk]
+        hidden = denoiser.hidden(self.ids[chunk], None if bool(attention.all()) else attention)
+        n, position = self.used[pair].nonzero(as_tuple=True)
+        num_views = len(self.used) // len(self.rollout.ids)
+        targets = self.rollout.ids[pair[n] // num_views, position]
+        logps = target_logps(denoiser, hidden[canvas[n], position], targets, self.rollout.temperature)
+        result = torch.zeros(self.used.shape, dtype=logps.dtype, device=logps.device)
+        return result.index_put((pair[n], position), logps)
 
 
 def target_logps(

@@ -16,8 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import load_latest, save_checkpoint, write_json
-from .config import COMPONENTS, SFTMixture, SFTRecipe, SFTTrain, asset, component
+from .build import COMPONENTS, component
+from .checkpoint import (
+    load_latest,
+    load_optimizer,
+    load_parameters,
+    optimizer_tensors,
+    save_checkpoint,
+    write_json,
+)
+from .config import SFTMixture, SFTRecipe, SFTTrain, asset
 from .decoding.sample import row_chunks
 from .denoiser import ModelDenoiser, load_denoiser, save_model
 from .rng import named_generator
@@ -189,30 +197,3 @@ def _resume(out: Path, model: nn.Module, optimizer: torch.optim.Optimizer, repor
     load_optimizer(model, optimizer, checkpoint.tensors["optimizer"])
     truncate_file(out / "log.jsonl", checkpoint.state["log_bytes"])
     return int(checkpoint.state["step"])
-
-
-def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """AdamW's state as named tensors: ``<parameter>/<exp_avg|exp_avg_sq|step>``."""
-    return {
-        f"{name}/{key}": value
-        for name, parameter in model.named_parameters()
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }
-
-
-def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """The inverse of ``optimizer_tensors``."""
-    parameters = dict(model.named_parameters())
-    for key, value in tensors.items():
-        name, _, field = key.rpartition("/")
-        optimizer.state[parameters[name]][field] = value.to(parameters[name].device) if field != "step" else value
-
-
-@torch.no_grad()
-def load_parameters(model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Copy named tensors into the model's parameters; names must match exactly."""
-    parameters = dict(model.named_parameters())
-    if parameters.keys() != tensors.keys():
-        raise ValueError(f"checkpoint and model differ in {sorted(parameters.keys() ^ tensors.keys())[:3]}")
-    for name, parameter in parameters.items():
-        parameter.copy_(tensors[name])

@@ -9,24 +9,26 @@ losses are normalised by global counts.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .advantages import groups_with_spread
+from .advantages import group_sum, groups_with_spread
 from .checkpoint import write_json
 from .config import Recipe, asset
 from .denoiser import save_model
+from .estimators import Update
 from .evaluate import evaluate
 from .losses import PolicyLoss
 from .progress import SilentProgress, TrainProgress
 from .report import write_report
-from .rng import named_generator
+from .rng import named_generator, named_seed
 from .rollouts import rollout_step
 from .run import Batch, Run, load_run, save_run, start_run
 from .run_log import log_eval, log_step, rollout_metrics, start_trackers, write_summary
-from .scoring import backward_in_chunks, behavior_gap, frozen_token_logps, token_logps
+from .scoring import backward_in_chunks, behavior_gap, count_canvases, frozen_token_logps, token_logps
 from .shell import learning_rate
 from .tokenizer import copy_tokenizer
 from .types import LossOutputs, Rollout, TrainBatch, Views
@@ -107,20 +109,29 @@ def collect(run: Run) -> Batch:
     adapt_anchors(run, done.correct, done.anchored)
     group_ids = done.rollout.group_ids.cpu()
     advantages = advantages_of(run, done.rewards, group_ids)
-    used = torch.arange(len(advantages))
-    if recipe.train.skip_flat_groups:
-        used = groups_with_spread(done.rewards, group_ids).nonzero().squeeze(-1)
-    rollout = done.rollout.rows(used.to(done.rollout.ids.device))
+    # Without a KL term, rows without advantage add nothing to the loss: exactly the same gradient without them.
+    live = (
+        groups_with_spread(done.rewards, group_ids) if run.loss.kl_coef == 0 else torch.ones(len(advantages), dtype=torch.bool)
+    )
+    used = live.nonzero().squeeze(-1).to(done.rollout.ids.device)
+    rollout, counts, group_actions = (
+        done.rollout.rows(used),
+        count(run, done.rollout, used),
+        group_sum(done.rollout.action_mask.sum(-1).float(), done.rollout.group_ids)[used],
+    )
     metrics["health/behavior_gap"] = behavior_gap(run.denoiser, done.rollout.rows(torch.arange(min(2, len(advantages)))))
     graded = clock()
-    old, ref = [], []
+    old, ref, canvases = [], [], 0
     for inner in range(recipe.train.num_iterations):
-        views = make_views(run, rollout, inner)
+        views = make_views(run, rollout, advantages[used], inner)
         # At the first inner update old is the current policy itself: no pass is needed.
-        old.append(frozen(run, run.denoiser, rollout, views) if inner else torch.zeros_like(rollout.behavior_logps))
-        if run.reference is not None and run.uses_kl:
+        needs_old = run.loss.uses_old and inner > 0
+        old.append(frozen(run, run.denoiser, rollout, views) if needs_old else torch.zeros_like(rollout.behavior_logps))
+        if run.reference is not None and run.loss.uses_ref:
             ref.append(frozen(run, run.reference, rollout, views))
+        canvases += count_canvases(rollout, views) * (1 + needs_old + run.loss.uses_ref) if len(used) else 0
     metrics |= {
+        "calls/score": run.total(float(canvases)),
         "seconds/rollout": decoded - began,
         "seconds/reward": graded - decoded,
         "seconds/score": clock() - graded,
@@ -128,12 +139,26 @@ def collect(run: Run) -> Batch:
     }
     return Batch(
         rollout=rollout,
-        advantages=advantages[used].to(rollout.ids.device),
+        advantages=advantages[used],
         old_logps=torch.stack(old),
         ref_logps=torch.stack(ref) if ref else None,
+        group_actions=group_actions,
+        counts=counts,
         metrics=metrics,
         inner_metrics=[],
     )
+
+
+def count(run: Run, rollout: Rollout, used: Tensor) -> dict[str, float]:
+    """What losses are normalised by, over all ranks: tokens, rows and groups of the step; and the tokens of the used rows."""
+    actions = rollout.action_mask
+    local = {
+        "num_actions": actions.sum(),
+        "num_rows": actions.any(-1).sum(),
+        "num_groups": rollout.group_ids[actions.any(-1)].unique().numel(),
+        "num_scored": actions[used].sum(),
+    }
+    return {name: run.total(float(value)) for name, value in local.items()}
 
 
 def adapt_anchors(run: Run, correct: Tensor, anchored: Tensor) -> None:
@@ -146,17 +171,15 @@ def adapt_anchors(run: Run, correct: Tensor, anchored: Tensor) -> None:
 def update(run: Run, batch: Batch, *, check_ratio: bool) -> None:
     """One optimiser step on the inner update's own masks, shared by the current, old and reference policy."""
     t, began = run.recipe.train, time.perf_counter()
-    actions = batch.rollout.action_mask
-    num_actions, num_rows = run.total(float(actions.sum())), run.total(float(actions.any(-1).sum()))
     rate = learning_rate(run.updates, run.share_done, lr=t.lr, warmup=t.warmup, schedule=t.schedule)
     row: dict[str, float] = {"lr": rate, "loss": 0.0, "grad_norm": 0.0}
-    if num_actions > 0:
-        views = make_views(run, batch.rollout, run.inner)
+    if batch.counts["num_scored"] > 0:
+        views = make_views(run, batch.rollout, batch.advantages, run.inner)
         if check_ratio:
             check_first_ratio(run, batch, views)
-        loss_fn = batch_loss(run.loss, batch, run.inner, num_actions, num_rows)
+        loss_fn = batch_loss(run.loss, batch, run.inner)
         run.optimizer.zero_grad(set_to_none=True)
-        if len(actions):
+        if len(batch.advantages):
             out = backward_in_chunks(run.denoiser, batch.rollout, run.estimator, views, loss_fn, max_canvases=t.max_canvases)
         else:  # another rank has rows: take part in its reductions
             out = loss_fn(torch.zeros_like(batch.rollout.behavior_logps))
@@ -170,7 +193,7 @@ def update(run: Run, batch: Batch, *, check_ratio: bool) -> None:
     batch.inner_metrics.append(row)
 
 
-def batch_loss(loss: PolicyLoss, batch: Batch, inner: int, num_actions: float, num_rows: float):
+def batch_loss(loss: PolicyLoss, batch: Batch, inner: int) -> Callable[[Tensor], LossOutputs]:
     """The policy loss as a function of token log-probs alone; at inner update 0 the old policy is the current one."""
 
     def loss_fn(token_logps: Tensor) -> LossOutputs:
@@ -181,8 +204,8 @@ def batch_loss(loss: PolicyLoss, batch: Batch, inner: int, num_actions: float, n
                 advantages=batch.advantages,
                 old_logps=batch.old_logps[inner] if inner else token_logps.detach(),
                 ref_logps=None if batch.ref_logps is None else batch.ref_logps[inner],
-                num_actions=num_actions,
-                num_rows=num_rows,
+                group_actions=batch.group_actions,
+                **batch.counts,
             ),
         )
 
@@ -211,10 +234,12 @@ def advantages_of(run: Run, rewards: Tensor, group_ids: Tensor) -> Tensor:
     return advantages
 
 
-def make_views(run: Run, rollout: Rollout, inner: int) -> Views:
+def make_views(run: Run, rollout: Rollout, advantages: Tensor, inner: int) -> Views:
     """Masks of an inner update: named by step and position, so old, reference and current policy share them."""
-    generator = named_generator(run.recipe.train.seed, "views", run.step, inner)
-    return run.estimator.make_views(rollout, run.denoiser.mask_id, generator)
+    seed = run.recipe.train.seed
+    generator = named_generator(seed, "views", run.step, inner)
+    update = Update(inner, run.recipe.train.num_iterations, named_seed(seed, "schedule", run.step), advantages)
+    return run.estimator.make_views(rollout, run.denoiser.mask_id, generator, update)
 
 
 def frozen(run: Run, denoiser: Any, rollout: Rollout, views: Views) -> Tensor:

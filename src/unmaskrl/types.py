@@ -116,29 +116,34 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Views:
-    """M masked copies of each finished canvas and a weight per scored token (0 = not scored)."""
+    """M masked copies of each finished canvas and a weight per scored token (0 = not scored).
+
+    ``upper`` (sandwiched bounds only): the upper bound's share in a row's value, 0 = the lower bound alone.
+    """
 
     ids: Int[Tensor, "B M L"]
     weight: Float[Tensor, "B M L"]
-
-    def rows(self, index: Tensor) -> Views:
-        """The rows at ``index``, in that order."""
-        return _take_rows(self, index)
+    upper: Float[Tensor, " B"] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainBatch:
     """What a policy loss may look at, beside the current token log-probs.
 
-    ``num_actions``, ``num_rows``: global counts (over all micro-batches and ranks) that losses are normalised by.
+    ``group_actions``: action tokens in the row's whole group. ``num_actions``, ``num_rows``, ``num_groups``: global counts of
+    a step (over micro-batches, ranks and rows that were left out because their advantage is 0) that losses are normalised
+    by; ``num_scored``: action tokens that are really scored, which metrics are averaged over.
     """
 
     action_mask: Bool[Tensor, "B L"]
     advantages: Float[Tensor, " B"]
     old_logps: Float[Tensor, "B L"]
     ref_logps: Float[Tensor, "B L"] | None
+    group_actions: Float[Tensor, " B"]
     num_actions: float
     num_rows: float
+    num_groups: float
+    num_scored: float
 
     def rows(self, index: Tensor) -> TrainBatch:
         """The rows at ``index``; the global counts stay."""

@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import inspect
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
-from tests.conftest import seeded
+from tests.conftest import seeded, train_batch
 from unmaskrl.losses import LOSSES
 from unmaskrl.types import TrainBatch
 
 SETTINGS = {
+    "linear_bound": [{}, {"dual_clip": 1.5, "kl_coef": 0.1, "kl": "quadratic"}],
+    "reinforce": [{}, {"kl_coef": 0.1, "normaliser": "rows"}, {"kl_coef": 0.2, "kl": "k2", "normaliser": "group"}],
     "token_clip": [
         {},
         {"clip_low": 0.0, "clip_high": 0.0, "kl_coef": 0.0},
         {"clip_high": 0.28, "kl_coef": 1.0},
+        {"kl": "k1", "normaliser": "sequence"},
+        {"kl": "k2", "kl_to": "old", "kl_coef": 0.3, "normaliser": "group"},
     ],
-    "sequence_clip": [{}, {"kl_coef": 0.0}, {"clip_low": 3e-4, "clip_high": 4e-4}],
+    "sequence_clip": [
+        {},
+        {"kl_coef": 0.0},
+        {"clip_low": 3e-4, "clip_high": 4e-4},
+        {"kl": "quadratic", "kl_coef": 0.003},
+        {"normaliser": "token"},
+    ],
 }
 ALL = [(name, kwargs) for name, settings in SETTINGS.items() for kwargs in settings]
 EVERY = pytest.mark.parametrize(("name", "kwargs"), ALL, ids=str)
@@ -31,14 +45,12 @@ def test_every_loss_is_in_this_battery() -> None:
 def make_batch(*, mask: Tensor = MASK, advantages=(1.0, -1.0, 2.0, -0.5), ref: bool = True, **changes) -> TrainBatch:
     old = -torch.rand(4, 4, generator=seeded(1), dtype=torch.float64)
     fields = {
-        "action_mask": mask,
-        "advantages": torch.tensor(advantages, dtype=torch.float64),
-        "old_logps": old,
-        "ref_logps": old + 0.1 * torch.randn(4, 4, generator=seeded(2), dtype=torch.float64) if ref else None,
-        "num_actions": 9.0,
-        "num_rows": 3.0,
+        "old": old,
+        "ref": old + 0.1 * torch.randn(4, 4, generator=seeded(2), dtype=torch.float64) if ref else None,
+        **{"num_actions": 9.0, "num_rows": 3.0, "num_groups": 2.0, "num_scored": 9.0},
+        "group_actions": torch.tensor([5.0, 0.0, 5.0, 4.0], dtype=torch.float64),
     }
-    return TrainBatch(**{**fields, **changes})
+    return replace(train_batch(mask, torch.tensor(advantages, dtype=torch.float64), **fields), **changes)
 
 
 def near(batch: TrainBatch, size: float) -> Tensor:
@@ -100,10 +112,31 @@ def test_zero_advantages_leave_the_kl_term_only(name: str, kwargs: dict) -> None
     batch = make_batch(advantages=(0.0, 0.0, 0.0, 0.0))
     logps = near(batch, 0.2)
     out = LOSSES[name](**kwargs)(logps, batch)
-    coefficient = kwargs.get("kl_coef", 0.04)
-    assert out.loss.item() == pytest.approx(coefficient * out.metrics["kl/ref"].item(), abs=1e-12)
-    difference = (batch.ref_logps - logps.detach())[MASK]
-    assert out.metrics["kl/ref"].item() == pytest.approx(float((difference.exp() - difference - 1).sum() / 9), abs=1e-9)
+    assert out.loss.item() == pytest.approx(plain_kl(name, kwargs, logps.detach(), batch), abs=1e-12)
+    assert (out.loss.item() != 0) == (default(name, kwargs, "kl_coef") > 0)
+    if default(name, kwargs, "kl_to") == "ref":
+        difference = (batch.ref_logps - logps.detach())[MASK]
+        assert out.metrics["kl/ref"].item() == pytest.approx(float((difference.exp() - difference - 1).sum() / 9), abs=1e-9)
+
+
+def default(name: str, kwargs: dict, key: str):
+    return kwargs.get(key, inspect.signature(LOSSES[name]).parameters[key].default)
+
+
+def plain_kl(name: str, kwargs: dict, logps: Tensor, batch: TrainBatch) -> float:
+    """kl_coef * the KL term, token by token."""
+    other = batch.ref_logps if default(name, kwargs, "kl_to") == "ref" else batch.old_logps
+    kind, normaliser = default(name, kwargs, "kl"), default(name, kwargs, "normaliser")
+    kinds = {"k1": lambda d: -d, "k2": lambda d: d * d / 2, "k3": lambda d: math.exp(d) - d - 1}
+    total = 0.0
+    for row in range(4):
+        differences = [float(other[row, i] - logps[row, i]) for i in range(4) if MASK[row, i]]
+        if not differences:
+            continue
+        value = sum(differences) ** 2 / 2 if kind == "quadratic" else sum(kinds[kind](d) for d in differences)
+        per = {"token": 9, "sequence": 3 * len(differences), "group": 2 * float(batch.group_actions[row]), "rows": 3}
+        total += value / per[normaliser]
+    return default(name, kwargs, "kl_coef") * total
 
 
 @EVERY
@@ -114,7 +147,7 @@ def test_rows_add_up_under_the_global_counts(name: str, kwargs: dict) -> None:
     rows = [torch.tensor([i]) for i in range(4)]
     parts = [loss(logps[row], batch.rows(row)) for row in rows]
     assert sum(p.loss.item() for p in parts) == pytest.approx(whole.loss.item(), abs=1e-12)
-    doubled = loss(logps, make_batch(num_actions=18.0, num_rows=6.0))
+    doubled = loss(logps, make_batch(num_actions=18.0, num_rows=6.0, num_groups=4.0))
     assert doubled.loss.item() == pytest.approx(whole.loss.item() / 2, abs=1e-12)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from math import exp
 
 import pytest
 import torch
@@ -37,8 +38,13 @@ def test_against_the_statistics_module_on_random_groups(name: str) -> None:
     got = ADVANTAGES[name](rewards, groups)
     for i, (reward, group) in enumerate(zip(rewards.tolist(), groups.tolist(), strict=True)):
         members = [r for r, g in zip(rewards.tolist(), groups.tolist(), strict=True) if g == group]
-        scale = 1.0 if name == "group_mean" else (statistics.stdev(members) if len(members) > 1 else 0.0) + 1e-4
-        assert float(got[i]) == pytest.approx((reward - statistics.mean(members)) / scale, abs=1e-9)
+        expected = {
+            "group_mean": lambda r, m: r - statistics.mean(m),
+            "group_mean_std": lambda r, m: (r - statistics.mean(m)) / (statistics.stdev(m) + 1e-4),
+            "leave_one_out": lambda r, m: r - (sum(m) - r) / (len(m) - 1),
+            "softmax_weights": lambda r, m: exp(r) / sum(map(exp, m)) - exp(-r) / sum(exp(-x) for x in m),
+        }[name]
+        assert float(got[i]) == pytest.approx(expected(reward, members) if len(members) > 1 else 0.0, abs=1e-9)
 
 
 @pytest.mark.parametrize("name", sorted(ADVANTAGES))

@@ -206,7 +206,7 @@ def estimates(case: Case, rows: int, *, seed: int, **options) -> Tensor:
     rollout = case.rollout(rows)
     toy = case.toy()
     views = estimator.make_views(rollout, toy.mask_id, seeded(seed))
-    assert views.ids.shape[1] == estimator.num_views(bool(case.exits))
+    assert views.ids.shape[1] == estimator.num_views(4, max(case.steps), bool(case.exits))
     return token_logps(toy, rollout, estimator, views).sum(-1)
 
 
@@ -330,7 +330,7 @@ def test_mean_field_is_one_fully_masked_pass(name: str) -> None:
     for c in range(4):
         want = log_p(toy, case, visible, c).item() if c in case.rest + case.exits else 0.0
         assert float(got[c]) == pytest.approx(want, abs=1e-12)
-    assert views.ids.shape[1] == estimator.num_views(bool(case.exits)) == 1
+    assert views.ids.shape[1] == estimator.num_views(4, max(case.steps), bool(case.exits)) == 1
     assert (views.ids[0, 0, :PROMPT] == rollout.ids[0, :PROMPT]).all()
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.conftest import RecordingHead, finished_rollout, seeded, tiny_llada
+from tests.conftest import RecordingHead, finished_rollout, seeded, tiny_llada, train_batch
 from unmaskrl.decoding import decode
 from unmaskrl.denoiser import ModelDenoiser
 from unmaskrl.estimators import elbo, mean_field
@@ -19,6 +19,7 @@ from unmaskrl.priors import anchored_canvas
 from unmaskrl.scoring import (
     backward_in_chunks,
     behavior_gap,
+    count_canvases,
     frozen_token_logps,
     replay_views,
     target_logps,
@@ -55,14 +56,8 @@ def rollout_of(denoiser: ModelDenoiser, exit_at: float | None = 0.6) -> Rollout:
 def batch_for(rollout: Rollout, dtype: torch.dtype) -> TrainBatch:
     generator, mask = seeded(12), rollout.action_mask
     old = -torch.rand(mask.shape, generator=generator, dtype=dtype)
-    return TrainBatch(
-        action_mask=mask,
-        advantages=torch.tensor([1.0, -0.5, 0.3, 2.0, -1.0], dtype=dtype),
-        old_logps=old,
-        ref_logps=old + 0.3 * torch.randn(mask.shape, generator=generator, dtype=dtype),
-        num_actions=float(mask.sum()),
-        num_rows=float(mask.any(-1).sum()),
-    )
+    ref = old + 0.3 * torch.randn(mask.shape, generator=generator, dtype=dtype)
+    return train_batch(mask, torch.tensor([1.0, -0.5, 0.3, 2.0, -1.0], dtype=dtype), old, ref)
 
 
 def plain_token_logps(denoiser: ModelDenoiser, rollout: Rollout, views: Views) -> Tensor:
@@ -142,6 +137,26 @@ def squared_sum(logps: Tensor, views: Views) -> Tensor:
     return -(weighted_sum(logps, views) ** 2)
 
 
+def distinct(rollout: Rollout, views: Views) -> int:
+    """Different canvases among those that score anything."""
+    attention = rollout.attention_mask[:, None].expand_as(views.ids)
+    scoring = (views.weight != 0).any(-1)
+    return len({(tuple(i), tuple(a)) for i, a in zip(views.ids[scoring].tolist(), attention[scoring].tolist(), strict=True)})
+
+
+def test_a_group_with_one_fully_masked_canvas_costs_one_row() -> None:
+    denoiser = tiny_llada()
+    ids = torch.randint(0, 9, (6, 5), generator=seeded(3)).tolist()
+    rollout = finished_rollout(ids, [[1, 2, 3, 4, 5]] * 6, eos_id=denoiser.eos_id, prompt=8)
+    rollout = replace(rollout, group_ids=torch.tensor([0, 0, 0, 1, 1, 1]))
+    for p_mask_prompt, shared, canvases in ((0.0, False, 1), (0.5, True, 2), (0.5, False, 6)):
+        estimator = mean_field(p_mask_prompt=p_mask_prompt, share_prompt_mask=shared)
+        views = estimator.make_views(rollout, denoiser.mask_id, seeded(1))
+        assert count_canvases(rollout, views) == canvases == distinct(rollout, views)
+        got = token_logps(denoiser, rollout, estimator, views)
+        assert torch.allclose(got, plain_token_logps(denoiser, rollout, views), atol=1e-9)
+
+
 def test_backward_in_chunks_keeps_at_most_max_canvases_alive() -> None:
     denoiser = tiny_llada()
     rollout = rollout_of(denoiser)
@@ -150,7 +165,8 @@ def test_backward_in_chunks_keeps_at_most_max_canvases_alive() -> None:
     sizes = []
     hidden = denoiser.model.hidden
     denoiser.model.hidden = lambda ids, mask: sizes.append(len(ids)) or hidden(ids, mask)
-    used = int((views.weight != 0).any(-1).sum())
+    used = distinct(rollout, views)
+    assert count_canvases(rollout, views) == used
     batch = batch_for(rollout, torch.float64)
     backward_in_chunks(denoiser, rollout, estimator, views, lambda x: LOSSES["token_clip"]()(x, batch), max_canvases=3)
     assert max(sizes) <= 3
@@ -230,7 +246,7 @@ def test_unscored_positions_get_exactly_zero_and_unscored_views_cost_nothing() -
     hidden = denoiser.model.hidden
     denoiser.model.hidden = lambda ids, mask: rows.append(len(ids)) or hidden(ids, mask)
     view_logps(denoiser, rollout, views)
-    assert rows == [int((views.weight != 0).any(-1).sum())]
+    assert rows == [distinct(rollout, views)]
     assert rows[0] < views.ids.shape[0] * views.ids.shape[1]  # the given row, and exit views of rows without exit
 
 

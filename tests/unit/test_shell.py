@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from unmaskrl.config import Recipe, build_recipe, load_recipe, warnings_for
+from unmaskrl.build import warnings_for
+from unmaskrl.config import Recipe, build_recipe, load_recipe
 from unmaskrl.cost import open_blocks, step_cost
 from unmaskrl.denoiser import ModelDenoiser
 from unmaskrl.models.llada import LLaDA, LLaDAConfig

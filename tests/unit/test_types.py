@@ -8,10 +8,10 @@ import jaxtyping
 import pytest
 import torch
 
-from tests.conftest import finished_rollout
+from tests.conftest import finished_rollout, train_batch
 from unmaskrl.priors import anchored_canvas
 from unmaskrl.toy import ToyDenoiser
-from unmaskrl.types import Canvas, LossOutputs, TrainBatch, Views, completion_columns, first_eos_mask
+from unmaskrl.types import Canvas, LossOutputs, Views, completion_columns, first_eos_mask
 
 TOY = ToyDenoiser(torch.zeros(81), num_tokens=3, length=4)
 MASK, EOS = TOY.mask_id, TOY.eos_id
@@ -83,14 +83,8 @@ def test_rows_take_every_field_in_the_asked_order() -> None:
 
 
 def test_rows_of_a_train_batch_keep_the_global_counts_and_a_missing_reference() -> None:
-    batch = TrainBatch(
-        action_mask=torch.tensor([[True, False], [True, True]]),
-        advantages=torch.tensor([1.0, -1.0]),
-        old_logps=torch.tensor([[0.1, 0.2], [0.3, 0.4]]),
-        ref_logps=None,
-        num_actions=30.0,
-        num_rows=12.0,
-    )
+    mask, old = torch.tensor([[True, False], [True, True]]), torch.tensor([[0.1, 0.2], [0.3, 0.4]])
+    batch = train_batch(mask, torch.tensor([1.0, -1.0]), old, num_actions=30.0, num_rows=12.0)
     half = batch.rows(torch.tensor([1]))
     assert (half.num_actions, half.num_rows, half.ref_logps) == (30.0, 12.0, None)
     assert half.advantages.tolist() == [-1.0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,17 +13,32 @@ from ..rng import counter_uniform
 from ..types import Rollout, Views, completion_columns
 
 
+class Update(NamedTuple):
+    """Which inner update views are made for: the ``index``-th of ``total`` on the same rollouts.
+
+    ``seed`` is shared by all of them; ``advantages`` (B,) are known to surrogates that bound good and bad rows differently.
+    """
+
+    index: int = 0
+    total: int = 1
+    seed: int = 0
+    advantages: Tensor | None = None
+
+
+ONLY = Update()
+
+
 class Estimator(NamedTuple):
     """A surrogate for log p(action tokens | prompt, anchors).
 
-    ``make_views(rollout, mask_id, generator)`` masks, never edits, and scores only masked action tokens; ``reduce`` turns
-    view log-probs (B, M, L) into token log-probs (B, L). ``num_views(has_exit)``: canvases per row, which is the
-    estimator's cost in denoiser calls per likelihood.
+    ``make_views(rollout, mask_id, generator, update=ONLY)`` masks, never edits, and scores only masked action tokens;
+    ``reduce`` turns view log-probs (B, M, L) into token log-probs (B, L). ``num_views(gen_length, nfe, has_exit)``: canvases
+    per row at most, which is the estimator's cost in denoiser calls per likelihood.
     """
 
-    make_views: Callable[[Rollout, int, torch.Generator], Views]
+    make_views: Callable[..., Views]
     reduce: Callable[[Tensor, Views], Tensor]
-    num_views: Callable[[bool], int]
+    num_views: Callable[[int, int, bool], int]
 
 
 def weighted_sum(view_logps: Float[Tensor, "B M L"], views: Views) -> Float[Tensor, "B L"]:
@@ -41,15 +56,62 @@ def mask_view(rollout: Rollout, masked: Bool[Tensor, "B L"], mask_id: int) -> In
     return torch.where(masked | tail, mask_id, rollout.ids)
 
 
-def position_uniform(rollout: Rollout, seed: int, *key: int) -> Float[Tensor, "B L"]:
-    """A uniform per position, keyed by (seed, key, row id, distance from the canvas' end): the same in any batch."""
+def maskable(rollout: Rollout, hide_anchors: bool) -> Bool[Tensor, "B L"]:
+    """Completion tokens that a view may hide: the action tokens and, with ``hide_anchors``, the anchors among them."""
+    return rollout.completion_mask & (rollout.action_mask | hide_anchors)
+
+
+def stack_views(ids: Sequence[Tensor], weights: Sequence[Tensor], upper: Tensor | None = None) -> Views:
+    """Views from one (B, L) canvas and one (B, L) weight each."""
+    return Views(ids=torch.stack(list(ids), 1), weight=torch.stack([w.float() for w in weights], 1), upper=upper)
+
+
+def position_uniform(rollout: Rollout, seed: int, *key: int, names: Tensor | None = None) -> Float[Tensor, "B L"]:
+    """A uniform per position, keyed by (seed, key, row id, distance from the canvas' end): the same in any batch.
+
+    ``names`` (B,) stand in for the row ids, for instance group ids: rows of the same name draw the same.
+    """
+    names = rollout.row_ids if names is None else names
     length = rollout.ids.shape[1]
     from_end = torch.arange(length, 0, -1, device=rollout.ids.device)
-    constants = [torch.full_like(rollout.row_ids[:, None], k) for k in key]
-    return counter_uniform(seed, *constants, rollout.row_ids[:, None], from_end[None, :])
+    constants = [torch.full_like(names[:, None], k) for k in key]
+    return counter_uniform(seed, *constants, names[:, None], from_end[None, :])
 
 
 def row_uniform(rollout: Rollout, seed: int, *key: int) -> Float[Tensor, " B"]:
     """A uniform per row, keyed by (seed, key, row id)."""
     constants = [torch.full_like(rollout.row_ids, k) for k in key]
     return counter_uniform(seed, *constants, rollout.row_ids)
+
+
+def smallest(keys: Float[Tensor, "B L"], candidates: Bool[Tensor, "B L"], count: Int[Tensor, " B"]) -> Bool[Tensor, "B L"]:
+    """The ``count`` candidates with the smallest keys in each row: a uniform subset if the keys are iid."""
+    order = keys.masked_fill(~candidates, float("inf")).argsort(-1)
+    rank = torch.empty_like(order)
+    rank.scatter_(-1, order, torch.arange(keys.shape[1], device=keys.device).expand_as(order))
+    return candidates & (rank < count[:, None])
+
+
+def uniform_count(share: Float[Tensor, " B"], size: Int[Tensor, " B"]) -> Int[Tensor, " B"]:
+    """n ~ U{1..size} from a uniform ``share``; 1 where size is 0. (A share of almost 1 may round up: clamped.)"""
+    return 1 + (share * size).floor().long().clamp(max=(size - 1).clamp(min=0))
+
+
+def any_order_views(rollout: Rollout, mask_id: int, draws: Sequence[tuple[Tensor, Tensor]]) -> Views:
+    """Views of an any-order ELBO: each draw hides a subset M (B, L) of the candidates with weight (B,) on its scored tokens.
+
+    Tokens that the exit call of temporal pruning filled are hidden in every draw and get one exact view of their own, in
+    which everything else is visible (stp.md 3.5).
+    """
+    exits = rollout.exit_mask
+    ids = [mask_view(rollout, subset | exits, mask_id) for subset, _ in draws]
+    weights = [(subset & rollout.action_mask & ~exits) * weight[:, None] for subset, weight in draws]
+    if bool(exits.any()):
+        ids.append(mask_view(rollout, exits, mask_id))
+        weights.append(exits.double())
+    return stack_views(ids, weights)
+
+
+def any_order_candidates(rollout: Rollout, hide_anchors: bool) -> Bool[Tensor, "B L"]:
+    """What the draws of an any-order ELBO choose from: maskable tokens that the exit call did not fill."""
+    return maskable(rollout, hide_anchors) & ~rollout.exit_mask

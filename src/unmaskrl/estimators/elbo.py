@@ -13,53 +13,81 @@ rollouts how to answer without anchors (sparse.md). The exit tokens add their ow
     sum_{i in E} log p(y_i | q, canvas with E masked)
 
 so that the estimate is of the process that was run (stp.md 3.5). ``num_mc`` draws are averaged; ``stratified`` puts
-one count n in each of num_mc equal strata, which leaves each mean as it is and removes most of the variance.
+one count n in each of equal strata; ``antithetic`` draws in pairs from one random order of C: its first n tokens, and its
+last |C| + 1 - n, so that every token is scored. Both leave each mean as it is. ``visible`` is something else: the surrogate
+of STP's published code (see ``_published_views``).
 """
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..rng import draw_seed
 from ..types import Rollout, Views
-from .base import Estimator, mask_view, position_uniform, row_uniform, weighted_sum
+from .base import (
+    ONLY,
+    Estimator,
+    Update,
+    any_order_candidates,
+    any_order_views,
+    mask_view,
+    position_uniform,
+    row_uniform,
+    smallest,
+    stack_views,
+    uniform_count,
+    weighted_sum,
+)
 
 _COUNT, _SUBSET = 0, 1
 
 
-def elbo(*, num_mc: int = 3, stratified: bool = True, hide_anchors: bool = False) -> Estimator:
+def elbo(
+    *,
+    num_mc: int = 3,
+    stratified: bool = True,
+    antithetic: bool = False,
+    visible: bool = False,
+    hide_anchors: bool = False,
+) -> Estimator:
     """The unbiased ELBO with ``num_mc`` views (plus one where temporal pruning filled tokens). Nats."""
     if num_mc < 1:
         raise ValueError(f"num_mc must be at least 1, got {num_mc}")
+    if antithetic and num_mc % 2:
+        raise ValueError(f"antithetic views come in pairs: num_mc must be even, got {num_mc}")
+    if visible and antithetic:
+        raise ValueError("visible=true is the surrogate of STP's code, which has no antithetic views; unset one of them")
+    strata = num_mc // 2 if antithetic else num_mc
 
-    def make_views(rollout: Rollout, mask_id: int, generator: torch.Generator) -> Views:
+    def shares(rollout: Rollout, seed: int, k: int) -> Tensor:
+        share = row_uniform(rollout, seed, _COUNT, 0 if stratified else k)
+        return (share + k) / strata if stratified else share
+
+    def make_views(rollout: Rollout, mask_id: int, generator: torch.Generator, update: Update = ONLY) -> Views:
         seed = draw_seed(generator)
-        exits = rollout.exit_mask
-        rest = rollout.action_mask & ~exits
-        candidates = rest | (rollout.anchor_mask & rollout.completion_mask) if hide_anchors else rest
-        size = candidates.sum(-1)
-        ids, weights = [], []
-        for k in range(num_mc):
-            share = row_uniform(rollout, seed, _COUNT, k if not stratified else 0)
-            share = (share + k) / num_mc if stratified else share
-            count = 1 + (share * size).floor().long().clamp(max=(size - 1).clamp(min=0))
-            subset = smallest(position_uniform(rollout, seed, _SUBSET, k), candidates, count)
-            scored = subset & rest
-            ids.append(mask_view(rollout, subset | exits, mask_id))
-            weights.append(scored * (size / (count * num_mc))[:, None])
-        if bool(exits.any()):
-            ids.append(mask_view(rollout, exits, mask_id))
-            weights.append(exits.double())
-        return Views(ids=torch.stack(ids, 1), weight=torch.stack([w.float() for w in weights], 1))
+        if visible:
+            return _published_views(rollout, mask_id, [shares(rollout, seed, k) for k in range(strata)], seed, hide_anchors)
+        candidates = any_order_candidates(rollout, hide_anchors)
+        size, draws = candidates.sum(-1), []
+        for k in range(strata):
+            count, keys = uniform_count(shares(rollout, seed, k), size), position_uniform(rollout, seed, _SUBSET, k)
+            draws.append((smallest(keys, candidates, count), size / (count * num_mc)))
+            if antithetic:
+                rest = (size + 1 - count).clamp(min=1)
+                draws.append((smallest(-keys, candidates, rest), size / (rest * num_mc)))
+        return any_order_views(rollout, mask_id, draws)
 
-    return Estimator(make_views, weighted_sum, lambda has_exit: num_mc + has_exit)
+    return Estimator(make_views, weighted_sum, lambda gen_length, nfe, has_exit: num_mc + (has_exit and not visible))
 
 
-def smallest(keys: Float[Tensor, "B L"], candidates: Bool[Tensor, "B L"], count: Int[Tensor, " B"]) -> Bool[Tensor, "B L"]:
-    """The ``count`` candidates with the smallest keys in each row: a uniform subset if the keys are iid."""
-    order = keys.masked_fill(~candidates, float("inf")).argsort(-1)
-    rank = torch.empty_like(order)
-    rank.scatter_(-1, order, torch.arange(keys.shape[1], device=keys.device).expand_as(order))
-    return candidates & (rank < count[:, None])
+def _published_views(rollout: Rollout, mask_id: int, shares: list[Tensor], seed: int, hide_anchors: bool) -> Views:
+    """STP's published surrogate (stp.md 2, S1): n ~ U{1..c} of all c completion tokens masked (anchors spared), then the
+    plain mean over draws of log p(y_i) at *every* action token, masked or not. No ELBO: visible tokens are copied."""
+    ids, weights = [], []
+    size = rollout.completion_mask.sum(-1)
+    for k, share in enumerate(shares):
+        subset = smallest(position_uniform(rollout, seed, _SUBSET, k), rollout.completion_mask, uniform_count(share, size))
+        ids.append(mask_view(rollout, subset if hide_anchors else subset & ~rollout.anchor_mask, mask_id))
+        weights.append(rollout.action_mask / len(shares))
+    return stack_views(ids, weights)

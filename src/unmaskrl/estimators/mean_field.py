@@ -3,7 +3,8 @@
     l_i = log p(y_i | q~, every open completion token masked)
 
 with each prompt token of q~ masked with probability ``p_mask_prompt`` (0.15 in d1). One view. Anchors stay visible unless
-``hide_anchors``. Biased: it ignores all revealed context.
+``hide_anchors``. Biased: it ignores all revealed context. With ``share_prompt_mask`` the rollouts of a group draw the same
+prompt mask; without anchors they then share one canvas, which is run once for the whole group.
 """
 
 from __future__ import annotations
@@ -12,20 +13,23 @@ import torch
 
 from ..rng import draw_seed
 from ..types import Rollout, Views
-from .base import Estimator, mask_view, position_uniform, weighted_sum
+from .base import ONLY, Estimator, Update, mask_view, maskable, position_uniform, stack_views, weighted_sum
 
 
-def mean_field(*, p_mask_prompt: float = 0.15, hide_anchors: bool = False) -> Estimator:
+def mean_field(*, p_mask_prompt: float = 0.15, share_prompt_mask: bool = False, hide_anchors: bool = False) -> Estimator:
     """Mean-field log-probs: the fully masked completion, with prompt tokens dropped at random. Nats."""
-    if not 0 <= p_mask_prompt < 1:
-        raise ValueError(f"p_mask_prompt must be in [0, 1), got {p_mask_prompt}")
+    check_p_mask(p_mask_prompt)
 
-    def make_views(rollout: Rollout, mask_id: int, generator: torch.Generator) -> Views:
-        dropped = rollout.prompt_mask & (position_uniform(rollout, draw_seed(generator)) < p_mask_prompt)
-        hidden = rollout.action_mask | dropped
-        if hide_anchors:
-            hidden = hidden | rollout.anchor_mask
-        ids = mask_view(rollout, hidden, mask_id)
-        return Views(ids=ids[:, None], weight=rollout.action_mask[:, None].float())
+    def make_views(rollout: Rollout, mask_id: int, generator: torch.Generator, update: Update = ONLY) -> Views:
+        names = rollout.group_ids if share_prompt_mask else None
+        dropped = rollout.prompt_mask & (position_uniform(rollout, draw_seed(generator), names=names) < p_mask_prompt)
+        ids = mask_view(rollout, maskable(rollout, hide_anchors) | dropped, mask_id)
+        return stack_views([ids], [rollout.action_mask])
 
-    return Estimator(make_views, weighted_sum, lambda has_exit: 1)
+    return Estimator(make_views, weighted_sum, lambda gen_length, nfe, has_exit: 1)
+
+
+def check_p_mask(p: float, name: str = "p_mask_prompt") -> None:
+    """A masking probability that leaves something visible."""
+    if not 0 <= p < 1:
+        raise ValueError(f"{name} must be in [0, 1), got {p}")

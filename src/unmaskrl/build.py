@@ -1,0 +1,134 @@
+"""From a recipe's ``{name: ..., **kwargs}`` to objects, and which of them fit together (shell).
+
+The keyword arguments of a component's factory are its schema. Combinations that make no sense are refused with what to
+change; odd ones are named.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from .advantages import ADVANTAGES
+from .decoding import check_decode
+from .estimators import ESTIMATORS, Estimator
+from .losses import LOSSES, PolicyLoss
+from .tasks import TASKS
+
+if TYPE_CHECKING:
+    from .config import Recipe
+
+CLIPPED = ("token_clip", "sequence_clip", "linear_bound")
+COMPONENTS: dict[str, Mapping[str, Callable[..., Any]]] = {
+    "task": TASKS,
+    "estimator": ESTIMATORS,
+    "advantage": ADVANTAGES,
+    "loss": LOSSES,
+}
+
+
+def component(spec: dict[str, Any], table: Mapping[str, Callable[..., Any]], section: str) -> Any:
+    """Build ``{name, **kwargs}``."""
+    check_component(spec, table, section)
+    return table[spec["name"]](**{k: v for k, v in spec.items() if k != "name"})
+
+
+def check_component(spec: dict[str, Any], table: Mapping[str, Callable[..., Any]], section: str) -> None:
+    """The name is known and so is every keyword."""
+    if "name" not in spec:
+        raise ValueError(f"{section}: expected {{name: ..., settings}}, got {spec!r}; names: {', '.join(table)}")
+    if spec["name"] not in table:
+        raise ValueError(f"{section}.name: unknown {spec['name']!r}{nearest(str(spec['name']), table)}")
+    known = list(inspect.signature(table[spec["name"]]).parameters)
+    for key in spec:
+        if key != "name" and (key not in known or section == "advantage"):
+            raise ValueError(f"{section}.{key}: {spec['name']} has no such setting{nearest(key, known)}")
+
+
+def make_estimator(recipe: Recipe) -> Estimator:
+    """The recipe's estimator; ``prior.hide_in_views`` is its ``hide_anchors``."""
+    spec = {"hide_anchors": recipe.prior.hide_in_views, **recipe.estimator}
+    return component(spec, COMPONENTS["estimator"], "estimator")
+
+
+def make_loss(recipe: Recipe) -> PolicyLoss:
+    """The recipe's policy loss."""
+    return component(recipe.loss, COMPONENTS["loss"], "loss")
+
+
+def check_recipe(recipe: Recipe) -> Recipe:
+    """Refuse settings that fail or make no sense, with what to change."""
+    d, p = recipe.decode, recipe.prior
+    for section, table in COMPONENTS.items():
+        check_component(getattr(recipe, section), table, section)
+    check_decode(d.gen_length, d.block_length, d.steps, d.select, d.temperature, d.exit_at)
+    if d.temperature == 0:
+        raise ValueError("decode.temperature is 0: all rollouts of a group would be the same; set it above 0")
+    if p.name == "anchors":
+        if p.keep == 0 and not p.keep_end:
+            raise ValueError("prior.keep is 0, so nothing is anchored; raise it or set prior.name=none")
+        if p.keep_end is not None and p.adapt_to is not None:
+            raise ValueError("prior.keep_end and prior.adapt_to both steer prior.keep; set one of them to null")
+    _check_method(recipe)
+    return recipe
+
+
+def _check_method(recipe: Recipe) -> None:
+    """Estimator, advantage and loss: each can be built, and together they are a method."""
+    loss, estimator = recipe.loss["name"], recipe.estimator["name"]
+    for section, make in (("estimator", make_estimator), ("loss", make_loss)):
+        try:
+            make(recipe)
+        except ValueError as error:
+            raise ValueError(f"{section} {getattr(recipe, section)['name']}: {error}") from None
+    kl_coef = make_loss(recipe).kl_coef
+    if kl_coef > 0 and recipe.loss.get("kl_to") == "old" and recipe.train.num_iterations == 1:
+        raise ValueError(
+            "loss.kl_to=old with train.num_iterations=1: the only update starts at the old policy, where that KL is 0; "
+            "use kl_to=ref, or more iterations"
+        )
+    if estimator == "sandwich" and loss in CLIPPED:
+        raise ValueError(
+            f"estimator sandwich bounds log-likelihoods, and loss {loss} takes their ratio, which a bound does not give; "
+            "use loss.name=reinforce, or estimator.name=elbo"
+        )
+    if estimator == "sandwich" and kl_coef > 0:
+        raise ValueError("estimator sandwich has no KL: differences of upper bounds are no estimate of it; set loss.kl_coef=0")
+    if recipe.advantage["name"] == "softmax_weights" and loss != "reinforce":
+        raise ValueError(f"advantage softmax_weights (wd1) weighs log-likelihoods; use loss.name=reinforce, not {loss}")
+
+
+def warnings_for(recipe: Recipe) -> list[str]:
+    """Settings that work but probably are not what is wanted."""
+    d, notes, estimator = recipe.decode, [], recipe.estimator
+    exits = d.exit_at is not None and d.exit_at < 1
+    if exits and d.block_length == d.gen_length and d.select != "left_to_right":
+        notes.append(
+            "decode.exit_at with one full-length block fills the least certain tokens (often the answer) in one call; "
+            "use decode.block_length < decode.gen_length, so that the exit meets the end of the completion"
+        )
+    if recipe.prior.hide_in_views and recipe.prior.name == "none":
+        notes.append("prior.hide_in_views does nothing without anchors (prior.name=none)")
+    if recipe.model.rollout_dtype not in (None, recipe.model.dtype):
+        notes.append("model.rollout_dtype differs from model.dtype: scoring is not sampling; watch health/behavior_gap")
+    if estimator["name"] == "unigrpo" and recipe.train.num_iterations == 1:
+        notes.append("estimator unigrpo spreads its masking rate over the inner updates; there is one (train.num_iterations=1)")
+    if estimator["name"] == "left_to_right" and (d.select != "left_to_right" or d.steps < d.gen_length or exits):
+        notes.append(
+            "estimator left_to_right scores one token at a time in reading order; rollouts are decoded otherwise "
+            "(decode.select=left_to_right decode.steps=<gen_length> decode.exit_at=null would match)"
+        )
+    if estimator["name"] == "trajectory" and d.select == "confidence":
+        notes.append(
+            "decode.select=confidence looks at the drawn tokens, so the replayed trajectory is not the rollout's probability; "
+            "entropy, max_prob or margin make it exact"
+        )
+    return notes
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    names = list(known)
+    close = difflib.get_close_matches(word, names, 1, 0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(names) or 'none'}"
