@@ -163,15 +163,14 @@ def our_backward(denoiser: Denoiser, rollout: Rollout, views: Views, old: Tensor
 def policy_loss(token_logps: Tensor, rollout: Rollout, old: Tensor, ref: Tensor) -> LossOutputs:
     """GRPO on a group whose first half was right."""
     num_rows, mask = len(rollout.ids), rollout.action_mask
-    counts = {"num_actions": float(mask.sum()), "num_rows": float(num_rows), "num_groups": 1.0}
+    tokens = float(mask.sum())
     batch = TrainBatch(
         action_mask=mask,
         advantages=torch.where(torch.arange(num_rows) < num_rows / 2, 1.0, -1.0),
         old_logps=old,
         ref_logps=ref,
-        group_actions=mask.sum().float().expand(num_rows),
-        num_scored=float(mask.sum()),
-        **counts,
+        group_actions=torch.full((num_rows,), tokens),
+        **{"num_actions": tokens, "num_scored": tokens, "num_rows": float(num_rows), "num_groups": 1.0},
     )
     return token_clip()(token_logps, batch)
 
