@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 # The rooms whose functions take tensors; tasks/ and the shell do not, and would only become slow.
-CORE = "types denoiser priors rng scoring advantages losses toy decoding estimators models".split()
+CORE = "types denoiser priors rng scoring advantages losses importance thresholds toy decoding estimators models".split()
 
 if "unmaskrl" in sys.modules:
     raise RuntimeError("unmaskrl was imported before tests/conftest.py: its shapes would go unchecked")
@@ -102,6 +102,10 @@ class RecordingHead:
         raise AssertionError("nothing in the library may ask for all logits")
 
 
+# Rules with a quota; the others (eb, threshold, factor) need gamma and have their own tests.
+QUOTA_RULES = ["confidence", "entropy", "left_to_right", "margin", "max_prob", "random"]
+
+
 def tiny_llada(dtype: torch.dtype = torch.float64, seed: int = 3):
     """A random LLaDA of 11 ordinary tokens (mask 11, EOS 12, pad 13); EOS is drawn now and then."""
     from unmaskrl.denoiser import ModelDenoiser
@@ -170,6 +174,7 @@ def finished_rollout(
         exit_step=torch.zeros(num_rows, dtype=torch.int64) if exit_step is None else torch.tensor(exit_step),
         row_ids=rows,
         group_ids=torch.zeros(num_rows, dtype=torch.int64),
+        gamma=torch.zeros(num_rows, dtype=torch.float64),
         gen_length=gen_length,
         temperature=temperature,
         exact=True,

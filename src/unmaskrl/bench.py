@@ -25,15 +25,14 @@ from rich.table import Table
 from torch import Tensor
 
 from . import estimators
-from .bench_cases import CASES, QUICK, Case, EosAfter, random_canvas, random_denoiser, random_rollout
+from .bench_cases import CASES, QUICK, Case, EosAfter, policy_loss, random_canvas, random_denoiser, random_rollout
 from .decoding import decode
 from .denoiser import Denoiser, ModelDenoiser
-from .losses import token_clip
 from .measure import Laps, PeakBytes, machine, ratio, resident_growth, reuse_pages, take_turns
 from .priors import anchored_canvas, choose_anchors, random_scores
 from .rng import named_generator
 from .scoring import backward_in_chunks, frozen_token_logps
-from .types import Canvas, LossOutputs, Rollout, TrainBatch, Views
+from .types import Canvas, LossOutputs, Rollout, Views
 
 ELBO = estimators.elbo(num_mc=3)
 DEFAULT, REUSED = "default malloc", "pages reused"
@@ -158,21 +157,6 @@ def our_backward(denoiser: Denoiser, rollout: Rollout, views: Views, old: Tensor
         return policy_loss(token_logps, rollout, old, ref)
 
     backward_in_chunks(denoiser, rollout, ELBO, views, loss_fn, max_canvases=len(views.weight.flatten(0, 1)))
-
-
-def policy_loss(token_logps: Tensor, rollout: Rollout, old: Tensor, ref: Tensor) -> LossOutputs:
-    """GRPO on a group whose first half was right."""
-    num_rows, mask = len(rollout.ids), rollout.action_mask
-    tokens = float(mask.sum())
-    batch = TrainBatch(
-        action_mask=mask,
-        advantages=torch.where(torch.arange(num_rows) < num_rows / 2, 1.0, -1.0),
-        old_logps=old,
-        ref_logps=ref,
-        group_actions=torch.full((num_rows,), tokens),
-        **{"num_actions": tokens, "num_scored": tokens, "num_rows": float(num_rows), "num_groups": 1.0},
-    )
-    return token_clip()(token_logps, batch)
 
 
 BACKWARD = {"naive": naive_backward, "ours": our_backward}

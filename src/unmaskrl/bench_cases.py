@@ -11,10 +11,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .denoiser import Denoiser, ModelDenoiser
+from .losses import token_clip
 from .models.llada import LLaDA, LLaDAConfig
 from .priors import blank_canvas
 from .rng import named_generator
-from .types import Canvas, Rollout, completion_columns
+from .types import Canvas, LossOutputs, Rollout, TrainBatch, completion_columns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,10 +106,29 @@ def random_rollout(denoiser: Denoiser, case: Case) -> Rollout:
         exit_step=zeros,
         row_ids=canvas.row_ids,
         group_ids=zeros,
+        gamma=zeros.double(),
         gen_length=case.gen_length,
         temperature=1.0,
         exact=True,
     )
+
+
+def policy_loss(token_logps: Tensor, rollout: Rollout, old: Tensor, ref: Tensor) -> LossOutputs:
+    """GRPO on a group whose first half was right."""
+    num_rows, mask = len(rollout.ids), rollout.action_mask
+    tokens = float(mask.sum())
+    batch = TrainBatch(
+        action_mask=mask,
+        advantages=torch.where(torch.arange(num_rows) < num_rows / 2, 1.0, -1.0),
+        old_logps=old,
+        ref_logps=ref,
+        group_actions=torch.full((num_rows,), tokens),
+        num_actions=tokens,
+        num_scored=tokens,
+        num_rows=float(num_rows),
+        num_groups=1.0,
+    )
+    return token_clip()(token_logps, batch)
 
 
 def _random_ids(case: Case, length: int) -> Int[Tensor, "B N"]:

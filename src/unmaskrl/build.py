@@ -12,14 +12,17 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from .advantages import ADVANTAGES
-from .decoding import check_decode
+from .decoding import RULES, check_decode
+from .decoding.select import NATS
 from .estimators import ESTIMATORS, Estimator
 from .losses import LOSSES, PolicyLoss
 from .tasks import TASKS
+from .thresholds import check_grid
 
 if TYPE_CHECKING:
     from .config import Recipe
 
+ADAPTIVE = ", ".join(name for name, rule in RULES.items() if rule.prefix is not None)
 CLIPPED = ("token_clip", "sequence_clip", "linear_bound")
 COMPONENTS: dict[str, Mapping[str, Callable[..., Any]]] = {
     "task": TASKS,
@@ -63,7 +66,13 @@ def check_recipe(recipe: Recipe) -> Recipe:
     d, p = recipe.decode, recipe.prior
     for section, table in COMPONENTS.items():
         check_component(getattr(recipe, section), table, section)
-    check_decode(d.gen_length, d.block_length, d.steps, d.select, d.temperature, d.exit_at)
+    rule = check_decode(d.gen_length, d.block_length, d.steps, d.select, d.temperature, d.exit_at, d.gamma)
+    if rule.prefix is None and d.gamma is not None:
+        raise ValueError(f"decode.gamma bounds the adaptive rules {ADAPTIVE}; select={d.select} has a quota: set gamma=null")
+    if rule.prefix is not None and rule.unit != NATS and d.gamma is None:
+        raise ValueError(
+            f"decode.select={d.select} needs decode.gamma, {rule.unit}; only the eb rules can have a threshold head"
+        )
     if d.temperature == 0:
         raise ValueError("decode.temperature is 0: all rollouts of a group would be the same; set it above 0")
     if p.name == "anchors":
@@ -71,8 +80,23 @@ def check_recipe(recipe: Recipe) -> Recipe:
             raise ValueError("prior.keep is 0, so nothing is anchored; raise it or set prior.name=none")
         if p.keep_end is not None and p.adapt_to is not None:
             raise ValueError("prior.keep_end and prior.adapt_to both steer prior.keep; set one of them to null")
+    _check_threshold(recipe)
     _check_method(recipe)
     return recipe
+
+
+def _check_threshold(recipe: Recipe) -> None:
+    """The sampler's grid and modes."""
+    t, d = recipe.threshold, recipe.decode
+    try:
+        check_grid(t.gammas, t.start, t.floor)
+    except ValueError as error:
+        raise ValueError(f"threshold.{error}") from None
+    if t.mode != "policy" and (RULES[d.select].unit != NATS or d.gamma is not None):
+        raise ValueError(
+            f"threshold.mode={t.mode} trains a head that chooses gamma of entropy-bounded decoding; "
+            f"set decode.select=eb decode.gamma=null (got select={d.select}, gamma={d.gamma})"
+        )
 
 
 def _check_method(recipe: Recipe) -> None:
@@ -96,8 +120,25 @@ def _check_method(recipe: Recipe) -> None:
         )
     if estimator == "sandwich" and kl_coef > 0:
         raise ValueError("estimator sandwich has no KL: differences of upper bounds are no estimate of it; set loss.kl_coef=0")
+    if recipe.loss.get("is_cap") is not None:
+        _check_importance(recipe)
     if recipe.advantage["name"] == "softmax_weights" and loss != "reinforce":
         raise ValueError(f"advantage softmax_weights (wd1) weighs log-likelihoods; use loss.name=reinforce, not {loss}")
+
+
+def _check_importance(recipe: Recipe) -> None:
+    """Importance weights need the probability that each token was drawn with, and a surrogate of the same event."""
+    if RULES[recipe.decode.select].needs_draw:
+        raise ValueError(
+            f"loss.is_cap with decode.select={recipe.decode.select}: which token is revealed then depends on the draw, so its "
+            "log-probability is not that of the event (exact=False); use select=entropy, max_prob, margin or eb"
+        )
+    p_mask = recipe.estimator.get("p_mask_prompt", 0.15 if recipe.estimator["name"] == "mean_field" else 0.0)
+    if p_mask > 0:
+        raise ValueError(
+            f"loss.is_cap with p_mask_prompt={p_mask}: the weights compare with rollouts that saw the whole prompt; "
+            "set estimator.p_mask_prompt=0"
+        )
 
 
 def warnings_for(recipe: Recipe) -> list[str]:

@@ -26,11 +26,12 @@ from .config import (
 from .cost import step_cost
 from .decoding import decode
 from .denoiser import ModelDenoiser, load_denoiser
-from .evaluate import EvalResult, decode_blank, evaluate, result_dict
+from .evaluate import EvalResult, decode_blank, decode_options, evaluate, result_dict
 from .priors import anchored_canvas, choose_anchors, random_scores
 from .rng import named_generator, named_seed
 from .shell import default_device, set_threads
 from .tasks import Task
+from .thresholds import ThresholdHead, load_threshold
 from .tokenizer import decode_texts, encode_prompt, encode_reference, load_tokenizer
 from .trajectory_view import print_trajectory, sample_row
 
@@ -39,7 +40,7 @@ DECODE_FILE = "decode.json"
 
 def eval_command(args: argparse.Namespace) -> int:
     """unmaskrl eval."""
-    denoiser, tokenizer, settings, task = _load(args)
+    denoiser, tokenizer, settings, task, head = _load(args)
     if args.size < 1 or args.samples < 1:
         raise ValueError(f"--size and --samples must be at least 1, got {args.size} and {args.samples}")
     examples = _task_of(args, task).examples(args.split)[: args.size]
@@ -52,6 +53,7 @@ def eval_command(args: argparse.Namespace) -> int:
         temperature=args.temperature,
         samples=args.samples,
         seed=args.seed,
+        head=head,
     )
     Console().print(eval_table(f"{args.model} on {args.task} ({args.split})", result))
     if args.json:
@@ -80,7 +82,7 @@ def sample_command(args: argparse.Namespace) -> int:
     """unmaskrl sample."""
     if (args.prompt is None) == (args.task is None):
         raise ValueError("give either --prompt TEXT or --task T (with --index N)")
-    denoiser, tokenizer, settings, task = _load(args)
+    denoiser, tokenizer, settings, task, head = _load(args)
     messages, example, anchors = [{"role": "user", "content": args.prompt}], None, {}
     if task is not None:
         examples = task.examples("test")
@@ -91,7 +93,7 @@ def sample_command(args: argparse.Namespace) -> int:
         anchors = _sample_anchors(args, task, example, tokenizer, denoiser, settings)
     prompt = encode_prompt(tokenizer, messages)
     canvas = anchored_canvas([prompt], [anchors], gen_length=settings.gen_length, denoiser=denoiser, device=denoiser.device)
-    options = settings.model_dump(exclude={"gen_length", "temperature"})
+    options = decode_options(settings, canvas, head)
     generator = named_generator(args.seed, "sample")
     rollout = decode(denoiser, canvas, temperature=args.temperature, generator=generator, **options)
     text = decode_texts(tokenizer, rollout.completions())[0]
@@ -114,7 +116,7 @@ def sample_command(args: argparse.Namespace) -> int:
 
 def prior_command(args: argparse.Namespace) -> int:
     """unmaskrl prior: sampled answers of a model to the training problems, as ids, with log-probs and correctness."""
-    denoiser, tokenizer, settings, task = _load(args)
+    denoiser, tokenizer, settings, task, head = _load(args)
     task = _task_of(args, task)
     examples = task.examples("train")[: args.size]
     partial = Path(f"{args.out}.partial")
@@ -129,6 +131,7 @@ def prior_command(args: argparse.Namespace) -> int:
                 temperature=args.temperature,
                 row_ids=list(range(start, start + len(part))),
                 generator=named_generator(args.seed, "prior"),
+                head=head,
             )
             for i, (example, ids) in enumerate(zip(part, rollout.completions(), strict=True)):
                 kept = [t for t in ids if t != denoiser.eos_id]
@@ -185,8 +188,8 @@ def finish_sft(recipe: SFTRecipe, out: Path, console: Console) -> None:
     console.print(f"model: {folder}", highlight=False)
 
 
-def _load(args: argparse.Namespace) -> tuple[ModelDenoiser, Any, DecodeConfig, Task | None]:
-    """Model, tokenizer, decode settings (stored beside the weights, then overridden) and task."""
+def _load(args: argparse.Namespace) -> tuple[ModelDenoiser, Any, DecodeConfig, Task | None, ThresholdHead | None]:
+    """Model, tokenizer, decode settings (stored beside the weights, then overridden), task, and threshold head."""
     set_threads(args.threads)
     overrides = parse_overrides(args.overrides)
     unknown = overrides.keys() - {"decode", "task"}
@@ -204,7 +207,7 @@ def _load(args: argparse.Namespace) -> tuple[ModelDenoiser, Any, DecodeConfig, T
     stored = json.loads(stored_path.read_text()) if stored_path.is_file() else {}
     settings = {**_stored_settings(stored, args.task), **overrides.get("decode", {})}
     probe = {"task": {"name": args.task or "sudoku"}, "decode": {**settings, "temperature": 1.0}}
-    return denoiser, load_tokenizer(path), build_recipe(probe).decode, task
+    return denoiser, load_tokenizer(path), build_recipe(probe).decode, task, load_threshold(path, denoiser.device)
 
 
 def _stored_settings(stored: dict[str, Any], task: str | None) -> dict[str, Any]:

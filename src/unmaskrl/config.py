@@ -14,7 +14,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from .build import check_recipe, nearest
+from .build import COMPONENTS, check_recipe, nearest
+from .thresholds import GAMMAS
 
 RECIPES = Path(__file__).parent / "recipes"
 ASSETS = Path(__file__).parent / "assets"
@@ -69,6 +70,29 @@ class DecodeConfig(Section):
     exit_at: float | None = Field(
         default=None, ge=0, le=1, description="temporal pruning: share of tokens decided before the exit"
     )
+    gamma: float | None = Field(
+        default=None, description="bound of the adaptive rules eb, threshold, factor; null: the model's threshold head chooses"
+    )
+
+
+class ThresholdConfig(Section):
+    """DiFFPO's sampler: a head that chooses gamma of entropy-bounded decoding per rollout. All constants are ours."""
+
+    mode: Literal["policy", "sampler", "joint", "sequential"] = Field(
+        default="policy", description="what is trained: the policy, the head (weights frozen), both, or one after the other"
+    )
+    gammas: tuple[float, ...] = Field(default=GAMMAS, description="the head's choices in nats, from 0 (one token per call)")
+    start: float = Field(default=0.1, description="the gamma that training begins with")
+    floor: float = Field(default=0.02, ge=0, description="least probability of every choice, so that all are tried")
+    width: int = Field(default=128, ge=1)
+    alpha: float = Field(
+        default=0.3, ge=0, lt=1, description="cost of the slowest right answer, as a share of its reward; 0: task reward only"
+    )
+    lr: float = Field(default=1e-3, gt=0)
+    clip: float = Field(default=0.2, gt=0, lt=1)
+    entropy_coef: float = Field(default=0.01, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    switch_at: float = Field(default=0.5, gt=0, lt=1, description="sequential: share of the run before the head is trained")
 
 
 class TrainConfig(Section):
@@ -123,6 +147,7 @@ class Recipe(Section):
     estimator: Component = {"name": "elbo"}
     advantage: Component = {"name": "group_mean_std"}
     loss: Component = {"name": "token_clip"}
+    threshold: ThresholdConfig = ThresholdConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
 
@@ -253,6 +278,9 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
             raise ValueError(f"override {override!r}: {part} is not a section")
     if isinstance(node, list):
         node[_list_index(parts[-1], node, override)] = value
+    elif parts[-1] == "name" and parts[-2:-1] and parts[-2] in COMPONENTS and node.get("name") != value:
+        node.clear()  # the settings of another component are not this one's
+        node["name"] = value
     else:
         node[parts[-1]] = value
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from .build import make_estimator, make_loss
 from .config import Recipe, asset
-from .decoding import planned_calls
+from .decoding import RULES, planned_calls
 from .decoding.sample import CHUNK_ELEMENTS
 
 
@@ -37,8 +37,9 @@ def step_cost(recipe: Recipe) -> Cost:
     t, d = recipe.train, recipe.decode
     rows = t.prompts_per_step * t.group_size
     anchored = recipe.prior.share if recipe.prior.name == "anchors" else 0.0
-    blank = planned_calls(open_blocks(recipe, 0.0), d.gen_length, d.steps, d.exit_at)
-    given = planned_calls(open_blocks(recipe, recipe.prior.keep), d.gen_length, d.steps, d.exit_at)
+    steps = d.steps if RULES[d.select].prefix is None else d.gen_length  # adaptive rules: one token per call at worst
+    blank = planned_calls(open_blocks(recipe, 0.0), d.gen_length, steps, d.exit_at)
+    given = planned_calls(open_blocks(recipe, recipe.prior.keep), d.gen_length, steps, d.exit_at)
     views = make_estimator(recipe).num_views(d.gen_length, blank, d.exit_at is not None and d.exit_at < 1)
     loss = make_loss(recipe)
     vocab, parameters = model_size(recipe.model.path)

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 
 from .config import DecodeConfig
-from .decoding import decode
+from .decoding import RULES, decode
 from .denoiser import ModelDenoiser
 from .priors import blank_canvas
 from .rng import named_generator
 from .tasks import Example, Task
+from .thresholds import ThresholdHead, best_gamma
 from .tokenizer import decode_texts, encode_prompt
-from .types import Rollout
+from .types import Canvas, Rollout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +97,7 @@ def evaluate(
     samples: int = 1,
     seed: int = 0,
     batch_size: int = 256,
+    head: ThresholdHead | None = None,
     on_batch: Callable[[int, int], None] | None = None,
     on_rollout: Callable[[Rollout], None] | None = None,
 ) -> EvalResult:
@@ -116,6 +118,7 @@ def evaluate(
             temperature=temperature,
             row_ids=[n * samples + s for n, s in batch],
             generator=named_generator(seed, "eval"),
+            head=head,
         )
         texts = decode_texts(tokenizer, rollout.completions())
         lengths = rollout.action_mask.sum(-1).tolist()
@@ -147,11 +150,24 @@ def decode_blank(
     temperature: float,
     generator: torch.Generator,
     row_ids: Sequence[int] | None = None,
+    head: ThresholdHead | None = None,
 ) -> Rollout:
-    """Blank canvas and ``decode`` with a DecodeConfig, at a temperature of its own."""
+    """Blank canvas and ``decode`` with a DecodeConfig, at a temperature of its own; ``head`` chooses gamma where it is null."""
     canvas = blank_canvas(prompts, gen_length=settings.gen_length, denoiser=denoiser, row_ids=row_ids, device=denoiser.device)
+    return decode(denoiser, canvas, temperature=temperature, generator=generator, **decode_options(settings, canvas, head))
+
+
+def decode_options(settings: DecodeConfig, canvas: Canvas, head: ThresholdHead | None) -> dict[str, Any]:
+    """Keyword arguments of ``decode``; an adaptive rule whose gamma is null takes the head's most probable one."""
     options = settings.model_dump(exclude={"gen_length", "temperature"})
-    return decode(denoiser, canvas, temperature=temperature, generator=generator, **options)
+    if RULES[settings.select].prefix is not None and settings.gamma is None:
+        if head is None:
+            raise ValueError(
+                f"decode.select={settings.select} with decode.gamma=null decodes with the model's threshold head, "
+                "and there is none; set decode.gamma, for instance to 0.1"
+            )
+        options["gamma"] = best_gamma(head, canvas.prompt_mask)
+    return options
 
 
 def wilson(share: float, n: int, z: float = 1.959964) -> tuple[float, float]:

@@ -24,11 +24,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import pad
 
+from .importance import truncated_weights, weight_sums
 from .types import LossOutputs, TrainBatch
 
 NORMALISERS, KL_TO = ("token", "sequence", "group", "rows"), ("ref", "old")
-# (log-ratio (B, L), advantages (B,), mask) -> (gain per row, log-ratio per token, where the clip is what counts)
+# (log-ratio (B, L), advantages (B,), mask) -> (gain, log-ratio, where the clip is what counts), all per token
 Gain = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+# batch -> (a factor per token or None, metrics)
+Weigh = Callable[[TrainBatch], tuple[Tensor | None, dict[str, Tensor]]]
 _MAX_LOG_RATIO = 20.0
 
 
@@ -53,19 +56,33 @@ def token_clip(
     kl: str = "k3",
     kl_to: str = "ref",
     normaliser: str = "token",
+    is_cap: float | None = None,
+    is_normalise: bool = False,
 ) -> PolicyLoss:
     """GRPO with one ratio per token (arXiv 2402.03300; STP and d1 use it on surrogates).
 
-    gain = sum_i min(w_i A, clip(w_i, 1 - clip_low, 1 + clip_high) A), w_i = exp(l_i - l_old_i).
+    gain = sum_i v_i min(w_i A, clip(w_i, 1 - clip_low, 1 + clip_high) A), w_i = exp(l_i - l_old_i), v_i = 1, or with ``is_cap``
+    the truncated importance weight of ``importance.truncated_weights`` (DiFFPO).
     """
     _check_clip(clip_low, clip_high)
+    if is_cap is not None and is_cap < 1:
+        raise ValueError(f"is_cap truncates importance weights, whose mean is 1: it must be at least 1, got {is_cap}")
+    if is_normalise and is_cap is None:
+        raise ValueError("is_normalise normalises importance weights: got is_cap=null; set is_cap, for instance to 2")
 
     def gain(log_ratio: Tensor, advantages: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         log_ratio = _clamp(log_ratio)
         value, clipped = _clipped_gain(log_ratio.exp(), advantages[:, None], clip_low, clip_high)
-        return (value * mask).sum(-1), log_ratio, clipped
+        return value * mask, log_ratio, clipped
 
-    return _policy_loss(gain, kl_coef, kl, kl_to, normaliser)
+    def weigh(batch: TrainBatch) -> tuple[Tensor | None, dict[str, Tensor]]:
+        if is_cap is None or batch.behavior_logps is None or batch.progress is None:
+            return None, {}
+        mask = batch.action_mask
+        weights = truncated_weights(batch.old_logps, batch.behavior_logps, mask, cap=is_cap, normalise=is_normalise)
+        return weights, weight_sums(weights, mask, batch.progress, is_cap, batch.num_scored)
+
+    return _policy_loss(gain, kl_coef, kl, kl_to, normaliser, weigh=weigh)
 
 
 def sequence_clip(
@@ -86,7 +103,7 @@ def sequence_clip(
     def gain(log_ratio: Tensor, advantages: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         mean = _row_mean(log_ratio, mask)
         value, clipped = _clipped_gain(mean.exp(), advantages, clip_low, clip_high)
-        return value * mask.sum(-1), mean[:, None].expand_as(mask), clipped[:, None].expand_as(mask)
+        return value[:, None] * mask, mean[:, None].expand_as(mask), clipped[:, None].expand_as(mask)
 
     return _policy_loss(gain, kl_coef, kl, kl_to, normaliser)
 
@@ -98,7 +115,7 @@ def reinforce(*, kl_coef: float = 0.0, kl: str = "k3", kl_to: str = "ref", norma
     """
 
     def gain(logps: Tensor, advantages: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return advantages * (logps * mask).sum(-1), torch.zeros_like(logps), torch.zeros_like(mask)
+        return advantages[:, None] * logps * mask, torch.zeros_like(logps), torch.zeros_like(mask)
 
     return _policy_loss(gain, kl_coef, kl, kl_to, normaliser, uses_ratio=False)
 
@@ -129,7 +146,7 @@ def linear_bound(
         floor = dual_clip * advantages
         clipped = clipped | ((advantages < 0) & (value < floor))
         value = torch.where(advantages < 0, torch.maximum(value, floor), value)
-        return value * mask.sum(-1), delta[:, None].expand_as(mask), clipped[:, None].expand_as(mask)
+        return value[:, None] * mask, delta[:, None].expand_as(mask), clipped[:, None].expand_as(mask)
 
     return _policy_loss(gain, kl_coef, kl, kl_to, normaliser)
 
@@ -146,7 +163,16 @@ def token_weights(normaliser: str, mask: Bool[Tensor, "B L"], batch: TrainBatch)
     return (length > 0) / inverse.clamp(min=1)
 
 
-def _policy_loss(gain: Gain, kl_coef: float, kl: str, kl_to: str, normaliser: str, *, uses_ratio: bool = True) -> PolicyLoss:
+def _policy_loss(
+    gain: Gain,
+    kl_coef: float,
+    kl: str,
+    kl_to: str,
+    normaliser: str,
+    *,
+    uses_ratio: bool = True,
+    weigh: Weigh = lambda batch: (None, {}),
+) -> PolicyLoss:
     for name, value, known in (
         ("kl", kl, _KL),
         ("kl_to", kl_to, KL_TO),
@@ -161,12 +187,15 @@ def _policy_loss(gain: Gain, kl_coef: float, kl: str, kl_to: str, normaliser: st
         mask = batch.action_mask
         anchor = batch.old_logps if uses_ratio else 0.0
         gains, log_ratio, clipped = gain(token_logps - anchor, batch.advantages, mask)
+        importance, more = weigh(batch)
+        gains = (gains if importance is None else gains * importance).sum(-1)
         other = batch.ref_logps if kl_to == "ref" else batch.old_logps
         difference = torch.zeros_like(token_logps) if other is None else (other - token_logps) * mask
         kls = _KL[kl](difference).sum(-1)
         weights = token_weights(normaliser, mask, batch)
         total = (weights * (kl_coef * kls - gains)).sum()
-        return LossOutputs(loss=total, metrics=_metrics(log_ratio, clipped, difference, mask, batch.num_scored))
+        metrics = _metrics(log_ratio, clipped, difference, mask, batch.num_scored)
+        return LossOutputs(loss=total, metrics=metrics | more)
 
     uses_kl = kl_coef > 0
     return PolicyLoss(loss, uses_ratio or (uses_kl and kl_to == "old"), uses_kl and kl_to == "ref", kl_coef)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .build import COMPONENTS, component
 from .config import Recipe
-from .decoding import decode
+from .decoding import Gamma, decode
 from .denoiser import ModelDenoiser
 from .priors import anchored_canvas, choose_anchors, predictability, random_scores
 from .rng import named_generator, named_seed
@@ -169,8 +169,12 @@ def rollout_step(
     share_done: float,
     rank: int = 0,
     num_ranks: int = 1,
+    gamma_of: Callable[[Tensor, Tensor], Gamma] | None = None,
 ) -> Rewarded:
-    """Decode and reward this rank's groups of one step; row ids are global, so ranks and batches change nothing."""
+    """Decode and reward this rank's groups of one step; row ids are global, so ranks and batches change nothing.
+
+    ``gamma_of(prompt_mask, row_ids)``: a threshold policy's ``gamma`` in place of the recipe's number.
+    """
     t = recipe.train
     prompts, given, row_ids, group_ids, examples = [], [], [], [], []
     for position, index in enumerate(problems.indices(step)):
@@ -194,6 +198,8 @@ def rollout_step(
         device=denoiser.device,
     )
     options = recipe.decode.model_dump(exclude={"gen_length"})
+    if gamma_of is not None:
+        options["gamma"] = gamma_of(canvas.prompt_mask, canvas.row_ids)
     rollout = decode(policy, canvas, generator=named_generator(t.seed, "rollout", step), **options)
     texts = decode_texts(problems.tokenizer, rollout.completions())
     parts = reward_parts(problems.task, examples, texts, functions)

@@ -30,6 +30,7 @@ from .denoiser import ModelDenoiser, load_denoiser
 from .estimators import Estimator
 from .losses import PolicyLoss
 from .rollouts import Anchors, Problems, RewardFunction, load_function, make_task
+from .sampler import Choices, Sampler
 from .shell import DTYPES, file_size, run_folder, set_threads, truncate_file
 from .tasks import Task
 from .tokenizer import load_tokenizer
@@ -48,6 +49,7 @@ class Batch:
     ref_logps: Tensor | None
     group_actions: Tensor  # (B,): action tokens of each row's group
     counts: dict[str, float]  # of the whole step over all ranks, left-out rows included; and of what is scored
+    choices: Choices | None
     metrics: dict[str, float | None]
     inner_metrics: list[dict[str, float]]
 
@@ -71,6 +73,7 @@ class Run:
     loss: PolicyLoss
     functions: dict[str, RewardFunction]
     optimizer: torch.optim.Optimizer
+    sampler: Sampler | None
     threads: int = 1
     step: int = 0
     inner: int = 0
@@ -85,6 +88,12 @@ class Run:
         """How much of the run is over, by steps or, if train.minutes is set and further on, by time."""
         t = self.recipe.train
         return min(1.0, max(self.step / t.steps, self.elapsed / (60 * t.minutes) if t.minutes else 0.0))
+
+    @property
+    def trains_policy(self) -> bool:
+        """Whether the policy's weights learn at this point of the run (threshold.mode)."""
+        mode = self.recipe.threshold.mode
+        return mode != "sampler" and not (mode == "sequential" and self.sampler and self.sampler.trains(self.share_done))
 
     def total(self, value: float) -> float:
         """Sum of a number over ranks."""
@@ -131,23 +140,26 @@ def start_run(recipe: Recipe, *, resume: bool, force: bool) -> Run:
     optimizer = torch.optim.AdamW(
         denoiser.model.parameters(), lr=recipe.train.lr, betas=recipe.train.betas, weight_decay=recipe.train.weight_decay
     )
-    base = frozen_copy(denoiser)
+    loss = make_loss(recipe)
+    # One more copy of the weights only where something looks at the model as it was.
+    base = frozen_copy(denoiser) if loss.uses_ref or "most_predictable" in recipe.prior.select else denoiser
     run = Run(
         recipe=recipe,
         out=out,
         accelerator=accelerator,
         denoiser=denoiser,
         ema=frozen_copy(denoiser),
-        reference=base,
+        reference=base if loss.uses_ref else None,
         tokenizer=tokenizer,
         task=task,
         problems=problems,
         anchors=Anchors(recipe, problems, base),
         estimator=make_estimator(recipe),
         advantage=COMPONENTS["advantage"][recipe.advantage["name"]],
-        loss=make_loss(recipe),
+        loss=loss,
         functions={name: load_function(name) for name in recipe.train.reward_functions},
         optimizer=optimizer,
+        sampler=Sampler.start(recipe, denoiser, path),
     )
     if accelerator.is_main_process:
         if force and not resume and out.exists():
@@ -185,6 +197,9 @@ def save_run(run: Run) -> None:
         "num_ranks": run.accelerator.num_processes,
         "log_bytes": {name: file_size(run.out / name) for name in LOGS},
     }
+    if run.sampler is not None:
+        tensors["threshold"] = dict(run.sampler.head.named_parameters())
+        tensors["threshold_optimizer"] = optimizer_tensors(run.sampler.head, run.sampler.optimizer)
     if run.batch is not None:
         tensors["batch"] = batch_tensors(run.batch)
         state["batch"] = {
@@ -214,6 +229,9 @@ def load_run(run: Run) -> list[str]:
     load_parameters(run.denoiser.model, tensors["model"])
     load_parameters(run.ema.model, tensors["ema"])
     load_optimizer(run.denoiser.model, run.optimizer, tensors["optimizer"])
+    if run.sampler is not None:
+        load_parameters(run.sampler.head, tensors["threshold"])
+        load_optimizer(run.sampler.head, run.sampler.optimizer, tensors["threshold_optimizer"])
     for name in ("step", "inner", "updates", "calls", "elapsed"):
         setattr(run, name, state[name])
     run.anchors.adapted = state["keep"]
@@ -231,6 +249,8 @@ def batch_tensors(batch: Batch) -> dict[str, Tensor]:
         "old_logps": batch.old_logps,
         "group_actions": batch.group_actions,
     }
+    if batch.choices is not None:
+        tensors |= {f"choices/{name}": value for name, value in batch.choices.tensors().items()}
     return tensors if batch.ref_logps is None else tensors | {"ref_logps": batch.ref_logps}
 
 
@@ -239,12 +259,14 @@ def restore_batch(tensors: dict[str, Tensor], state: dict[str, Any]) -> Batch:
     prefix = "rollout/"
     rollout: dict[str, Any] = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
     rollout |= {key: state[key] for key in ("gen_length", "temperature", "exact")}
+    choices = {k.removeprefix("choices/"): v for k, v in tensors.items() if k.startswith("choices/")}
     return Batch(
         rollout=Rollout(**rollout),
         advantages=tensors["advantages"],
         old_logps=tensors["old_logps"],
         ref_logps=tensors.get("ref_logps"),
         group_actions=tensors["group_actions"],
+        choices=Choices(**choices) if choices else None,
         counts=state["counts"],
         metrics=state["metrics"],
         inner_metrics=state["inner_metrics"],

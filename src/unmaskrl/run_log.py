@@ -15,6 +15,7 @@ from .checkpoint import write_json
 from .evaluate import EvalResult
 from .rollouts import Rewarded
 from .run import Batch, Run
+from .sampler import sampler_metrics
 from .shell import append_jsonl, read_jsonl
 from .tasks import Example
 from .tokenizer import decode_texts
@@ -44,6 +45,8 @@ def rollout_metrics(run: Run, done: Rewarded) -> dict[str, float | None]:
         "likelihood/behavior_per_token": float((rollout.behavior_logps * rollout.action_mask).sum() / actions.clamp(min=1)),
         "calls/rollout": run.total(float(rollout.nfe.sum())),
     }
+    if run.sampler is not None:
+        metrics |= sampler_metrics(rollout, run.recipe.decode.block_length)
     if run.step % run.recipe.eval.every == 0 and run.accelerator.is_main_process:
         rows = [_train_sample(run, done, i) for i in range(0, len(done.texts), run.recipe.train.group_size)][:2]
         append_jsonl(run.out / "samples.jsonl", rows)

@@ -6,7 +6,7 @@ pass, so memory does not grow with rows x vocabulary. ``backward_in_chunks`` bou
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,17 @@ def frozen_token_logps(
 ) -> Float[Tensor, "B L"]:
     """``token_logps`` without gradient, ``max_canvases`` canvases at a time: for the old and the reference policy."""
     return estimator.reduce(_chunked_view_logps(denoiser, rollout, views, max_canvases), views)
+
+
+@torch.no_grad()
+def frozen_token_logps_over(
+    denoiser: Denoiser, rollout: Rollout, estimator: Estimator, views: Sequence[Views], *, max_canvases: int
+) -> tuple[Float[Tensor, "N B L"], int]:
+    """``frozen_token_logps`` on N sets of views of the same rollouts, and the canvases run: those they share are run once."""
+    together = Views(ids=torch.cat([v.ids for v in views], 1), weight=torch.cat([v.weight for v in views], 1))
+    parts = _chunked_view_logps(denoiser, rollout, together, max_canvases).split([v.ids.shape[1] for v in views], 1)
+    logps = [estimator.reduce(part, v) for part, v in zip(parts, views, strict=True)]
+    return torch.stack(logps), count_canvases(rollout, together)
 
 
 def backward_in_chunks(

@@ -10,27 +10,33 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .advantages import group_sum, groups_with_spread
-from .checkpoint import write_json
-from .config import Recipe, asset
-from .denoiser import save_model
+from .config import Recipe
 from .estimators import Update
-from .evaluate import evaluate
+from .held_out import evaluate_run, save_models
+from .importance import progress_of, summarise
 from .losses import PolicyLoss
 from .progress import SilentProgress, TrainProgress
 from .report import write_report
 from .rng import named_generator, named_seed
 from .rollouts import rollout_step
 from .run import Batch, Run, load_run, save_run, start_run
-from .run_log import log_eval, log_step, rollout_metrics, start_trackers, write_summary
-from .scoring import backward_in_chunks, behavior_gap, count_canvases, frozen_token_logps, token_logps
+from .run_log import log_step, rollout_metrics, start_trackers, write_summary
+from .scoring import (
+    backward_in_chunks,
+    behavior_gap,
+    count_canvases,
+    frozen_token_logps,
+    frozen_token_logps_over,
+    token_logps,
+)
 from .shell import learning_rate
-from .tokenizer import copy_tokenizer
 from .types import LossOutputs, Rollout, TrainBatch, Views
 
 Progress = TrainProgress | SilentProgress
@@ -91,8 +97,7 @@ def do_step(run: Run, progress: Progress, *, check_ratio: bool) -> None:
 def collect(run: Run) -> Batch:
     """Rollouts, rewards and advantages of one step, and the old and reference likelihoods of all its inner updates."""
     recipe, clock = run.recipe, time.perf_counter
-    began = clock()
-    a = run.accelerator
+    began, a = clock(), run.accelerator
     done = rollout_step(
         recipe,
         run.problems,
@@ -103,33 +108,18 @@ def collect(run: Run) -> Batch:
         run.share_done,
         a.process_index,
         a.num_processes,
+        gamma_of=None if run.sampler is None else partial(run.sampler.gamma, seed=recipe.train.seed, step=run.step),
     )
     decoded = clock()
     metrics = rollout_metrics(run, done)
     adapt_anchors(run, done.correct, done.anchored)
     group_ids = done.rollout.group_ids.cpu()
-    advantages = advantages_of(run, done.rewards, group_ids)
-    # Without a KL term, rows without advantage add nothing to the loss: exactly the same gradient without them.
-    live = (
-        groups_with_spread(done.rewards, group_ids) if run.loss.kl_coef == 0 else torch.ones(len(advantages), dtype=torch.bool)
-    )
-    used = live.nonzero().squeeze(-1).to(done.rollout.ids.device)
-    rollout, counts, group_actions = (
-        done.rollout.rows(used),
-        count(run, done.rollout, used),
-        group_sum(done.rollout.action_mask.sum(-1).float(), done.rollout.group_ids)[used],
-    )
-    metrics["health/behavior_gap"] = behavior_gap(run.denoiser, done.rollout.rows(torch.arange(min(2, len(advantages)))))
+    advantages = advantages_of(run, done.rewards, group_ids).to(done.rollout.ids.device)
+    used = trained_rows(run, groups_with_spread(done.rewards, group_ids)).to(done.rollout.ids.device)
+    rollout, advantages = done.rollout.rows(used), advantages[used]
+    metrics["health/behavior_gap"] = behavior_gap(run.denoiser, done.rollout.rows(torch.arange(min(2, len(group_ids)))))
     graded = clock()
-    old, ref, canvases = [], [], 0
-    for inner in range(recipe.train.num_iterations):
-        views = make_views(run, rollout, advantages[used], inner)
-        # At the first inner update old is the current policy itself: no pass is needed.
-        needs_old = run.loss.uses_old and inner > 0
-        old.append(frozen(run, run.denoiser, rollout, views) if needs_old else torch.zeros_like(rollout.behavior_logps))
-        if run.reference is not None and run.loss.uses_ref:
-            ref.append(frozen(run, run.reference, rollout, views))
-        canvases += count_canvases(rollout, views) * (1 + needs_old + run.loss.uses_ref) if len(used) else 0
+    old, ref, canvases = frozen_likelihoods(run, rollout, advantages)
     metrics |= {
         "calls/score": run.total(float(canvases)),
         "seconds/rollout": decoded - began,
@@ -139,14 +129,43 @@ def collect(run: Run) -> Batch:
     }
     return Batch(
         rollout=rollout,
-        advantages=advantages[used],
-        old_logps=torch.stack(old),
-        ref_logps=torch.stack(ref) if ref else None,
-        group_actions=group_actions,
-        counts=counts,
+        advantages=advantages,
+        old_logps=old,
+        ref_logps=ref,
+        group_actions=group_sum(done.rollout.action_mask.sum(-1).float(), done.rollout.group_ids)[used],
+        counts=count(run, done.rollout, used),
+        choices=None if run.sampler is None else run.sampler.choices(done),
         metrics=metrics,
         inner_metrics=[],
     )
+
+
+def trained_rows(run: Run, live: Tensor) -> Tensor:
+    """Rows that the policy is trained on. Without a KL term, rows without advantage add nothing: the gradient is the same."""
+    if not run.trains_policy:
+        return torch.zeros(0, dtype=torch.int64)
+    return (live if run.loss.kl_coef == 0 else torch.ones_like(live)).nonzero().squeeze(-1)
+
+
+def frozen_likelihoods(run: Run, rollout: Rollout, advantages: Tensor) -> tuple[Tensor, Tensor | None, int]:
+    """Old and reference token log-probs (num_iterations, B, L) on each inner update's views, and all canvases of the step.
+
+    At the first inner update the old policy is the current one: no pass is needed, and zeros stand there.
+    """
+    iterations = run.recipe.train.num_iterations
+    old, ref = torch.zeros(iterations, *rollout.ids.shape, device=rollout.ids.device), None
+    if not len(advantages):
+        return old, torch.zeros_like(old) if run.reference else None, 0
+    views = [make_views(run, rollout, advantages, inner) for inner in range(iterations)]
+    canvases = sum(count_canvases(rollout, v) for v in views)
+    limit = run.recipe.train.max_canvases
+    if run.loss.uses_old and iterations > 1:
+        later, calls = frozen_token_logps_over(run.denoiser, rollout, run.estimator, views[1:], max_canvases=limit)
+        old, canvases = torch.cat([old[:1], later]), canvases + calls
+    if run.reference is not None:
+        ref, calls = frozen_token_logps_over(run.reference, rollout, run.estimator, views, max_canvases=limit)
+        canvases += calls
+    return old, ref, canvases
 
 
 def count(run: Run, rollout: Rollout, used: Tensor) -> dict[str, float]:
@@ -183,12 +202,15 @@ def update(run: Run, batch: Batch, *, check_ratio: bool) -> None:
             out = backward_in_chunks(run.denoiser, batch.rollout, run.estimator, views, loss_fn, max_canvases=t.max_canvases)
         else:  # another rank has rows: take part in its reductions
             out = loss_fn(torch.zeros_like(batch.rollout.behavior_logps))
-        row |= run.reduce_metrics({"loss": out.loss, **out.metrics})
+        row |= summarise(run.reduce_metrics({"loss": out.loss, **out.metrics}))
         row["grad_norm"] = run.sum_gradients(t.max_grad_norm)
         for group in run.optimizer.param_groups:
             group["lr"] = rate
         run.optimizer.step()
         average(run.ema.model, run.denoiser.model, t.ema)
+    if run.sampler is not None and batch.choices is not None and run.sampler.trains(run.share_done):
+        num_rows = run.total(float(len(batch.choices.index)))
+        row |= run.reduce_metrics(run.sampler.update(batch.choices, num_rows, run.reduce))
     row["seconds/update"] = time.perf_counter() - began
     batch.inner_metrics.append(row)
 
@@ -204,6 +226,8 @@ def batch_loss(loss: PolicyLoss, batch: Batch, inner: int) -> Callable[[Tensor],
                 advantages=batch.advantages,
                 old_logps=batch.old_logps[inner] if inner else token_logps.detach(),
                 ref_logps=None if batch.ref_logps is None else batch.ref_logps[inner],
+                behavior_logps=batch.rollout.behavior_logps,
+                progress=progress_of(batch.rollout.decoded_step, batch.rollout.nfe),
                 group_actions=batch.group_actions,
                 **batch.counts,
             ),
@@ -254,37 +278,6 @@ def average(target: nn.Module, source: nn.Module, decay: float) -> None:
     """target <- decay * target + (1 - decay) * source, parameter by parameter."""
     for mean, value in zip(target.parameters(), source.parameters(), strict=True):
         mean.lerp_(value.to(mean.dtype), 1 - decay)
-
-
-def evaluate_run(run: Run, split: str, weights: dict[str, Any], progress: Progress) -> None:
-    """Greedy, anchor-free accuracy of some weights on a held-out split; the main process does it, all wait."""
-    if run.accelerator.is_main_process:
-        e = run.recipe.eval
-        examples = run.task.examples(split)[: e.size if split == "test" else e.size_during]
-        for name, denoiser in weights.items():
-            rollouts: list[Rollout] = []
-            result = evaluate(
-                denoiser,
-                run.tokenizer,
-                run.task,
-                examples,
-                run.recipe.decode,
-                temperature=e.temperature,
-                seed=run.recipe.train.seed,
-                batch_size=e.batch_size,
-                on_rollout=rollouts.append,
-            )
-            progress.eval(log_eval(run, split, name, result, rollouts[0], examples))
-    run.accelerator.wait_for_everyone()
-
-
-def save_models(run: Run) -> None:
-    """The averaged weights in ``model/`` and the raw ones in ``model-raw/``, each a folder that can be loaded anywhere."""
-    if run.accelerator.is_main_process:
-        for name, denoiser in (("model", run.ema), ("model-raw", run.denoiser)):
-            copy_tokenizer(asset(run.recipe.model.path), run.out / name)
-            save_model(denoiser.model, run.out / name)
-            write_json(run.out / name / "decode.json", {run.recipe.task["name"]: run.recipe.decode.model_dump()})
 
 
 def out_of_time(run: Run) -> bool:

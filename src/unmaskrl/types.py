@@ -61,10 +61,11 @@ class Rollout:
 
     ``decoded_step``: 0 = given (pad, prompt, anchor); t >= 1 = revealed by the row's t-th denoiser call; nfe + 1 = never
     revealed, because the row had ended before (such positions hold eos_id). ``exit_step``: the call of temporal pruning
-    that filled the rest, 0 if there was none. ``behavior_logps``: log-probability (nats) of the revealed token under the
-    distribution it was drawn from (greedy tokens: under temperature 1); 0 where nothing was drawn. ``nfe``: denoiser
-    calls of the row. ``completion_mask``: True up to and including the first EOS. ``exact``: the revealed positions did
-    not depend on the drawn tokens, so the product of behavior probabilities is the rollout's probability.
+    that filled the rest, 0 if there was none. ``gamma``: the bound of an adaptive position rule, 0 without one.
+    ``behavior_logps``: log-probability (nats) of the revealed token under the distribution it was drawn from (greedy
+    tokens: under temperature 1); 0 where nothing was drawn. ``nfe``: denoiser calls of the row. ``completion_mask``: True
+    up to and including the first EOS. ``exact``: the revealed positions did not depend on the drawn tokens, so the
+    product of behavior probabilities is the rollout's probability.
     """
 
     ids: Int[Tensor, "B L"]
@@ -77,6 +78,7 @@ class Rollout:
     exit_step: Int[Tensor, " B"]
     row_ids: Int[Tensor, " B"]
     group_ids: Int[Tensor, " B"]
+    gamma: Float[Tensor, " B"]
     gen_length: int
     temperature: float
     exact: bool
@@ -132,7 +134,8 @@ class TrainBatch:
 
     ``group_actions``: action tokens in the row's whole group. ``num_actions``, ``num_rows``, ``num_groups``: global counts of
     a step (over micro-batches, ranks and rows that were left out because their advantage is 0) that losses are normalised
-    by; ``num_scored``: action tokens that are really scored, which metrics are averaged over.
+    by; ``num_scored``: action tokens that are really scored, which metrics are averaged over. ``behavior_logps`` and
+    ``progress`` (decoded_step / nfe): the rollout's own, for importance weights.
     """
 
     action_mask: Bool[Tensor, "B L"]
@@ -144,6 +147,8 @@ class TrainBatch:
     num_rows: float
     num_groups: float
     num_scored: float
+    behavior_logps: Float[Tensor, "B L"] | None = None
+    progress: Float[Tensor, "B L"] | None = None
 
     def rows(self, index: Tensor) -> TrainBatch:
         """The rows at ``index``; the global counts stay."""

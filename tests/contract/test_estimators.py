@@ -31,6 +31,7 @@ SETTINGS = {
     "mean_field": [{}, {"p_mask_prompt": 0.0}, {"hide_anchors": True}, {"share_prompt_mask": True}],
     "sandwich": [{"block_length": 2}, {"num_mc": 3, "mask": "random", "hide_anchors": True}, {"mix": 1.0, "block_length": 3}],
     "trajectory": [{}, {"num_segments": 2}, {"shrink": 2, "p_mask_prompt": 0.3}],
+    "two_mean_field": [{}, {"num_times": 2}],
     "unigrpo": [{}, {"num_steps": 4, "hide_anchors": True}],
 }
 ALL = [(name, kwargs) for name, settings in SETTINGS.items() for kwargs in settings]
@@ -47,7 +48,7 @@ def scores_visible(name: str, kwargs: dict) -> bool:
 
 def is_replay(name: str) -> bool:
     """Declared breach: true latents show what was decoded behind the first EOS."""
-    return name == "trajectory"
+    return name in ("trajectory", "two_mean_field")
 
 
 def is_random(name: str, kwargs: dict) -> bool:

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.conftest import seeded, tiny_llada
-from unmaskrl.decoding import RULES, decode
+from tests.conftest import QUOTA_RULES, seeded, tiny_llada
+from unmaskrl.decoding import decode
 from unmaskrl.denoiser import ModelDenoiser
 from unmaskrl.estimators import ESTIMATORS
 from unmaskrl.models.llada import LLaDA
@@ -31,7 +31,7 @@ OPTIONS = [
 ]
 SETTINGS = pytest.mark.parametrize(
     ("select", "options"),
-    [(s, o) for s in sorted(RULES) for o in OPTIONS],
+    [(s, o) for s in QUOTA_RULES for o in OPTIONS],
     ids=lambda x: x if isinstance(x, str) else "",
 )
 ESTIMATOR = pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.conftest import HashDenoiser, seeded
+from tests.conftest import QUOTA_RULES, HashDenoiser, seeded
 from unmaskrl.decoding import RULES, decode
 from unmaskrl.decoding.sample import drawn_confidence, masked_log_softmax
 from unmaskrl.priors import anchored_canvas, blank_canvas
@@ -18,8 +18,14 @@ SETTINGS = {
     "margin": {"needs_logits": True, "needs_draw": False},
     "random": {"needs_logits": False, "needs_draw": False},
     "left_to_right": {"needs_logits": False, "needs_draw": False},
+    "eb": {"needs_logits": True, "needs_draw": False},
+    "eb_max_prob": {"needs_logits": True, "needs_draw": False},
+    "eb_margin": {"needs_logits": True, "needs_draw": False},
+    "threshold": {"needs_logits": True, "needs_draw": False},
+    "factor": {"needs_logits": True, "needs_draw": False},
 }
 EVERY = pytest.mark.parametrize("name", sorted(RULES))
+GAMMA = {name: 0.5 for name, rule in RULES.items() if rule.prefix}
 ROWS, VOCAB, MASK = 12, 9, 4
 
 
@@ -79,6 +85,7 @@ def test_the_highest_scores_of_the_active_block_are_revealed(name: str, block_le
         block_length=block_length,
         steps=steps,
         select=name,
+        gamma=GAMMA.get(name),
         temperature=0.7,
         generator=seeded(4),
     )
@@ -91,7 +98,7 @@ def test_the_highest_scores_of_the_active_block_are_revealed(name: str, block_le
             assert {c // block_length for c in revealed} == {opened[0] // block_length}
 
 
-@pytest.mark.parametrize("name", sorted(set(RULES) - {"random"}))  # uniforms do not tie
+@pytest.mark.parametrize("name", sorted(set(QUOTA_RULES) - {"random"}))  # uniforms do not tie
 def test_ties_go_to_the_left(name: str) -> None:
     denoiser = HashDenoiser(length=6, eos_bias=-1e9)
     denoiser.table = denoiser.table[:1, :1].expand(997, 6, -1)  # the same logits everywhere
@@ -112,6 +119,7 @@ def test_greedy_decoding_repeats_and_random_needs_the_generator(name: str) -> No
             block_length=4,
             steps=8,
             select=name,
+            gamma=GAMMA.get(name),
             temperature=temperature,
             generator=seeded(seed),
         )
@@ -126,7 +134,9 @@ def test_exact_rules_choose_positions_before_tokens_are_drawn(name: str) -> None
     """The first call's positions must not depend on the tokens' random numbers, and do so for inexact rules."""
     denoiser = HashDenoiser(length=8, eos_bias=-1e9)
     canvas = blank_canvas([[1]] * 60, gen_length=8, denoiser=denoiser)
-    rollout = decode(denoiser, canvas, block_length=8, steps=8, select=name, temperature=2.0, generator=seeded(3))
+    rollout = decode(
+        denoiser, canvas, block_length=8, steps=8, select=name, gamma=GAMMA.get(name), temperature=2.0, generator=seeded(3)
+    )
     first = (rollout.decoded_step[:, -8:] == 1).long().argmax(-1)
     assert rollout.exact == (not SETTINGS[name]["needs_draw"])
     if name != "random":

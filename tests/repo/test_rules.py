@@ -15,7 +15,7 @@ from unmaskrl.config import ASSETS, RECIPES, Recipe, SFTRecipe, load_recipe, rec
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "unmaskrl"
 STDLIB = set(sys.stdlib_module_names)
-CORE = "types denoiser priors rng scoring advantages losses toy".split()
+CORE = "types denoiser priors rng scoring advantages losses importance thresholds toy".split()
 SHELL_ONLY = {"accelerate", "peft", "datasets", "yaml", "matplotlib", "rich", "pydantic", "tokenizers", "transformers"}
 FILES = sorted(SOURCE.rglob("*.py"))
 
@@ -43,7 +43,7 @@ def test_walls(path: Path) -> None:
         assert not used, f"tasks/ is standard library only, {path.name} imports {used}"
     elif room(path) in ("decoding", "estimators", "models", *CORE):
         # the denoiser and the model families read and write checkpoints
-        extra = {"safetensors"} if room(path) in ("denoiser", "models") else set()
+        extra = {"safetensors"} if room(path) in ("denoiser", "models", "thresholds") else set()
         assert used <= {"torch", "jaxtyping"} | extra, f"the core may not import {used}"
 
 

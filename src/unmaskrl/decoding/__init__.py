@@ -1,5 +1,6 @@
 """Decoding: one loop (decode), position rules (select), tokens at chosen rows (sample)."""
 
+from .decode import Gamma as Gamma
 from .decode import check_decode as check_decode
 from .decode import decode as decode
 from .decode import exit_count as exit_count

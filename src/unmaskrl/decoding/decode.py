@@ -6,13 +6,14 @@ With ``exit_at`` (temporal pruning, STP, arXiv 2602.08905) a row that has decide
 fills all others in one more call. A row whose tokens up to the first EOS are all decided leaves the batch: nothing after
 it can change what is before it, and later tokens are no part of the completion.
 
-The count of denoiser calls of a row without EOS is ``planned_calls``.
+Adaptive rules (eb, threshold, factor) take the place of the quota: how much of the active block a call reveals follows from
+the row's ``gamma``. Otherwise the count of denoiser calls of a row without EOS is ``planned_calls``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,9 +24,10 @@ from ..denoiser import Denoiser
 from ..rng import counter_uniform, draw_seed
 from ..types import Canvas, Rollout, first_eos_mask
 from .sample import confidence_at_one, draw, drawn_confidence, masked_log_softmax, row_chunks
-from .select import RULES, Rule
+from .select import PROBABILITY, RULES, Rule
 
 _TOKEN_STREAM, _ORDER_STREAM = 0, 1
+Gamma = float | Tensor | Callable[[Tensor, Tensor], Tensor]  # or (hidden of the first call (A, L, D), rows (A,)) -> (A,)
 
 
 @torch.no_grad()
@@ -38,32 +40,49 @@ def decode(
     select: str = "confidence",
     temperature: float = 0.0,
     exit_at: float | None = None,
+    gamma: Gamma | None = None,
     stop_at_eos: bool = True,
     generator: torch.Generator | None = None,
 ) -> Rollout:
     """Decode a canvas and record which call revealed each token, its log-probability (nats), and the calls per row.
 
     ``steps``: calls for a fully open completion (quota gen_length / steps tokens per call). ``select``: a name in
-    ``select.RULES``. ``temperature`` 0 is greedy. ``generator`` is needed if anything is random; one seed is drawn from it.
-    ``stop_at_eos=False`` decodes every position, as LLaDA's published generate does. Raises ValueError on bad settings.
+    ``select.RULES``. ``gamma``: how bold an adaptive rule is, a number, one per row, or a function of what the first call sees
+    (a threshold policy: no extra call). ``temperature`` 0 is greedy. ``generator`` is needed if anything is random; one seed
+    is drawn from it. ``stop_at_eos=False`` decodes every position, as LLaDA's published generate does. Raises ValueError on
+    bad settings.
     """
     canvas.validate(denoiser.mask_id)
-    rule = check_decode(canvas.gen_length, block_length, steps, select, temperature, exit_at)
+    fixed = gamma if isinstance(gamma, float | int) else None
+    rule = check_decode(canvas.gen_length, block_length, steps, select, temperature, exit_at, fixed)
+    if (rule.prefix is None) != (gamma is None):
+        raise ValueError(
+            f"select={select!r} needs gamma" if rule.prefix else f"select={select!r} takes no gamma: it has a quota"
+        )
     random = temperature > 0 or select == "random"
     if random and generator is None:
         raise ValueError(f"decoding with temperature {temperature} and select={select!r} is random: pass generator=")
     seed = draw_seed(generator) if random and generator is not None else None
-    state = _State.start(canvas)
+    state = _State.start(canvas, gamma)
     while (rows := state.active()).numel():
-        plan = _plan(state, rows, denoiser.mask_id, block_length, steps, exit_at)
+        plan = _plan(state, rows, denoiser.mask_id, block_length, steps, exit_at, rule.prefix is not None)
         hidden = denoiser.hidden(state.ids[rows], canvas.attention_mask[rows] if state.padded else None)
+        if callable(gamma) and state.first:
+            state.gamma[rows] = gamma(hidden, rows).to(state.gamma.dtype)
+        state.first = False
         _reveal(denoiser, state, rows, plan, hidden, rule, temperature, seed)
         state.finish(rows, denoiser, stop_at_eos)
     return state.rollout(denoiser, temperature, exact=not rule.needs_draw)
 
 
 def check_decode(
-    gen_length: int, block_length: int, steps: int, select: str, temperature: float, exit_at: float | None
+    gen_length: int,
+    block_length: int,
+    steps: int,
+    select: str,
+    temperature: float,
+    exit_at: float | None,
+    gamma: float | None = None,
 ) -> Rule:
     """The rule named ``select``, or a ValueError that says which setting to change."""
     if block_length < 1 or gen_length % block_length:
@@ -76,6 +95,9 @@ def check_decode(
         raise ValueError(f"exit_at is the share of open tokens decided before the last call, in [0, 1]; got {exit_at}")
     if select not in RULES:
         raise ValueError(f"select must be one of {', '.join(RULES)}; got {select!r}")
+    unit = RULES[select].unit
+    if gamma is not None and not 0 <= gamma <= (1 if unit == PROBABILITY else math.inf):
+        raise ValueError(f"gamma of select={select!r} is {unit}; got {gamma}")
     return RULES[select]
 
 
@@ -126,9 +148,11 @@ class _State:
     block: Tensor  # active block of each row, and its open tokens and calls since it became active
     block_open: Tensor
     block_calls: Tensor
+    gamma: Tensor  # of each row; 0 without an adaptive rule
+    first: bool = True
 
     @classmethod
-    def start(cls, canvas: Canvas) -> _State:
+    def start(cls, canvas: Canvas, gamma: Gamma | None) -> _State:
         open_mask = canvas.attention_mask & ~canvas.prompt_mask & ~canvas.fixed_mask
         num_open = open_mask.sum(-1)
         zeros = torch.zeros_like(num_open)
@@ -145,6 +169,7 @@ class _State:
             block=zeros - 1,
             block_open=zeros.clone(),
             block_calls=zeros.clone(),
+            gamma=zeros.double() + (0.0 if gamma is None or callable(gamma) else gamma),
         )
 
     def active(self) -> Int[Tensor, " A"]:
@@ -182,14 +207,17 @@ class _State:
             exit_step=self.exit_step,
             row_ids=self.canvas.row_ids,
             group_ids=self.canvas.group_ids,
+            gamma=self.gamma,
             gen_length=self.canvas.gen_length,
             temperature=temperature,
             exact=exact,
         )
 
 
-def _plan(state: _State, rows: Tensor, mask_id: int, block_length: int, steps: int, exit_at: float | None) -> _Plan:
-    """Active block, quota and exit of each active row."""
+def _plan(
+    state: _State, rows: Tensor, mask_id: int, block_length: int, steps: int, exit_at: float | None, adaptive: bool
+) -> _Plan:
+    """Active block, quota (or all of the window, for adaptive rules) and exit of each active row."""
     gen_length = state.canvas.gen_length
     open_mask = state.open(rows, mask_id)
     offsets = torch.arange(gen_length, device=rows.device)
@@ -201,7 +229,7 @@ def _plan(state: _State, rows: Tensor, mask_id: int, block_length: int, steps: i
     state.block_calls[rows] = torch.where(fresh, 0, state.block_calls[rows])
     n, i = state.block_open[rows], state.block_calls[rows]
     k = (n * steps + gen_length - 1) // gen_length
-    count = n // k + (i < n % k)
+    count = window.sum(-1) if adaptive else n // k + (i < n % k)
     state.block_calls[rows] += 1
     exits = torch.zeros_like(fresh)
     if exit_at is not None:
@@ -231,8 +259,8 @@ def _reveal(
     order = _uniform(seed, _ORDER_STREAM, row_ids[r], c)  # one order per row: no call in the key
     noise = _uniform(seed, _TOKEN_STREAM, row_ids[r], call[r], c)
     hidden_RD = hidden[r, start + c]
-    scores, tokens, logps = _score_positions(denoiser, hidden_RD, rule, temperature, noise, order, c)
-    chosen = _highest(scores, r, c, plan)
+    scores, statistic, tokens, logps = _score_positions(denoiser, hidden_RD, rule, temperature, noise, order, c)
+    chosen = _highest(scores, r, c, plan, statistic, rule, state.gamma[rows])
     if tokens is None or logps is None:
         tokens, logps = _draw_tokens(denoiser, hidden_RD[chosen], temperature, noise[chosen])
     else:
@@ -255,11 +283,11 @@ def _uniform(seed: int | None, stream: int, *key: Int[Tensor, " R"]) -> Float64[
 
 def _score_positions(
     denoiser: Denoiser, hidden_RD: Tensor, rule: Rule, temperature: float, noise: Tensor, order: Tensor, offset: Tensor
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Scores of the open positions and, if the rule looks at them, the drawn tokens and their log-probs."""
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Scores of the open positions; the statistic of adaptive rules; the drawn tokens and their log-probs if the rule looks."""
     if not rule.needs_logits:
-        return rule.score(None, None, order, offset), None, None
-    scores, tokens, logps = [], [], []
+        return rule.score(None, None, order, offset), None, None, None
+    scores, statistics, tokens, logps = [], [], [], []
     for rows in row_chunks(len(hidden_RD), denoiser.vocab_size):
         logits = denoiser.head(hidden_RD[rows])
         if rule.needs_draw:
@@ -274,9 +302,12 @@ def _score_positions(
         else:
             plain_RV = masked_log_softmax(logits, denoiser.mask_id, 1.0)
             scores.append(rule.score(plain_RV, None, order[rows], offset[rows]))
+            if rule.statistic:
+                again = rule.statistic is rule.score
+                statistics.append(scores[-1] if again else rule.statistic(plain_RV, None, order[rows], offset[rows]))
     if rule.needs_draw:
-        return torch.cat(scores), torch.cat(tokens), torch.cat(logps)
-    return torch.cat(scores), None, None
+        return torch.cat(scores), None, torch.cat(tokens), torch.cat(logps)
+    return torch.cat(scores), torch.cat(statistics) if statistics else None, None, None
 
 
 def _draw_tokens(
@@ -291,11 +322,22 @@ def _draw_tokens(
     return torch.cat(tokens), torch.cat(logps)
 
 
-def _highest(scores: Float[Tensor, " R"], r: Tensor, c: Tensor, plan: _Plan) -> Int[Tensor, " C"]:
-    """Indices into the open positions of the ``count`` highest scores of each row; ties go to the left."""
+def _highest(
+    scores: Float[Tensor, " R"], r: Tensor, c: Tensor, plan: _Plan, statistic: Tensor | None, rule: Rule, gamma: Tensor
+) -> Int[Tensor, " C"]:
+    """Indices into the open positions of the ``count`` highest scores of each row; ties go to the left.
+
+    An adaptive rule counts by its statistic instead, within what the plan leaves to it (all of the window, or of the exit).
+    """
     table = torch.full(plan.window.shape, float("-inf"), dtype=scores.dtype, device=scores.device)
     table[r, c] = scores
     order = table.argsort(dim=-1, descending=True, stable=True)
     rank = torch.empty_like(order)
     rank.scatter_(-1, order, torch.arange(order.shape[1], device=order.device).expand_as(order))
-    return (rank[r, c] < plan.count[r]).nonzero().squeeze(-1)
+    count = plan.count
+    if rule.prefix is not None and statistic is not None:
+        values = torch.zeros_like(table)
+        values[r, c] = statistic
+        bold = rule.prefix(values.gather(-1, order), plan.window.gather(-1, order), gamma).clamp(min=1)
+        count = torch.where(plan.exits, count, torch.minimum(bold, count))
+    return (rank[r, c] < count[r]).nonzero().squeeze(-1)

@@ -10,6 +10,7 @@ from .left_to_right import left_to_right as left_to_right
 from .mean_field import mean_field as mean_field
 from .sandwich import sandwich as sandwich
 from .trajectory import trajectory as trajectory
+from .two_mean_field import two_mean_field as two_mean_field
 from .unigrpo import unigrpo as unigrpo
 
 ESTIMATORS = {
@@ -21,5 +22,6 @@ ESTIMATORS = {
     "mean_field": mean_field,
     "sandwich": sandwich,
     "trajectory": trajectory,
+    "two_mean_field": two_mean_field,
     "unigrpo": unigrpo,
 }

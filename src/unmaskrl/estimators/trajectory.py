@@ -13,7 +13,11 @@ behind the first EOS is as visible as it was, and so are anchors (hence no ``hid
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from ..rng import draw_seed
@@ -50,12 +54,18 @@ def trajectory(
 
     def make_views(rollout: Rollout, mask_id: int, generator: torch.Generator, update: Update = ONLY) -> Views:
         dropped = rollout.prompt_mask & (position_uniform(rollout, draw_seed(generator)) < p_mask_prompt)
-        ids, weights = [], []
-        for segment in range(count(int(rollout.nfe.max()))):
-            start, end = starts(segment, rollout.nfe), starts(segment + 1, rollout.nfe)
-            ids.append(torch.where(dropped, mask_id, rollout.latent(start, mask_id)))
-            inside = (rollout.decoded_step > start[:, None]) & (rollout.decoded_step <= end[:, None])
-            weights.append(rollout.action_mask & inside)
-        return stack_views(ids, weights)
+        segments = range(count(int(rollout.nfe.max())))
+        views = latent_views(rollout, mask_id, [starts(segment, rollout.nfe) for segment in segments])
+        return replace(views, ids=torch.where(dropped[:, None], mask_id, views.ids))
 
     return Estimator(make_views, weighted_sum, lambda gen_length, nfe, has_exit: count(nfe))
+
+
+def latent_views(rollout: Rollout, mask_id: int, starts: Sequence[Int[Tensor, " B"]]) -> Views:
+    """One view per segment: the latent after ``starts[k]`` calls, scored at what the calls up to ``starts[k + 1]`` revealed."""
+    ids, weights = [], []
+    for start, end in zip(starts, [*starts[1:], rollout.nfe], strict=True):
+        ids.append(rollout.latent(start, mask_id))
+        inside = (rollout.decoded_step > start[:, None]) & (rollout.decoded_step <= end[:, None])
+        weights.append(rollout.action_mask & inside)
+    return stack_views(ids, weights)

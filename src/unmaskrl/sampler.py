@@ -1,0 +1,132 @@
+"""Training the threshold head inside the RL loop (shell): what it drew, what that was worth, its own optimiser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor, nn
+
+from .advantages import group_mean
+from .config import Recipe, ThresholdConfig
+from .decoding import RULES
+from .denoiser import ModelDenoiser
+from .rng import counter_uniform, named_generator, named_seed
+from .rollouts import Rewarded
+from .thresholds import ThresholdHead, load_threshold, prompt_features, speed_reward, threshold_loss
+from .types import Rollout
+
+Reduce = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choices:
+    """What the head saw and drew for each row of a step, with which log-probability, and its advantage."""
+
+    features: Tensor  # (B, D)
+    index: Tensor  # (B,)
+    old_logps: Tensor  # (B,)
+    advantages: Tensor  # (B,)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """By name, for a checkpoint."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+@dataclass(slots=True, kw_only=True)
+class Sampler:
+    """The head, its optimiser, and the draws of the rollouts in progress."""
+
+    config: ThresholdConfig
+    head: ThresholdHead
+    optimizer: torch.optim.Optimizer
+    drawn: dict[str, Tensor]
+
+    @classmethod
+    def start(cls, recipe: Recipe, denoiser: ModelDenoiser, folder: str) -> Sampler | None:
+        """The head beside the model, or a new one where it is trained; None where gamma is a number or there is none."""
+        if RULES[recipe.decode.select].prefix is None or recipe.decode.gamma is not None:
+            return None
+        t, head = recipe.threshold, load_threshold(folder, denoiser.device)
+        if head is None and t.mode == "policy":
+            raise ValueError(
+                f"decode.gamma is null, so a threshold head chooses it, but {folder} has none: "
+                "set decode.gamma=0.1, or train a head with threshold.mode=joint or sampler"
+            )
+        if head is None:
+            model = denoiser.model.config
+            d_model: int = model.d_model  # pyright: ignore[reportAssignmentType, reportAttributeAccessIssue]
+            head = ThresholdHead(d_model, t.gammas, start=t.start, width=t.width, floor=t.floor)
+            head = head.init_weights(named_generator(recipe.train.seed, "threshold")).to(denoiser.device)
+        head.requires_grad_(True)
+        return cls(config=t, head=head, optimizer=torch.optim.AdamW(head.parameters(), lr=t.lr, weight_decay=0.0), drawn={})
+
+    def trains(self, share_done: float) -> bool:
+        """Whether the head learns at this point of the run."""
+        mode = self.config.mode
+        return mode in ("sampler", "joint") or (mode == "sequential" and share_done >= self.config.switch_at)
+
+    def gamma(self, prompt_mask: Tensor, row_ids: Tensor, seed: int, step: int) -> Callable[[Tensor, Tensor], Tensor]:
+        """``gamma`` for ``decode``: one draw per rollout, keyed by its row id, and remembered."""
+        count, device = len(row_ids), row_ids.device
+        self.drawn = {
+            "features": torch.zeros(count, self.head.d_model, device=device),
+            "index": torch.zeros(count, dtype=torch.int64, device=device),
+            "old_logps": torch.zeros(count, device=device),
+        }
+
+        def draw(hidden: Tensor, rows: Tensor) -> Tensor:
+            features = prompt_features(hidden, prompt_mask[rows])
+            uniform = counter_uniform(named_seed(seed, "gamma", step), row_ids[rows])
+            index, logps = self.head.act(features, uniform)
+            for name, value in (("features", features), ("index", index), ("old_logps", logps)):
+                self.drawn[name][rows] = value
+            return self.head.gammas(index)
+
+        return draw
+
+    def choices(self, done: Rewarded) -> Choices:
+        """The step's draws with their advantages: task reward less the cost of calls, against the group's mean."""
+        rollout = done.rollout
+        reward = speed_reward(
+            done.rewards, done.correct, rollout.nfe.cpu(), alpha=self.config.alpha, max_calls=rollout.gen_length
+        )
+        advantages = group_mean(reward, rollout.group_ids.cpu()).to(rollout.ids.device)
+        return Choices(**self.drawn, advantages=advantages)
+
+    def update(self, choices: Choices, num_rows: float, reduce: Reduce) -> dict[str, Tensor]:
+        """One clipped policy-gradient step on the head alone; gradients are summed over ranks."""
+        self.optimizer.zero_grad(set_to_none=True)
+        c = self.config
+        loss, metrics = threshold_loss(
+            self.head,
+            choices.features,
+            choices.index,
+            choices.old_logps,
+            choices.advantages,
+            clip=c.clip,
+            entropy_coef=c.entropy_coef,
+            num_rows=num_rows,
+        )
+        loss.backward()
+        for parameter in self.head.parameters():
+            parameter.grad = reduce(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
+        norm = nn.utils.clip_grad_norm_(self.head.parameters(), c.max_grad_norm)
+        self.optimizer.step()
+        return {**metrics, "sampler/loss": loss.detach(), "sampler/grad_norm_max": norm.detach()}
+
+
+def sampler_metrics(rollout: Rollout, block_length: int) -> dict[str, float]:
+    """Mean log10 gamma of positive choices, share of exact ones, and the share of rows that took the fewest calls possible.
+
+    ``sampler/fewest_calls`` near 1 is the collapse to one call per block.
+    """
+    gamma = rollout.gamma
+    positive = gamma[gamma > 0]
+    blocks = -(-rollout.gen_length // block_length)
+    return {
+        "sampler/log10_gamma": float(positive.log10().mean()) if len(positive) else 0.0,
+        "sampler/exact_share": float((gamma == 0).double().mean()),
+        "sampler/fewest_calls": float((rollout.nfe <= blocks).double().mean()),
+    }
