@@ -134,6 +134,7 @@ def train_batch(mask: Tensor, advantages: Tensor, old: Tensor, ref: Tensor | Non
     rows, tokens = float(mask.any(-1).sum()), float(mask.sum())
     own = {"num_actions": tokens, "num_rows": rows, "num_groups": rows, "num_scored": tokens}
     own["group_actions"] = mask.sum(-1).to(advantages.dtype)
+    own |= {"behavior_logps": old, "progress": torch.ones_like(old)}
     return TrainBatch(action_mask=mask, advantages=advantages, old_logps=old, ref_logps=ref, **{**own, **counts})
 
 

@@ -35,7 +35,11 @@ COMPONENTS: dict[str, Mapping[str, Callable[..., Any]]] = {
 def component(spec: dict[str, Any], table: Mapping[str, Callable[..., Any]], section: str) -> Any:
     """Build ``{name, **kwargs}``."""
     check_component(spec, table, section)
-    return table[spec["name"]](**{k: v for k, v in spec.items() if k != "name"})
+    settings = {k: v for k, v in spec.items() if k != "name"}
+    try:
+        return table[spec["name"]](**settings)
+    except TypeError as error:  # a word where a number belongs
+        raise ValueError(f"{section} {spec['name']}: {settings} has a setting of the wrong type ({error})") from None
 
 
 def check_component(spec: dict[str, Any], table: Mapping[str, Callable[..., Any]], section: str) -> None:

@@ -76,8 +76,9 @@ def token_clip(
         return value * mask, log_ratio, clipped
 
     def weigh(batch: TrainBatch) -> tuple[Tensor | None, dict[str, Tensor]]:
-        if is_cap is None or batch.behavior_logps is None or batch.progress is None:
+        if is_cap is None:
             return None, {}
+        assert batch.behavior_logps is not None and batch.progress is not None, "importance weights need the rollout's own"
         mask = batch.action_mask
         weights = truncated_weights(batch.old_logps, batch.behavior_logps, mask, cap=is_cap, normalise=is_normalise)
         return weights, weight_sums(weights, mask, batch.progress, is_cap, batch.num_scored)

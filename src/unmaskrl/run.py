@@ -25,7 +25,7 @@ from .checkpoint import (
     save_checkpoint,
     write_json,
 )
-from .config import Recipe, asset
+from .config import Recipe, asset, build_recipe
 from .denoiser import ModelDenoiser, load_denoiser
 from .estimators import Estimator
 from .losses import PolicyLoss
@@ -276,7 +276,8 @@ def restore_batch(tensors: dict[str, Tensor], state: dict[str, Any]) -> Batch:
 def _compare_config(recipe: Recipe, out: Path) -> None:
     """On resume, refuse a recipe that is not the stored one."""
     path, data = out / "config.yaml", recipe.model_dump(mode="json")
-    stored = yaml.safe_load(path.read_text()) if path.exists() else data
+    # settings that came after the run was started have their defaults in it
+    stored = build_recipe(yaml.safe_load(path.read_text())).model_dump(mode="json") if path.exists() else data
     different = [
         f"{section}.{key}" if key else section
         for section, values in data.items()
