@@ -1,4 +1,4 @@
-"""Write the tables of README.md and docs/recipes.md from the committed results in benchmarks/.
+"""Write the tables of README.md, docs/recipes.md and docs/variance.md from the committed results in benchmarks/.
 
     python benchmarks/tables.py
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-PAGES = (ROOT / "README.md", ROOT / "docs" / "recipes.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "recipes.md", ROOT / "docs" / "variance.md")
 
 
 def main() -> None:
@@ -25,7 +25,8 @@ def main() -> None:
 
 def fill(text: str) -> str:
     """``text`` with every marked table replaced by the one from the results."""
-    for name, table in {"demo": demo_table, "study": study_tables, "bench": bench_table}.items():
+    tables = {"demo": demo_table, "study": study_tables, "bench": bench_table, "variance": variance_tables}
+    for name, table in tables.items():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.S)
         if pattern.search(text):
             rows = table()
@@ -90,6 +91,38 @@ def bench_cell(row: dict[str, Any]) -> str:
     """A ratio and its spread."""
     text = f"{row['ratio_cpu']:.2f}x +- {100 * row['spread_cpu']:.0f}%"
     return text if row["verdict"] == "faster" else f"{text} (no difference)"
+
+
+def variance_tables() -> str:
+    """One table per file ``benchmarks/variance*.json``: what was rolled out, then a row per estimator and version."""
+    paths = sorted((ROOT / "benchmarks").glob("variance*.json"), key=lambda path: path.stem)
+    return "".join(variance_table(json.loads(path.read_text())) for path in paths)
+
+
+def variance_table(r: dict[str, Any]) -> str:
+    """Means over rows and, in brackets, the ratio to "full" with its 95% interval."""
+    s, exit_at = r["rollouts"], r["decode"]["exit_at"]
+    text = (
+        f"\n**{r['task']}**, `--keep {r['keep']} --select-anchors {r['select']} --exit-at {exit_at}`: {r['num_rows']} "
+        f"completions of {r['num_problems']} problems, {r['draws']} draws. On average {s['tokens']:.1f} tokens, "
+        f"{s['anchors']:.1f} of them anchors, {s['exit_tokens']:.1f} filled by the exit; {percent(s['accuracy'])} right.\n\n"
+        "| estimator | version | canvases per draw | mean (nats) | variance (nats^2) | / f^2 | / c^2 | rows that rose |\n"
+        f"{'|---' * 8}|\n"
+    )
+    for estimator in r["estimators"]:
+        for version, v in estimator["versions"].items():
+            cells = [f"{v['canvases']:.1f}", f"{v['mean']:.2f}"]
+            cells += [variance_cell(v, key) for key in ("variance", "per_free", "per_token")]
+            cells.append("" if version == "full" else f"{100 * v['rose']:.0f}% ({100 * v['rose_clearly']:.0f}%)")
+            text += f"| `{estimator['name']}` | {version} | {' | '.join(cells)} |\n"
+    return text + "\n"
+
+
+def variance_cell(version: dict[str, Any], key: str) -> str:
+    """A mean variance and its ratio to that of "full"."""
+    ratio = version.get("ratio", {}).get(key)
+    text = f"{version[key]:.3g}"
+    return text if ratio is None else f"{text} ({ratio[0]:.2f}: {ratio[1]:.2f} to {ratio[2]:.2f})"
 
 
 def mean(runs: list[dict[str, Any]], key: str) -> float:

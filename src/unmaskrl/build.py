@@ -79,6 +79,8 @@ def check_recipe(recipe: Recipe) -> Recipe:
         )
     if d.temperature == 0:
         raise ValueError("decode.temperature is 0: all rollouts of a group would be the same; set it above 0")
+    if recipe.train.variance_draws == 1:
+        raise ValueError("train.variance_draws is 1: a variance needs at least 2 draws; set 0 to switch it off")
     if p.name == "anchors":
         if p.keep == 0 and not p.keep_end:
             raise ValueError("prior.keep is 0, so nothing is anchored; raise it or set prior.name=none")

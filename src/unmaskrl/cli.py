@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from . import __version__
 
+SELECTIONS = ("random", "protect_answer", "most_predictable", "protect_answer+most_predictable")  # priors imports torch
 EPILOG = "Shipped recipes: see `unmaskrl recipes`. Settings are changed as section.key=value, e.g. decode.exit_at=0.9."
 
 
@@ -45,6 +46,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_training(commands)
     _add_models(commands)
+    _add_variance(commands)
     _add_inspection(commands)
     return top
 
@@ -83,6 +85,26 @@ def _add_models(commands: argparse._SubParsersAction) -> None:
     prior.add_argument("--out", required=True, metavar="F", help="JSONL file to write")
     prior.add_argument("--size", type=int, default=512, help="number of training problems")
     prior.set_defaults(run=_prior)
+
+
+def _add_variance(commands: argparse._SubParsersAction) -> None:
+    variance = commands.add_parser(
+        "variance", help="variance of likelihood estimates over their masks, with and without pruning, on the same completions"
+    )
+    _model_arguments(variance)
+    variance.set_defaults(temperature=1.0)
+    variance.add_argument("--keep", type=float, default=0.3, help="share of the reference answer that is fixed (default 0.3)")
+    variance.add_argument("--exit-at", type=float, help="share decided before the exit call (default: the model's decode.json)")
+    variance.add_argument("--select-anchors", dest="select", default="protect_answer", choices=SELECTIONS)
+    variance.add_argument("--size", type=int, default=16, help="number of training problems (default 16)")
+    variance.add_argument("--samples", type=int, default=1, help="completions per problem (default 1)")
+    variance.add_argument("--draws", type=int, default=64, help="draws of masks per completion (default 64)")
+    variance.add_argument("--estimators", default="elbo", help="comma-separated; settings as name:key=value (default elbo)")
+    variance.add_argument("--num-mc", type=int, default=3, help="num_mc of estimators that have it (default 3)")
+    variance.add_argument("--max-canvases", type=int, default=1024, help="canvases per denoiser call (default 1024)")
+    variance.add_argument("--json", metavar="OUT", help="write every figure, and the variance of each row")
+    variance.add_argument("--plot", metavar="OUT.png", help="write a picture: variance per row in the three versions")
+    variance.set_defaults(run=_variance)
 
 
 def _add_inspection(commands: argparse._SubParsersAction) -> None:
@@ -167,6 +189,14 @@ def _prior(args: argparse.Namespace) -> int:
     from .commands import prior_command
 
     return prior_command(args)
+
+
+def _variance(args: argparse.Namespace) -> int:
+    from .variance_command import variance_command
+
+    if args.exit_at is not None:
+        args.overrides = [*args.overrides, f"decode.exit_at={args.exit_at}"]
+    return variance_command(args)
 
 
 def _check(args: argparse.Namespace) -> int:

@@ -40,14 +40,14 @@ DECODE_FILE = "decode.json"
 
 def eval_command(args: argparse.Namespace) -> int:
     """unmaskrl eval."""
-    denoiser, tokenizer, settings, task, head = _load(args)
+    denoiser, tokenizer, settings, task, head = load_parts(args)
     if args.size < 1 or args.samples < 1:
         raise ValueError(f"--size and --samples must be at least 1, got {args.size} and {args.samples}")
-    examples = _task_of(args, task).examples(args.split)[: args.size]
+    examples = task_of(args, task).examples(args.split)[: args.size]
     result = evaluate(
         denoiser,
         tokenizer,
-        _task_of(args, task),
+        task_of(args, task),
         examples,
         settings,
         temperature=args.temperature,
@@ -82,7 +82,7 @@ def sample_command(args: argparse.Namespace) -> int:
     """unmaskrl sample."""
     if (args.prompt is None) == (args.task is None):
         raise ValueError("give either --prompt TEXT or --task T (with --index N)")
-    denoiser, tokenizer, settings, task, head = _load(args)
+    denoiser, tokenizer, settings, task, head = load_parts(args)
     messages, example, anchors = [{"role": "user", "content": args.prompt}], None, {}
     if task is not None:
         examples = task.examples("test")
@@ -116,8 +116,8 @@ def sample_command(args: argparse.Namespace) -> int:
 
 def prior_command(args: argparse.Namespace) -> int:
     """unmaskrl prior: sampled answers of a model to the training problems, as ids, with log-probs and correctness."""
-    denoiser, tokenizer, settings, task, head = _load(args)
-    task = _task_of(args, task)
+    denoiser, tokenizer, settings, task, head = load_parts(args)
+    task = task_of(args, task)
     examples = task.examples("train")[: args.size]
     partial = Path(f"{args.out}.partial")
     with partial.open("w") as file:
@@ -188,7 +188,7 @@ def finish_sft(recipe: SFTRecipe, out: Path, console: Console) -> None:
     console.print(f"model: {folder}", highlight=False)
 
 
-def _load(args: argparse.Namespace) -> tuple[ModelDenoiser, Any, DecodeConfig, Task | None, ThresholdHead | None]:
+def load_parts(args: argparse.Namespace) -> tuple[ModelDenoiser, Any, DecodeConfig, Task | None, ThresholdHead | None]:
     """Model, tokenizer, decode settings (stored beside the weights, then overridden), task, and threshold head."""
     set_threads(args.threads)
     overrides = parse_overrides(args.overrides)
@@ -216,7 +216,7 @@ def _stored_settings(stored: dict[str, Any], task: str | None) -> dict[str, Any]
     return next(iter(stored.values())) if task is None and stored else {}
 
 
-def _task_of(args: argparse.Namespace, task: Task | None) -> Task:
+def task_of(args: argparse.Namespace, task: Task | None) -> Task:
     if task is None:
         raise ValueError("--task is needed")
     return task

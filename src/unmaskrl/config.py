@@ -120,6 +120,9 @@ class TrainConfig(Section):
     threads: int = Field(
         default=0, ge=0, description="CPU threads; 0 measures 1 against all cores at start and takes the faster"
     )
+    variance_draws: int = Field(
+        default=0, ge=0, description="log the variance of the likelihood over so many draws of masks on 4 rows per step; 0: off"
+    )
     save_every: int = Field(default=40, ge=1, description="updates between checkpoints")
     keep_checkpoints: int = Field(default=2, ge=1)
     log_with: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)

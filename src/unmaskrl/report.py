@@ -161,6 +161,8 @@ def charts(run: Run) -> dict[str, list[Chart]]:
             metric("Ratio, largest deviation from 1", {"ratio/max_dev": "max |ratio - 1|"}, floor=0.0),
             metric("KL divergence (nats per token)", {"kl/ref": "to the reference", "kl/old": "to the old policy"}),
             metric("Likelihood per token (nats)", likelihood),
+            metric("Likelihood variance (nats^2)", {"likelihood/variance": "of a row's total"}, floor=0.0),
+            metric("Likelihood variance / f^2", {"likelihood/variance_per_token": "f action tokens"}, floor=0.0),
             metric("Behavior gap (nats)", {"health/behavior_gap": "max |scored - sampled|"}, floor=0.0),
             metric("Gradient norm", {"grad_norm": "before clipping"}, floor=0.0),
         ],

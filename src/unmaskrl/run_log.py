@@ -13,6 +13,7 @@ import torch
 from .advantages import groups_with_spread
 from .checkpoint import write_json
 from .evaluate import EvalResult
+from .rng import named_generator
 from .rollouts import Rewarded
 from .run import Batch, Run
 from .sampler import sampler_metrics
@@ -21,6 +22,9 @@ from .tasks import Example
 from .tokenizer import decode_texts
 from .trajectory_view import sample_row
 from .types import Rollout
+from .variance import step_metrics
+
+_VARIANCE_ROWS = 4
 
 
 def rollout_metrics(run: Run, done: Rewarded) -> dict[str, float | None]:
@@ -50,7 +54,26 @@ def rollout_metrics(run: Run, done: Rewarded) -> dict[str, float | None]:
     if run.step % run.recipe.eval.every == 0 and run.accelerator.is_main_process:
         rows = [_train_sample(run, done, i) for i in range(0, len(done.texts), run.recipe.train.group_size)][:2]
         append_jsonl(run.out / "samples.jsonl", rows)
-    return metrics
+    return metrics | likelihood_variance(run, rollout)
+
+
+def likelihood_variance(run: Run, rollout: Rollout) -> dict[str, float | None]:
+    """Variance of the likelihood over ``train.variance_draws`` draws of masks, on one rollout of each of a few groups.
+
+    The masks have a generator of their own and the calls are not counted: profiling changes nothing but the log (its time is
+    in seconds/reward and, if train.minutes is set, is taken from the run). Estimators that look at advantages see none.
+    """
+    t = run.recipe.train
+    if t.variance_draws == 0:
+        return {}
+    return step_metrics(
+        run.denoiser,
+        rollout.rows(torch.arange(0, len(rollout.ids), t.group_size, device=rollout.ids.device)[:_VARIANCE_ROWS]),
+        run.estimator,
+        num_draws=t.variance_draws,
+        generator=named_generator(t.seed, "variance", run.step),
+        max_canvases=t.max_canvases,
+    )
 
 
 def log_step(run: Run, batch: Batch) -> dict[str, Any]:

@@ -97,6 +97,63 @@ def test_prior_file_feeds_spatial_pruning(tmp_path: Path, capsys: pytest.Capture
     assert json.loads((out / "metrics.jsonl").read_text().splitlines()[0])["rollout/anchors"] > 3
 
 
+ALL_ANCHORS = "decode.gen_length=8 decode.block_length=8 decode.steps=8".split()  # references are longer
+VARIANCE = "variance mini --task countdown --threads 1 --size 4 --draws 4".split()
+
+
+def test_variance_of_estimators_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, png = tmp_path / "v.json", tmp_path / "v.png"
+    options = ["--keep", "0.3", "--exit-at", "0.7", "--samples", "2", "--json", str(out), "--plot", str(png)]
+    code, said = run(capsys, *VARIANCE, *options, "--estimators", "elbo,espo:num_mc=1,left_to_right", "decode.block_length=12")
+    assert code == 0 and "free+exit" in said and "8 rows, 4 draws each" in said
+    result = json.loads(out.read_text())
+    assert (result["num_rows"], result["num_problems"], result["left_out"]) == (8, 4, 0)
+    assert result["decode"]["block_length"] == 12 and result["decode"]["exit_at"] == 0.7
+    assert [e["name"] for e in result["estimators"]] == ["elbo", "espo:num_mc=1", "left_to_right"]
+    assert 3 < result["rollouts"]["anchors"] < 9 and result["rollouts"]["exit_tokens"] > 1
+    elbo, espo, exact = (e["versions"] for e in result["estimators"])
+    assert elbo["full"]["canvases"] == 3 and 3 < elbo["free+exit"]["canvases"] <= 4 and espo["free"]["canvases"] <= 2
+    for versions in (elbo, espo):
+        full, free = versions["full"], versions["free"]
+        assert full["variance"] == pytest.approx(sum(full["rows"]) / 8, rel=1e-3) and full["variance"] > 0.1
+        value, low, high = free["ratio"]["variance"]
+        assert value == pytest.approx(free["variance"] / full["variance"]) and low <= value <= high
+        per_free = [v / f**2 for v, f in zip(free["rows"], free["free"], strict=True)]
+        assert free["per_free"] == pytest.approx(sum(per_free) / 8, rel=1e-3)
+        assert full["free"] > free["free"] == versions["free+exit"]["free"]
+        assert full["mean"] < free["mean"]  # it also has to explain the anchors
+    assert exact["free"]["ratio"]["variance"] is None and exact["full"]["variance"] < 1e-9
+    assert png.read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_pruning_the_versions_are_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "v.json"
+    assert run(capsys, *VARIANCE, "--keep", "0", "--json", str(out), "decode.exit_at=null", "decode.steps=12")[0] == 0
+    result = json.loads(out.read_text())
+    full, free, pruned = result["estimators"][0]["versions"].values()
+    assert result["rollouts"]["anchors"] == result["rollouts"]["exit_tokens"] == 0
+    assert full["rows"] == free["rows"] == pruned["rows"] and pruned["ratio"]["variance"] == pytest.approx([1, 1, 1])
+    assert pruned["rose"] == pruned["rose_clearly"] == 0
+
+
+def test_profiling_the_variance_changes_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows, weights = [], []
+    for draws in (0, 3):
+        out = tmp_path / str(draws)
+        settings = [*TINY, "train.group_size=2", "train.num_iterations=1", "eval.size=4", "eval.size_during=4"]
+        assert run(capsys, "train", "sudoku-mini", *settings, f"train.variance_draws={draws}", f"train.out={out}")[0] == 0
+        rows.append([json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()])
+        weights.append((out / "model-raw" / "model.safetensors").read_bytes())
+        assert ("Likelihood variance" in (out / "report.html").read_text()) == (draws > 0)
+    keys = ("likelihood/variance", "likelihood/variance_per_token")
+    for plain, profiled in zip(*rows, strict=True):
+        assert all(profiled.pop(key) > 0 for key in keys)
+        assert {k: v for k, v in plain.items() if not k.startswith("seconds")} == {
+            k: v for k, v in profiled.items() if not k.startswith("seconds")
+        }
+    assert len(rows[0]) == 2 and weights[0] == weights[1]
+
+
 def test_check_counts_calls(capsys: pytest.CaptureFixture[str]) -> None:
     code, said = run(
         capsys, "check", "sudoku-mini-elbo", "train.prompts_per_step=2", "train.group_size=3", "estimator.num_mc=3"
@@ -138,12 +195,30 @@ def test_recipes_lists_every_recipe(capsys: pytest.CaptureFixture[str]) -> None:
         (["sample", "mini", "--prompt", "numbers 3 777 target 9"], ["777"]),
         (["sample", "mini", "--task", "sudoku", "--index", "99999"], ["99999"]),
         (["report", "/nowhere"], ["/nowhere"]),
+        ([*VARIANCE, "--draws", "1"], ["--draws", "2", "1"]),
+        ([*VARIANCE, "--size", "0"], ["--size", "0"]),
+        ([*VARIANCE, "--estimators", "elbo,esbo"], ["'esbo'", "'espo'"]),
+        ([*VARIANCE, "--estimators", "elbo:num_mk=2"], ["num_mk", "'num_mc'"]),
+        ([*VARIANCE, "--estimators", "elbo:num_mc=two"], ["elbo:num_mc=two"]),
+        ([*VARIANCE, "--estimators", "elbo:num_mc"], ["num_mc", "key=value"]),
+        ([*VARIANCE, "--keep", "1.5"], ["keep", "1.5"]),
+        ([*VARIANCE, "--exit-at", "2"], ["exit_at", "2"]),
+        ([*VARIANCE, "--samples", "2", "--temperature", "0"], ["2 samples", "temperature"]),
+        ([*VARIANCE, "--json", "/nowhere/v.json"], ["/nowhere"]),
+        ([*VARIANCE, "--select-anchors", "random", "--keep", "1", *ALL_ANCHORS], ["--keep 1", "all anchors"]),
+        (["check", "sudoku-mini", "train.variance_draws=1"], ["variance_draws", "2"]),
     ],
 )
 def test_bad_input_is_one_clear_line(argv: list[str], words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     said = refused(capsys, *argv)
     for word in words:
         assert word in said, said
+
+
+def test_variance_needs_references_for_anchors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "p.jsonl").write_text('{"numbers": [1, 1, 1], "target": 50}\n')
+    said = refused(capsys, *VARIANCE, "--data", str(tmp_path / "p.jsonl"))
+    assert "no known reference answer" in said and "--keep" in said
 
 
 def test_bad_input_leaves_nothing_behind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
