@@ -33,12 +33,14 @@ class Estimator(NamedTuple):
 
     ``make_views(rollout, mask_id, generator, update=ONLY)`` masks, never edits, and scores only masked action tokens;
     ``reduce`` turns view log-probs (B, M, L) into token log-probs (B, L). ``num_views(gen_length, nfe, has_exit)``: canvases
-    per row at most, which is the estimator's cost in denoiser calls per likelihood.
+    per row at most, which is the estimator's cost in denoiser calls per likelihood. ``num_shared``: how many of them are the
+    same canvas for all rows of a group that has no anchors; each is run once per group.
     """
 
     make_views: Callable[..., Views]
     reduce: Callable[[Tensor, Views], Tensor]
     num_views: Callable[[int, int, bool], int]
+    num_shared: int = 0
 
 
 def weighted_sum(view_logps: Float[Tensor, "B M L"], views: Views) -> Float[Tensor, "B L"]:

@@ -27,4 +27,4 @@ def left_to_right(*, hide_anchors: bool = False) -> Estimator:
             weights.append(actions & (place == k))
         return stack_views(ids, weights)
 
-    return Estimator(make_views, weighted_sum, lambda gen_length, nfe, has_exit: gen_length)
+    return Estimator(make_views, weighted_sum, lambda gen_length, nfe, has_exit: gen_length, num_shared=1)
