@@ -99,6 +99,11 @@ def uniform_count(share: Float[Tensor, " B"], size: Int[Tensor, " B"]) -> Int[Te
     return 1 + (share * size).floor().long().clamp(max=(size - 1).clamp(min=0))
 
 
+def largest(values: Int[Tensor, " B"]) -> int:
+    """The maximum; 0 if there are no rows (a step in which no group is used)."""
+    return int(values.max()) if len(values) else 0
+
+
 def any_order_views(rollout: Rollout, mask_id: int, draws: Sequence[tuple[Tensor, Tensor]]) -> Views:
     """Views of an any-order ELBO: each draw hides a subset M (B, L) of the candidates with weight (B,) on its scored tokens.
 

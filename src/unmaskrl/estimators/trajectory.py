@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..rng import draw_seed
 from ..types import Rollout, Views
-from .base import ONLY, Estimator, Update, position_uniform, stack_views, weighted_sum
+from .base import ONLY, Estimator, Update, largest, position_uniform, stack_views, weighted_sum
 from .mean_field import check_p_mask
 
 
@@ -51,7 +51,7 @@ def trajectory(
     def make_views(rollout: Rollout, mask_id: int, generator: torch.Generator, update: Update = ONLY) -> Views:
         dropped = rollout.prompt_mask & (position_uniform(rollout, draw_seed(generator)) < p_mask_prompt)
         ids, weights = [], []
-        for segment in range(count(int(rollout.nfe.max()))):
+        for segment in range(count(largest(rollout.nfe))):
             start, end = starts(segment, rollout.nfe), starts(segment + 1, rollout.nfe)
             ids.append(torch.where(dropped, mask_id, rollout.latent(start, mask_id)))
             inside = (rollout.decoded_step > start[:, None]) & (rollout.decoded_step <= end[:, None])
