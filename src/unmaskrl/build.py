@@ -91,8 +91,8 @@ def _check_method(recipe: Recipe) -> None:
         )
     if kl_coef > 0 and recipe.loss.get("kl") == "k1":
         raise ValueError(
-            "loss.kl=k1 with loss.kl_coef above 0: its gradient is that of the log-likelihood, not of the KL, and pulls nowhere on "
-            "average; use loss.kl=k2 or k3"
+            "loss.kl=k1 with loss.kl_coef above 0: its gradient is that of the log-likelihood, not of the KL, and pulls "
+            "nowhere on average; use loss.kl=k2 or k3"
         )
     if estimator == "sandwich" and loss in CLIPPED:
         raise ValueError(
@@ -119,8 +119,8 @@ def _check_lengths(recipe: Recipe) -> None:
     calls = _calls(recipe)
     if spec["name"] == "trajectory" and (spec.get("num_segments") or 0) > calls:
         raise ValueError(
-            f"estimator.num_segments {spec['num_segments']} exceeds the {calls} calls of a rollout; lower it, or unset it to score "
-            "every call on its own"
+            f"estimator.num_segments {spec['num_segments']} exceeds the {calls} calls of a rollout; lower it, or unset it to "
+            "score every call on its own"
         )
 
 

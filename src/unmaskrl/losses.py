@@ -117,9 +117,9 @@ def linear_bound(
     """BGPO's lower bound of the sequence objective (arXiv 2510.11683; DARE's dllm_core_algos.py).
 
     delta = (1/f) sum_i (l_i - l_old_i);  w = 1 + delta where A >= 0 (below the ratio exp(delta)), exp(delta) where A < 0;
-    gain = f * min(w A, clip(w) A), and where A < 0 at least dual_clip * A. The published code takes and clips w of every draw on
-    its own and averages; here draws are averaged in delta: the same for num_mc=1, for A >= 0 while no draw is clipped, and on
-    the first update of a step. No logarithm is taken: nothing can be NaN.
+    gain = f * min(w A, clip(w) A), and where A < 0 at least dual_clip * A. The published code takes and clips w of every draw
+    on its own and averages; here draws are averaged in delta: the same for num_mc=1, for A >= 0 while no draw is clipped, and
+    on the first update of a step. No logarithm is taken: nothing can be NaN.
     """
     _check_clip(clip_low, clip_high)
     if dual_clip <= 1:

@@ -4,11 +4,12 @@ Cut the T calls of a row into segments; s(u) calls were over when segment u bega
 
     l_i = log p(y_i | q, z_s(u)),   u the segment of the call that revealed y_i
 
-``num_segments`` cuts every row into that many equal parts, s(u) = floor(u T / N) (d2-StepMerge, arXiv 2509.21474; 1 is the mean
-field without prompt masks), ``shrink`` joins every so many calls (TraceRL, arXiv 2509.06949: 8 for LLaDA); with neither, each call is a segment
-(CJ-GRPO): the exact replay, whose sum equals ``behavior_logps`` and, for exact rollouts, is the log-probability of the
-rollout. ``p_mask_prompt`` drops prompt tokens (d2: 0.15), which ends exactness. Views are true latents: what was decoded
-behind the first EOS is as visible as it was, and so are anchors (hence no ``hide_anchors``). One view per segment. Nats.
+``num_segments`` cuts every row into that many equal parts, s(u) = floor(u T / N) (d2-StepMerge, arXiv 2509.21474; 1 is the
+mean field without prompt masks), ``shrink`` joins every so many calls (TraceRL, arXiv 2509.06949: 8 for LLaDA); with neither,
+each call is a segment (CJ-GRPO, arXiv 2509.23924): the exact replay, whose sum equals ``behavior_logps`` and, for exact
+rollouts, is the log-probability of the rollout. ``p_mask_prompt`` drops prompt tokens (d2: 0.15), which ends exactness. Views
+are true latents: what was decoded behind the first EOS is as visible as it was, and so are anchors (hence no
+``hide_anchors``). One view per segment. Nats.
 """
 
 from __future__ import annotations
