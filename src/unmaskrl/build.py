@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from .advantages import ADVANTAGES
-from .decoding import RULES, check_decode
+from .decoding import RULES, check_decode, planned_calls
 from .decoding.select import NATS
 from .estimators import ESTIMATORS, Estimator
 from .losses import LOSSES, PolicyLoss
@@ -119,6 +119,11 @@ def _check_method(recipe: Recipe) -> None:
             "loss.kl_to=old with train.num_iterations=1: the only update starts at the old policy, where that KL is 0; "
             "use kl_to=ref, or more iterations"
         )
+    if kl_coef > 0 and recipe.loss.get("kl") == "k1":
+        raise ValueError(
+            "loss.kl=k1 with loss.kl_coef above 0: its gradient is that of the log-likelihood, not of the KL, and pulls "
+            "nowhere on average; use loss.kl=k2 or k3"
+        )
     if estimator == "sandwich" and loss in CLIPPED:
         raise ValueError(
             f"estimator sandwich bounds log-likelihoods, and loss {loss} takes their ratio, which a bound does not give; "
@@ -130,6 +135,33 @@ def _check_method(recipe: Recipe) -> None:
         _check_importance(recipe)
     if recipe.advantage["name"] == "softmax_weights" and loss != "reinforce":
         raise ValueError(f"advantage softmax_weights (wd1) weighs log-likelihoods; use loss.name=reinforce, not {loss}")
+    _check_lengths(recipe)
+
+
+def _check_lengths(recipe: Recipe) -> None:
+    """Block lengths and segments of an estimator fit the decoding."""
+    d, spec = recipe.decode, recipe.estimator
+    if spec["name"] == "sandwich" and spec.get("mask", "block") == "block":
+        block = spec.get("block_length", 32)
+        if d.gen_length % block:
+            raise ValueError(
+                f"estimator.block_length {block} does not divide decode.gen_length {d.gen_length}: SPG hides whole blocks; "
+                f"use decode's ({d.block_length}), or estimator.mask=random"
+            )
+    calls = _calls(recipe)
+    if spec["name"] == "trajectory" and (spec.get("num_segments") or 0) > calls:
+        raise ValueError(
+            f"estimator.num_segments {spec['num_segments']} exceeds the {calls} calls of a rollout; lower it, or unset it to "
+            "score every call on its own"
+        )
+
+
+def _calls(recipe: Recipe, exits: bool = True) -> int:
+    """Denoiser calls of a rollout without anchors."""
+    d = recipe.decode
+    blocks = [d.block_length] * (d.gen_length // d.block_length)
+    steps = d.steps if RULES[d.select].prefix is None else d.gen_length  # adaptive rules: one token per call at worst
+    return planned_calls(blocks, d.gen_length, steps, d.exit_at if exits else None)
 
 
 def _check_importance(recipe: Recipe) -> None:
@@ -155,6 +187,11 @@ def warnings_for(recipe: Recipe) -> list[str]:
         notes.append(
             "decode.exit_at with one full-length block fills the least certain tokens (often the answer) in one call; "
             "use decode.block_length < decode.gen_length, so that the exit meets the end of the completion"
+        )
+    if exits and _calls(recipe) >= _calls(recipe, exits=False):
+        notes.append(
+            f"decode.exit_at={d.exit_at} saves nothing: a blank rollout takes {_calls(recipe)} calls with it and "
+            f"{_calls(recipe, exits=False)} without; lower it"
         )
     if recipe.prior.hide_in_views and recipe.prior.name == "none":
         notes.append("prior.hide_in_views does nothing without anchors (prior.name=none)")

@@ -235,15 +235,9 @@ def _bench(args: argparse.Namespace) -> int:
 
 
 def _recipes(args: argparse.Namespace) -> int:
-    from rich.console import Console
+    from .commands import recipes_command
 
-    from .config import RECIPES, recipe_names
-
-    console = Console()
-    for name in recipe_names():
-        first = (RECIPES / f"{name}.yaml").read_text().split("\n", 1)[0]
-        console.print(f"{name:24} {first.lstrip('# ')}", highlight=False, soft_wrap=True)
-    return 0
+    return recipes_command()
 
 
 if __name__ == "__main__":

@@ -20,10 +20,13 @@ from .config import (
     SFTRecipe,
     asset,
     build_recipe,
+    headline,
+    is_method,
     load_recipe,
     parse_overrides,
+    recipe_names,
 )
-from .cost import step_cost
+from .cost import Cost, step_cost
 from .decoding import decode
 from .denoiser import ModelDenoiser, load_denoiser
 from .evaluate import EvalResult, decode_blank, decode_options, evaluate, result_dict
@@ -153,17 +156,49 @@ def check_command(args: argparse.Namespace) -> int:
     console = Console()
     console.print(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=110))
     cost = step_cost(recipe)
-    table = Table("per step (at most)", "row-calls", title=f"{recipe.name}: {cost.parameters / 1e6:.2f}M parameters")
-    table.add_row(f"rollout ({cost.rollout_per_row} calls per row)", f"{cost.rollout}")
-    table.add_row("old policy", f"{cost.old}")
-    table.add_row("reference policy", f"{cost.ref}")
-    table.add_row("current policy, forward and backward", f"{cost.new}")
-    table.add_row("in forward passes (backward = 2)", f"{cost.forwards}")
+    console.print(cost_table(recipe.name, cost))
     block, full = cost.logits_bytes / 2**20, cost.full_logits_bytes / 2**20
-    table.add_row("largest block of logits", f"{block:.1f} MiB (full: {full:.1f} MiB)")
-    console.print(table)
+    console.print(f"peak logits: {cost.logits_bytes} bytes ({block:.1f} MiB; all at once: {full:.1f} MiB)", highlight=False)
     for note in warnings_for(recipe):
         console.print(f"warning: {note}", style="yellow", highlight=False)
+    return 0
+
+
+def cost_table(name: str, cost: Cost) -> Table:
+    """Row-calls of a step, and of one of its updates on average."""
+    table = Table(
+        "row-calls, at most",
+        "per step",
+        f"per update ({cost.num_iterations} a step)",
+        title=f"{name}: {cost.parameters / 1e6:.2f}M parameters",
+    )
+    rows = {
+        f"rollout ({cost.rollout_per_row} calls per row)": cost.rollout,
+        "old policy": cost.old,
+        "reference policy": cost.ref,
+        "new policy, forward and backward": cost.new,
+        "in forward passes (backward = 2)": cost.forwards,
+    }
+    for label, calls in rows.items():
+        table.add_row(label, f"{calls}", f"{cost.per_update(calls):.6g}")
+    return table
+
+
+def recipes_command() -> int:
+    """unmaskrl recipes: the shipped ones, methods apart from tasks and from the supervised recipes of the bases."""
+    console, names = Console(), recipe_names()
+    bases = [name for name in names if name.endswith("-base")]
+    parts = {
+        "Published methods, each a preset on sudoku (docs/papers.md)": [name for name in names if is_method(name)],
+        "Tasks (docs/recipes.md)": [name for name in names if not is_method(name) and name not in bases],
+        "Bases, for `unmaskrl sft`": bases,
+    }
+    width = max(map(len, names))
+    for title, part in parts.items():
+        console.print(title, style="bold", highlight=False, soft_wrap=True)
+        for name in part:
+            console.print(f"  {name:{width}}  {headline(name)}", highlight=False, markup=False, soft_wrap=True)
+        console.print()
     return 0
 
 

@@ -246,6 +246,16 @@ def recipe_names() -> list[str]:
     return sorted(p.stem for p in RECIPES.glob("*.yaml"))
 
 
+def is_method(name: str) -> bool:
+    """Whether a shipped recipe is a published method's preset: those are named in one word, task recipes with hyphens."""
+    return "-" not in name
+
+
+def headline(name: str) -> str:
+    """The first line of a shipped recipe: what it is."""
+    return (RECIPES / f"{name}.yaml").read_text().split("\n", 1)[0].lstrip("# ")
+
+
 def asset(path: str) -> str:
     """The folder of a shipped checkpoint if ``path`` names one, else ``path``."""
     shipped = ASSETS / path

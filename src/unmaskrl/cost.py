@@ -15,8 +15,12 @@ from .decoding.sample import CHUNK_ELEMENTS
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """Row-calls of one step (a call of B rows counts B) and bytes of the largest block of logits."""
+    """Row-calls of one step (a call of B rows counts B) and bytes of the largest block of logits.
 
+    A step is one batch of rollouts and ``num_iterations`` updates; the old policy is not run for the first of them.
+    """
+
+    num_iterations: int
     rollout_per_row: int
     rollout: int
     old: int
@@ -26,6 +30,10 @@ class Cost:
     full_logits_bytes: int
     parameters: int
 
+    def per_update(self, calls: int) -> float:
+        """A step's calls over its updates."""
+        return calls / self.num_iterations
+
     @property
     def forwards(self) -> int:
         """Forward passes in rows, a backward pass counted as two."""
@@ -33,25 +41,31 @@ class Cost:
 
 
 def step_cost(recipe: Recipe) -> Cost:
-    """Upper bounds per step: no EOS, no flat group, anchors of the first step spread evenly over the completion."""
+    """Upper bounds per step: no EOS, no flat group, anchors of the first step spread evenly over the completion.
+
+    Canvases that a group shares are counted once, as they are run.
+    """
     t, d = recipe.train, recipe.decode
     rows = t.prompts_per_step * t.group_size
     anchored = recipe.prior.share if recipe.prior.name == "anchors" else 0.0
     steps = d.steps if RULES[d.select].prefix is None else d.gen_length  # adaptive rules: one token per call at worst
     blank = planned_calls(open_blocks(recipe, 0.0), d.gen_length, steps, d.exit_at)
     given = planned_calls(open_blocks(recipe, recipe.prior.keep), d.gen_length, steps, d.exit_at)
-    views = make_estimator(recipe).num_views(d.gen_length, blank, d.exit_at is not None and d.exit_at < 1)
-    loss = make_loss(recipe)
+    estimator, loss = make_estimator(recipe), make_loss(recipe)
+    views = estimator.num_views(d.gen_length, blank, d.exit_at is not None and d.exit_at < 1)
+    shared = estimator.num_shared if recipe.prior.name == "none" else 0
+    scored = rows * (views - shared) + t.prompts_per_step * shared
     vocab, parameters = model_size(recipe.model.path)
-    canvases = min(t.max_canvases, rows * views)
+    targets = min(t.max_canvases, rows * views)
     return Cost(
+        num_iterations=t.num_iterations,
         rollout_per_row=round(anchored * given + (1 - anchored) * blank),
         rollout=round(rows * (anchored * given + (1 - anchored) * blank)),
-        old=rows * views * (t.num_iterations - 1) if loss.uses_old else 0,
-        ref=rows * views * t.num_iterations if loss.uses_ref else 0,
-        new=rows * views * t.num_iterations,
-        logits_bytes=4 * min(CHUNK_ELEMENTS, canvases * d.gen_length * vocab),
-        full_logits_bytes=4 * canvases * d.gen_length * vocab,
+        old=scored * (t.num_iterations - 1) if loss.uses_old else 0,
+        ref=scored * t.num_iterations if loss.uses_ref else 0,
+        new=scored * t.num_iterations,
+        logits_bytes=4 * min(CHUNK_ELEMENTS, targets * d.gen_length * vocab),
+        full_logits_bytes=4 * targets * d.gen_length * vocab,
         parameters=parameters,
     )
 

@@ -6,7 +6,8 @@ of one of its tokens (``normaliser``), from *global* counts, so that micro-batch
     token       1 / tokens of the step                          every token counts the same (DAPO, d1's code)
     sequence    1 / (tokens of the row * rows of the step)      every row counts the same (GRPO's 1/|o|)
     group       1 / (tokens of the group * groups of the step)  every prompt counts the same
-    rows        1 / rows of the step                            plain sums over tokens (wd1)
+    rows        1 / rows of the step                            sums over tokens, mean over rows
+    groups      1 / groups of the step                          sums over tokens and rows, mean over groups (wd1)
 
 KL terms, per token, d = l_ref - l (``kl_to="ref"``; "old" puts the old policy in its place): ``k1`` = -d (its gradient is not
 the KL's: for monitoring), ``k2`` = d^2 / 2, ``k3`` = exp(d) - d - 1; ``quadratic`` =
@@ -27,7 +28,7 @@ from torch.nn.functional import pad
 from .importance import truncated_weights, weight_sums
 from .types import LossOutputs, TrainBatch
 
-NORMALISERS, KL_TO = ("token", "sequence", "group", "rows"), ("ref", "old")
+NORMALISERS, KL_TO = ("token", "sequence", "group", "rows", "groups"), ("ref", "old")
 # (log-ratio (B, L), advantages (B,), mask) -> (gain, log-ratio, where the clip is what counts), all per token
 Gain = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 # batch -> (a factor per token or None, metrics)
@@ -112,7 +113,7 @@ def sequence_clip(
 def reinforce(*, kl_coef: float = 0.0, kl: str = "k3", kl_to: str = "ref", normaliser: str = "token") -> PolicyLoss:
     """The likelihood weighted by the advantage, without ratio: gain = A sum_i l_i.
 
-    REINFORCE and RLOO (advantage leave_one_out); SPG (estimator sandwich); wd1 (advantage softmax_weights, normaliser rows).
+    REINFORCE and RLOO (advantage leave_one_out); SPG (estimator sandwich); wd1 (advantage softmax_weights, normaliser groups).
     """
 
     def gain(logps: Tensor, advantages: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -134,8 +135,9 @@ def linear_bound(
     """BGPO's lower bound of the sequence objective (arXiv 2510.11683; DARE's dllm_core_algos.py).
 
     delta = (1/f) sum_i (l_i - l_old_i);  w = 1 + delta where A >= 0 (below the ratio exp(delta)), exp(delta) where A < 0;
-    gain = f * min(w A, clip(w) A), and where A < 0 at least dual_clip * A. The published code averages w over single draws;
-    here they are averaged in delta (the same for A >= 0, and for num_mc=1). No logarithm is taken: nothing can be NaN.
+    gain = f * min(w A, clip(w) A), and where A < 0 at least dual_clip * A. The published code takes and clips w of every draw
+    on its own and averages; here draws are averaged in delta: the same for num_mc=1, for A >= 0 while no draw is clipped, and
+    on the first update of a step. No logarithm is taken: nothing can be NaN.
     """
     _check_clip(clip_low, clip_high)
     if dual_clip <= 1:
@@ -160,6 +162,7 @@ def token_weights(normaliser: str, mask: Bool[Tensor, "B L"], batch: TrainBatch)
         "sequence": length * batch.num_rows,
         "group": batch.group_actions.to(length.dtype) * batch.num_groups,
         "rows": torch.full_like(length, batch.num_rows),
+        "groups": torch.full_like(length, batch.num_groups),
     }[normaliser]
     return (length > 0) / inverse.clamp(min=1)
 

@@ -240,3 +240,12 @@ def test_reduce_uses_only_what_views_score(name: str, kwargs: dict, rollout: Rol
     logps = view_logps(DENOISER, rollout, views).detach()
     spoiled = torch.where(views.weight != 0, logps, 123.0)
     assert torch.equal(estimator.reduce(spoiled, views), estimator.reduce(logps, views))
+
+
+@EVERY
+def test_a_step_without_rows_has_views(name: str, kwargs: dict) -> None:
+    """All groups flat and no KL term: nothing to score, and nothing breaks."""
+    rollout = hand_made().rows(torch.tensor([], dtype=torch.int64))
+    estimator, views = ESTIMATORS[name](**kwargs), views_of(name, kwargs, rollout)
+    assert views.ids.shape[0] == 0 and views.ids.shape == views.weight.shape
+    assert estimator.reduce(views.weight.double(), views).shape == rollout.ids.shape

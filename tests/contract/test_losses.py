@@ -16,7 +16,7 @@ from unmaskrl.types import TrainBatch
 
 SETTINGS = {
     "linear_bound": [{}, {"dual_clip": 1.5, "kl_coef": 0.1, "kl": "quadratic"}],
-    "reinforce": [{}, {"kl_coef": 0.1, "normaliser": "rows"}, {"kl_coef": 0.2, "kl": "k2", "normaliser": "group"}],
+    "reinforce": [{}, {"kl_coef": 0.1, "normaliser": "rows"}, {"kl_coef": 0.2, "kl": "k2", "normaliser": "groups"}],
     "token_clip": [
         {},
         {"clip_low": 0.0, "clip_high": 0.0, "kl_coef": 0.0},
@@ -135,6 +135,7 @@ def plain_kl(name: str, kwargs: dict, logps: Tensor, batch: TrainBatch) -> float
             continue
         value = sum(differences) ** 2 / 2 if kind == "quadratic" else sum(kinds[kind](d) for d in differences)
         per = {"token": 9, "sequence": 3 * len(differences), "group": 2 * float(batch.group_actions[row]), "rows": 3}
+        per["groups"] = 2
         total += value / per[normaliser]
     return default(name, kwargs, "kl_coef") * total
 

@@ -154,7 +154,7 @@ def test_reinforce_by_hand() -> None:
     # Gains A * (sum of log-probs): 2 * -3 and -1 * -1; 3 tokens, 2 rows, 1 group of 3 tokens.
     logps = torch.tensor([[-1.0, -2.0], [-1.0, -9.0]], dtype=torch.float64, requires_grad=True)
     data = batch([[1, 1], [1, 0]], [2.0, -1.0], [[9.0, 9.0]] * 2, num_groups=1.0, group_actions=torch.tensor([3.0, 3.0]))
-    for normaliser, loss in (("token", 5 / 3), ("sequence", (3 - 1) / 2), ("group", 5 / 3), ("rows", 5 / 2)):
+    for normaliser, loss in (("token", 5 / 3), ("sequence", (3 - 1) / 2), ("group", 5 / 3), ("rows", 5 / 2), ("groups", 5)):
         out = LOSSES["reinforce"](normaliser=normaliser)(logps, data)
         assert out.loss.item() == pytest.approx(loss, abs=1e-12), normaliser
     assert not LOSSES["reinforce"]().uses_old and not LOSSES["reinforce"]().uses_ref

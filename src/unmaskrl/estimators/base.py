@@ -33,12 +33,14 @@ class Estimator(NamedTuple):
 
     ``make_views(rollout, mask_id, generator, update=ONLY)`` masks, never edits, and scores only masked action tokens;
     ``reduce`` turns view log-probs (B, M, L) into token log-probs (B, L). ``num_views(gen_length, nfe, has_exit)``: canvases
-    per row at most, which is the estimator's cost in denoiser calls per likelihood.
+    per row at most, which is the estimator's cost in denoiser calls per likelihood. ``num_shared``: how many of them are the
+    same canvas for all rows of a group that has no anchors; each is run once per group.
     """
 
     make_views: Callable[..., Views]
     reduce: Callable[[Tensor, Views], Tensor]
     num_views: Callable[[int, int, bool], int]
+    num_shared: int = 0
 
 
 def weighted_sum(view_logps: Float[Tensor, "B M L"], views: Views) -> Float[Tensor, "B L"]:
@@ -95,6 +97,11 @@ def smallest(keys: Float[Tensor, "B L"], candidates: Bool[Tensor, "B L"], count:
 def uniform_count(share: Float[Tensor, " B"], size: Int[Tensor, " B"]) -> Int[Tensor, " B"]:
     """n ~ U{1..size} from a uniform ``share``; 1 where size is 0. (A share of almost 1 may round up: clamped.)"""
     return 1 + (share * size).floor().long().clamp(max=(size - 1).clamp(min=0))
+
+
+def largest(values: Int[Tensor, " B"]) -> int:
+    """The maximum; 0 if there are no rows (a step in which no group is used)."""
+    return int(values.max()) if len(values) else 0
 
 
 def any_order_views(rollout: Rollout, mask_id: int, draws: Sequence[tuple[Tensor, Tensor]]) -> Views:

@@ -5,7 +5,9 @@ rho ~ U(rho_low, rho_high), M ~ Bernoulli(rho) per token; three canvases: all ma
     l_i = 1/2 [ log p(y_i | all masked) + (i in M ? log p(y_i | M masked) / rho : log p(y_i | rest masked) / (1 - rho)) ]
 
 As published its weights sum to 1.5 in expectation, so that its ratio is about r ** 1.5 (peers.md 1c); ``normalise`` divides
-by 1.5 (every weight by 3 instead of 2): a mean of two any-order terms and the mean field. Three views. Nats.
+by 1.5 (every weight by 3 instead of 2): a mean of two any-order terms and the mean field. The prompt stays as it is. Here each
+row draws its rho and what follows the first EOS is always hidden; there a micro-batch shares one rho, and M and its complement
+cover that tail as well. Three views. Nats.
 """
 
 from __future__ import annotations
@@ -35,4 +37,4 @@ def coupled(*, rho_low: float = 0.2, rho_high: float = 0.8, normalise: bool = Fa
         ids = [mask_view(rollout, subset, mask_id) for subset in subsets]
         return stack_views(ids, [(subset & actions) * weight for subset, weight in zip(subsets, weights, strict=True)])
 
-    return Estimator(make_views, weighted_sum, lambda gen_length, nfe, has_exit: 3)
+    return Estimator(make_views, weighted_sum, lambda gen_length, nfe, has_exit: 3, num_shared=1)

@@ -1,11 +1,11 @@
 """GDPO's quadrature of the ELBO over the masking rate (arXiv 2510.08554; NeMo-RL PR #3550).
 
-    L = sum_n (w_n / t_n) * sum_{i in M_n} log p(y_i | M_n masked),   |M_n| = max(1, round(t_n f))
+    L = sum_n (w_n / t_n) * sum_{i in M_n} log p(y_i | M_n masked),   |M_n| = max(1, floor(t_n f))
 
 with Gauss-Legendre nodes t_n and weights w_n on [0, 1] and one uniform subset per node: ``num_nodes`` views (2 or 3 in the
 paper). No variance from the rate; a bias instead, which for short completions is mostly the rounding in w_n / t_n:
-``weight="count"`` uses w_n f / |M_n| (ours; -5.38 becomes unbiased up to quadrature at f = 5, peers.md 2). Exit tokens get
-their own exact view, as in ``elbo``. Nats.
+``weight="count"`` uses w_n f / |M_n| and the nearest count (ours; -5.38 becomes unbiased up to quadrature at f = 5, peers.md
+2). Exit tokens get their own exact view, as in ``elbo``. Nats.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def gauss(*, num_nodes: int = 3, weight: str = "rate", hide_anchors: bool = Fals
         candidates = any_order_candidates(rollout, hide_anchors)
         size, draws = candidates.sum(-1), []
         for k, (rate, w) in enumerate(zip(rates.tolist(), weights.tolist(), strict=True)):
-            count = (rate * size).round().long().clamp(min=1)
+            count = ((rate * size).round() if weight == "count" else (rate * size).floor()).long().clamp(min=1)
             subset = smallest(position_uniform(rollout, seed, k), candidates, count)
             draws.append(
                 (subset, w * size / count if weight == "count" else torch.full_like(size, w / rate, dtype=torch.float64))

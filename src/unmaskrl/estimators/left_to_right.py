@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 
 from ..types import Rollout, Views
-from .base import ONLY, Estimator, Update, mask_view, maskable, stack_views, weighted_sum
+from .base import ONLY, Estimator, Update, largest, mask_view, maskable, stack_views, weighted_sum
 
 
 def left_to_right(*, hide_anchors: bool = False) -> Estimator:
@@ -22,9 +22,9 @@ def left_to_right(*, hide_anchors: bool = False) -> Estimator:
         actions, candidates = rollout.action_mask, maskable(rollout, hide_anchors)
         place = actions.long().cumsum(-1)  # k at the k-th action token and up to the next one
         ids, weights = [], []
-        for k in range(1, max(1, int(actions.sum(-1).max())) + 1):
+        for k in range(1, max(1, largest(actions.sum(-1))) + 1):
             ids.append(mask_view(rollout, candidates & (place >= k), mask_id))
             weights.append(actions & (place == k))
         return stack_views(ids, weights)
 
-    return Estimator(make_views, weighted_sum, lambda gen_length, nfe, has_exit: gen_length)
+    return Estimator(make_views, weighted_sum, lambda gen_length, nfe, has_exit: gen_length, num_shared=1)

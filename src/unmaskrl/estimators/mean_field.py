@@ -26,7 +26,8 @@ def mean_field(*, p_mask_prompt: float = 0.15, share_prompt_mask: bool = False, 
         ids = mask_view(rollout, maskable(rollout, hide_anchors) | dropped, mask_id)
         return stack_views([ids], [rollout.action_mask])
 
-    return Estimator(make_views, weighted_sum, lambda gen_length, nfe, has_exit: 1)
+    shared = int(share_prompt_mask or p_mask_prompt == 0)
+    return Estimator(make_views, weighted_sum, lambda gen_length, nfe, has_exit: 1, num_shared=shared)
 
 
 def check_p_mask(p: float, name: str = "p_mask_prompt") -> None:

@@ -9,7 +9,8 @@ K = ``num_mc`` draws hide M_k, t_k = |M_k| / f of the f free tokens, S = tokens 
 Their sums are f times the paper's per-token means, so loss ``reinforce`` with normaliser ``token`` is SPG's objective.
 ``mask="random"``: uniform counts, so that the lower one is the ELBO. ``mask="block"`` (published): K distinct blocks; in each,
 a uniform count is hidden, what comes later is hidden, and what came before (prompt included) with probability
-``p_mask_context``; every hidden token counts. mix 1 is SPG w/ EUBO, 0.5 its mixture, 0 the ELBO alone. K views. Nats.
+``p_mask_context``, drawn anew for each block; every hidden token counts. (The published code draws blocks modulo the row's
+number of blocks, which may repeat one.) mix 1 is SPG w/ EUBO, 0.5 its mixture, 0 the ELBO alone. K views. Nats.
 """
 
 from __future__ import annotations
@@ -66,12 +67,12 @@ def sandwich(
             else _block_subset(rollout, candidates, seed, k, block_length, p_mask_context)
             for k in range(num_mc)
         ]
-        context = position_uniform(rollout, seed, _CONTEXT, num_mc) < (p_mask_context if mask == "block" else 0.0)
-        prompt = rollout.prompt_mask & context
+        noise = p_mask_context if mask == "block" else 0.0
         ids, weights = [], []
-        for subset in subsets:
+        for k, subset in enumerate(subsets):
             scored = subset & actions
             rate = scored.sum(-1).clamp(min=1) / actions.sum(-1).clamp(min=1)
+            prompt = rollout.prompt_mask & (position_uniform(rollout, seed, _CONTEXT, k) < noise)
             ids.append(mask_view(rollout, subset | prompt, mask_id))
             weights.append(scored / (rate * num_mc)[:, None])
         advantages = torch.zeros(len(actions), device=actions.device) if update.advantages is None else update.advantages

@@ -4,11 +4,12 @@ Cut the T calls of a row into segments; s(u) calls were over when segment u bega
 
     l_i = log p(y_i | q, z_s(u)),   u the segment of the call that revealed y_i
 
-``num_segments`` cuts every row into that many equal parts (d2-StepMerge, arXiv 2509.21474; 1 is the mean field without prompt
-masks), ``shrink`` joins every so many calls (TraceRL, arXiv 2509.06949: 8 for LLaDA); with neither, each call is a segment
-(CJ-GRPO): the exact replay, whose sum equals ``behavior_logps`` and, for exact rollouts, is the log-probability of the
-rollout. ``p_mask_prompt`` drops prompt tokens (d2: 0.15), which ends exactness. Views are true latents: what was decoded
-behind the first EOS is as visible as it was, and so are anchors (hence no ``hide_anchors``). One view per segment. Nats.
+``num_segments`` cuts every row into that many equal parts, s(u) = floor(u T / N) (d2-StepMerge, arXiv 2509.21474; 1 is the
+mean field without prompt masks), ``shrink`` joins every so many calls (TraceRL, arXiv 2509.06949: 8 for LLaDA); with neither,
+each call is a segment (CJ-GRPO, arXiv 2509.23924): the exact replay, whose sum equals ``behavior_logps`` and, for exact
+rollouts, is the log-probability of the rollout. ``p_mask_prompt`` drops prompt tokens (d2: 0.15), which ends exactness. Views
+are true latents: what was decoded behind the first EOS is as visible as it was, and so are anchors (hence no
+``hide_anchors``). One view per segment. Nats.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from ..rng import draw_seed
 from ..types import Rollout, Views
-from .base import ONLY, Estimator, Update, position_uniform, stack_views, weighted_sum
+from .base import ONLY, Estimator, Update, largest, position_uniform, stack_views, weighted_sum
 from .mean_field import check_p_mask
 
 
@@ -49,16 +50,16 @@ def trajectory(
     def starts(segment: int, nfe: Tensor) -> Tensor:
         """s(u): calls over when the segment began; those of a row without such a segment are its last call or later."""
         if num_segments is not None:
-            return -(-segment * nfe // num_segments)
+            return segment * nfe // num_segments
         return torch.full_like(nfe, segment * (shrink or 1))
 
     def make_views(rollout: Rollout, mask_id: int, generator: torch.Generator, update: Update = ONLY) -> Views:
         dropped = rollout.prompt_mask & (position_uniform(rollout, draw_seed(generator)) < p_mask_prompt)
-        segments = range(count(int(rollout.nfe.max())))
+        segments = range(count(largest(rollout.nfe)))
         views = latent_views(rollout, mask_id, [starts(segment, rollout.nfe) for segment in segments])
         return replace(views, ids=torch.where(dropped[:, None], mask_id, views.ids))
 
-    return Estimator(make_views, weighted_sum, lambda gen_length, nfe, has_exit: count(nfe))
+    return Estimator(make_views, weighted_sum, lambda gen_length, nfe, has_exit: count(nfe), num_shared=int(p_mask_prompt == 0))
 
 
 def latent_views(rollout: Rollout, mask_id: int, starts: Sequence[Int[Tensor, " B"]]) -> Views:

@@ -15,7 +15,7 @@ import torch
 
 from ..rng import counter_uniform, draw_seed
 from ..types import Rollout, Views
-from .base import ONLY, Estimator, Update, weighted_sum
+from .base import ONLY, Estimator, Update, largest, weighted_sum
 from .trajectory import latent_views
 
 
@@ -30,12 +30,12 @@ def two_mean_field(*, num_times: int = 1, hide_anchors: bool = False) -> Estimat
         times = _distinct_times(rollout, draw_seed(generator), num_times)
         return latent_views(rollout, mask_id, [torch.zeros_like(rollout.nfe), *times.unbind(1)])
 
-    return Estimator(make_views, weighted_sum, lambda gen_length, nfe, has_exit: num_times + 1)
+    return Estimator(make_views, weighted_sum, lambda gen_length, nfe, has_exit: num_times + 1, num_shared=1)
 
 
 def _distinct_times(rollout: Rollout, seed: int, num_times: int) -> torch.Tensor:
     """(B, m) sorted times: a uniform m-subset of {0..T - 1}; where T < m, all of them and then T (whose segment is empty)."""
-    most = max(num_times, int(rollout.nfe.max()))
+    most = max(num_times, largest(rollout.nfe))
     call = torch.arange(most, device=rollout.ids.device)[None]
     keys = counter_uniform(seed, rollout.row_ids[:, None], call).masked_fill(call >= rollout.nfe[:, None], float("inf"))
     order = keys.argsort(-1)[:, :num_times]

@@ -5,8 +5,9 @@ are spread evenly up to T:  t_n = floor((n - 1) / (mu - 1) * (T - t_1) + t_1),  
 
     l_i = log p(y_i | each completion token masked with probability t_n / T),  scored where masked
 
-(The paper describes this schedule; no code of its authors is public, and the formula is the reimplementation's that STP's
-authors used: stp.md 4.) Biased: it is a plain, not a count-weighted, log-probability. One view. Nats.
+(Algorithm 1 of the paper with ceil for its floor, which could mask nothing in the first update; the paper's own example, 100,
+300, 500, 700, 900 of 1000, stops short of T instead. No code of its authors is public. STP's authors have one u per batch and
+score visible tokens too: stp.md 4.) Biased: it is a plain, not a count-weighted, log-probability. One view. Nats.
 """
 
 from __future__ import annotations

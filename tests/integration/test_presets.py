@@ -1,0 +1,59 @@
+"""Every published method's preset, trained for two steps; some of them, for one, with spatio-temporal pruning switched on."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from unmaskrl.config import is_method, load_recipe, recipe_names
+from unmaskrl.cost import step_cost
+from unmaskrl.run import Batch, Run
+from unmaskrl.types import Views
+
+train_module = importlib.import_module("unmaskrl.train")
+
+METHODS = [name for name in recipe_names() if is_method(name)]
+PRUNED = ["prior.name=anchors", "decode.exit_at=0.8"]
+RUNS = [(name, []) for name in METHODS]
+RUNS += [(name, PRUNED) for name in ("diffu_grpo", "spg_mix", "espo", "tracerl", "wd1", "coupled_grpo")]
+RUNS += [("elbo_grpo", [*PRUNED, "prior.hide_in_views=true"]), ("gdpo", ["prior.name=anchors", "prior.keep=0.5"])]
+TINY = (
+    "train.prompts_per_step=2 train.group_size=3 train.threads=1 train.log_with=[] train.warmup=1 "
+    "train.reward_functions=[tests.integration.test_presets:spread] eval.size=2 eval.size_during=2 decode.temperature=1.0"
+).split()
+
+
+def spread(prompts: list[str], completions: list[str], **columns: list[str]) -> list[float]:
+    """A reward that nearly always differs within a group."""
+    assert len(prompts) == len(completions) == len(columns["puzzle"])
+    return [sum(i * ord(letter) for i, letter in enumerate(text)) % 97 / 97 for text in completions]
+
+
+@pytest.mark.parametrize(("name", "overrides"), RUNS, ids=lambda v: v if isinstance(v, str) else "stp" if v else "plain")
+def test_it_trains(name: str, overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[int] = []
+    original = train_module.check_first_ratio
+
+    def check_first_ratio(run: Run, batch: Batch, views: Views) -> None:
+        compared.append(int((views.weight != 0).sum()))
+        original(run, batch, views)
+
+    monkeypatch.setattr(train_module, "check_first_ratio", check_first_ratio)
+    steps = 1 if overrides else 2
+    size = [f"train.num_iterations={min(2, load_recipe(name).train.num_iterations)}", f"train.steps={steps}"]
+    recipe = load_recipe(name, [*TINY, *size, *overrides, f"train.out={tmp_path / 'run'}"])
+    train_module.train(recipe)
+    assert len(compared) == 1 and compared[0] > 20  # every ratio was 1 before the first update
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert len(rows) == steps
+    cost = step_cost(recipe)
+    for row in rows:
+        assert all(math.isfinite(v) for v in row.values() if isinstance(v, (int, float)))
+        assert row["health/behavior_gap"] < 1e-4 and row["grad_norm"] > 0
+        assert 0 < row["calls/score"] <= cost.old + cost.ref + cost.new
+        assert (row["rollout/anchors"] > 0) == (recipe.prior.name == "anchors")
+        assert 0 < row["calls/rollout"] <= cost.rollout or overrides
