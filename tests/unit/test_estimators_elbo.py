@@ -133,6 +133,17 @@ def test_visible_tokens_are_copied_so_that_about_half_of_the_log_probability_is_
     assert abs(float(published.mean()) + 0.7 * (length + 1) / 2) < 4 * error and error < 0.01 * length
 
 
+def test_visible_scores_what_its_canvases_show(monkeypatch) -> None:
+    """A joint gives a visible token log p = 0; a network does not, and neither does this table."""
+    denoiser = FormulaDenoiser.table(3)
+    outcomes = every_order(list(range(5)), 5, length=5)
+    rollout, made = denoiser.rollout(len(outcomes.orders)), elbo(num_mc=1, visible=True)
+    views = views_by_hand(monkeypatch, "elbo", made, rollout, denoiser.mask_id, row=outcomes.share, position=outcomes.keys)
+    got = token_logps(denoiser, rollout, made, views)[:, PROMPT:].mean(0)
+    want = sum(denoiser.at(*s) / (5 * math.comb(5, len(s))) for s in subsets(list(range(5)))[1:])
+    assert torch.allclose(got, want, atol=1e-7)
+
+
 def test_visible_averages_its_draws(monkeypatch) -> None:
     case = CASES["anchors"]
     toy, made = case.toy(), elbo(num_mc=2, visible=True)
