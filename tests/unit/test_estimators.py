@@ -10,104 +10,19 @@ from __future__ import annotations
 import importlib
 import itertools
 import math
-from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import Tensor
 
 from tests.conftest import chi_square_p, finished_rollout, seeded
+from tests.exact import CASES, PROMPT, Case, any_order_elbo, log_p
 from unmaskrl.estimators import elbo, mean_field
 from unmaskrl.scoring import token_logps, view_logps
 from unmaskrl.toy import ToyDenoiser
 from unmaskrl.types import Rollout, Views
 
 ELBO_MODULE = importlib.import_module("unmaskrl.estimators.elbo")
-PROMPT = 2
-
-
-@dataclass(frozen=True)
-class Case:
-    """A finished completion of 4 tokens. ``steps``: 0 = anchor; ``exit_step``: tokens of that call form the exit set E."""
-
-    ids: tuple[int, ...]
-    steps: tuple[int, ...]
-    exit_step: int = 0
-    eos_id: int = 4
-    hide_anchors: bool = False
-    noise: float = 0.0
-
-    def rollout(self, copies: int = 1, row_ids: list[int] | None = None) -> Rollout:
-        return finished_rollout(
-            [self.ids] * copies,
-            [self.steps] * copies,
-            eos_id=self.eos_id,
-            exit_step=[self.exit_step] * copies,
-            row_ids=row_ids,
-        )
-
-    def toy(self, weights: Tensor | None = None) -> ToyDenoiser:
-        if weights is None:
-            weights = torch.randn(81, generator=seeded(31), dtype=torch.float64)
-        return ToyDenoiser(weights, num_tokens=3, length=4, noise=self.noise, eos_id=self.eos_id)
-
-    @property
-    def end(self) -> int:
-        """Offset after the first EOS."""
-        return self.ids.index(self.eos_id) + 1 if self.eos_id in self.ids else 4
-
-    @property
-    def anchors(self) -> list[int]:
-        return [i for i in range(self.end) if self.steps[i] == 0]
-
-    @property
-    def exits(self) -> list[int]:
-        return [i for i in range(self.end) if self.exit_step and self.steps[i] == self.exit_step]
-
-    @property
-    def rest(self) -> list[int]:
-        return [i for i in range(self.end) if self.steps[i] > 0 and i not in self.exits]
-
-    @property
-    def candidates(self) -> list[int]:
-        return sorted(self.rest + (self.anchors if self.hide_anchors else []))
-
-
-CASES = {
-    "free": Case((0, 2, 1, 1), (1, 2, 3, 4)),
-    "inconsistent": Case((0, 2, 1, 1), (1, 2, 3, 4), noise=0.7),
-    "anchors": Case((0, 2, 1, 1), (0, 2, 1, 3), noise=0.7),
-    "two anchors": Case((0, 2, 1, 1), (1, 0, 0, 2)),
-    "hidden anchors": Case((0, 2, 1, 1), (0, 2, 0, 1), hide_anchors=True, noise=0.7),
-    "eos": Case((0, 1, 2, 2), (2, 1, 3, 4), eos_id=2, noise=0.7),
-    "eos, anchors around it": Case((0, 1, 2, 1), (0, 1, 2, 0), eos_id=2, noise=0.7),
-    "eos, hidden anchors around it": Case((0, 1, 2, 1), (0, 1, 2, 0), eos_id=2, noise=0.7, hide_anchors=True),
-    "exit": Case((0, 2, 1, 1), (1, 3, 2, 3), exit_step=3, noise=0.7),
-    "exit at once": Case((0, 2, 1, 1), (1, 1, 1, 1), exit_step=1, noise=0.7),
-    "exit, anchors": Case((0, 2, 1, 1), (0, 3, 1, 3), exit_step=3, noise=0.7),
-    "exit, hidden anchors": Case((0, 2, 1, 1), (0, 3, 1, 3), exit_step=3, hide_anchors=True, noise=0.7),
-    "exit, eos": Case((0, 1, 2, 0), (1, 2, 2, 2), exit_step=2, eos_id=2, noise=0.7),
-}
-
-
-def log_p(toy: ToyDenoiser, case: Case, visible: set[int], position: int) -> Tensor:
-    """log p(y_position | tokens at the visible offsets)."""
-    ids = [0] * PROMPT + [case.ids[c] if c in visible else toy.mask_id for c in range(4)]
-    logits = toy.logits(torch.tensor([ids]))[0, PROMPT + position]
-    return logits.index_fill(0, torch.tensor(toy.mask_id), float("-inf")).log_softmax(-1)[case.ids[position]]
-
-
-def any_order_elbo(toy: ToyDenoiser, case: Case) -> Tensor:
-    """Mean over all orders of the candidates of sum_{i in R} log p(y_i | what came before), then E in one pass."""
-    always = set() if case.hide_anchors else set(case.anchors)
-    total = torch.zeros((), dtype=torch.float64)
-    orders = list(itertools.permutations(case.candidates))
-    for order in orders:
-        for i, position in enumerate(order):
-            if position in case.rest:
-                total = total + log_p(toy, case, always | set(order[:i]), position)
-    known = set(case.anchors) | set(case.rest)
-    return total / len(orders) + sum(log_p(toy, case, known, position) for position in case.exits)
 
 
 def outcomes(case: Case) -> list[tuple[int, tuple[int, ...], float]]:

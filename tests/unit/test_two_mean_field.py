@@ -94,7 +94,7 @@ def test_a_group_shares_its_fully_masked_canvas() -> None:
 
 
 def kl_by_tau(toy: ToyDenoiser, order: tuple[int, ...]) -> list[float]:
-    """E_x sum_t [log p(x_t | z_{t-1}) - log p(x_t | z_s)] for tau = 0..L-1, by enumeration (a fixed order, a token per call)."""
+    """E_x sum_t [log p(x_t | z_{t-1}) - log p(x_t | z_s)] for tau = 0..L-1, enumerated (a fixed order, a token per call)."""
     length = toy.length
     steps = [order.index(c) + 1 for c in range(length)]
     rollout = finished_rollout(toy.completions.tolist(), [steps] * len(toy.completions), eos_id=toy.eos_id)

@@ -7,10 +7,11 @@ K = ``num_mc`` draws hide M_k, t_k = |M_k| / f of the f free tokens, S = tokens 
     l_i     = lower_i where A >= 0, else mix * upper_i + (1 - mix) * lower_i
 
 Their sums are f times the paper's per-token means, so loss ``reinforce`` with normaliser ``token`` is SPG's objective.
-``mask="random"``: uniform counts, so that the lower one is the ELBO. ``mask="block"`` (published): K distinct blocks; in each,
-a uniform count is hidden, what comes later is hidden, and what came before (prompt included) with probability
-``p_mask_context``, drawn anew for each block; every hidden token counts. (The published code draws blocks modulo the row's
-number of blocks, which may repeat one.) mix 1 is SPG w/ EUBO, 0.5 its mixture, 0 the ELBO alone. K views. Nats.
+``mask="random"``: uniform counts, so that the lower one is the ELBO (not exactly with ``hide_anchors``: draws that hide nothing
+but anchors score nothing). ``mask="block"`` (published): K distinct blocks; in each, a uniform count is hidden, what comes
+later is hidden, and what came before (prompt included) with probability ``p_mask_context``, drawn anew for each block; every
+hidden token counts. (The published code draws blocks modulo the row's number of blocks, which may repeat one.) mix 1 is SPG
+w/ EUBO, 0.5 its mixture, 0 the ELBO alone. K views. Nats.
 """
 
 from __future__ import annotations
