@@ -119,11 +119,6 @@ def _check_method(recipe: Recipe) -> None:
             "loss.kl_to=old with train.num_iterations=1: the only update starts at the old policy, where that KL is 0; "
             "use kl_to=ref, or more iterations"
         )
-    if kl_coef > 0 and recipe.loss.get("kl") == "k1":
-        raise ValueError(
-            "loss.kl=k1 with loss.kl_coef above 0: its gradient is that of the log-likelihood, not of the KL, and pulls "
-            "nowhere on average; use loss.kl=k2 or k3"
-        )
     if estimator == "sandwich" and loss in CLIPPED:
         raise ValueError(
             f"estimator sandwich bounds log-likelihoods, and loss {loss} takes their ratio, which a bound does not give; "
@@ -188,7 +183,7 @@ def warnings_for(recipe: Recipe) -> list[str]:
             "decode.exit_at with one full-length block fills the least certain tokens (often the answer) in one call; "
             "use decode.block_length < decode.gen_length, so that the exit meets the end of the completion"
         )
-    if exits and _calls(recipe) >= _calls(recipe, exits=False):
+    if exits and RULES[d.select].prefix is None and _calls(recipe) >= _calls(recipe, exits=False):
         notes.append(
             f"decode.exit_at={d.exit_at} saves nothing: a blank rollout takes {_calls(recipe)} calls with it and "
             f"{_calls(recipe, exits=False)} without; lower it"
@@ -197,6 +192,11 @@ def warnings_for(recipe: Recipe) -> list[str]:
         notes.append("prior.hide_in_views does nothing without anchors (prior.name=none)")
     if recipe.model.rollout_dtype not in (None, recipe.model.dtype):
         notes.append("model.rollout_dtype differs from model.dtype: scoring is not sampling; watch health/behavior_gap")
+    if make_loss(recipe).kl_coef > 0 and recipe.loss.get("kl") == "k1":
+        notes.append(
+            "loss.kl=k1: its gradient is that of the log-likelihood, not of the KL, and pulls nowhere on average; "
+            "loss.kl=k2 or k3 have one"
+        )
     if estimator["name"] == "unigrpo" and recipe.train.num_iterations == 1:
         notes.append("estimator unigrpo spreads its masking rate over the inner updates; there is one (train.num_iterations=1)")
     if estimator["name"] == "left_to_right" and (d.select != "left_to_right" or d.steps < d.gen_length or exits):

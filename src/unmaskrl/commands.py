@@ -21,6 +21,7 @@ from .config import (
     asset,
     build_recipe,
     headline,
+    is_diffpo,
     is_method,
     load_recipe,
     parse_overrides,
@@ -190,7 +191,8 @@ def recipes_command() -> int:
     bases = [name for name in names if name.endswith("-base")]
     parts = {
         "Published methods, each a preset on sudoku (docs/papers.md)": [name for name in names if is_method(name)],
-        "Tasks (docs/recipes.md)": [name for name in names if not is_method(name) and name not in bases],
+        "DiFFPO and its ablations (docs/diffpo.md)": [name for name in names if is_diffpo(name)],
+        "Tasks (docs/recipes.md)": [n for n in names if not is_method(n) and not is_diffpo(n) and n not in bases],
         "Bases, for `unmaskrl sft`": bases,
     }
     width = max(map(len, names))

@@ -248,7 +248,12 @@ def recipe_names() -> list[str]:
 
 def is_method(name: str) -> bool:
     """Whether a shipped recipe is a published method's preset: those are named in one word, task recipes with hyphens."""
-    return "-" not in name
+    return "-" not in name and not is_diffpo(name)
+
+
+def is_diffpo(name: str) -> bool:
+    """Whether a shipped recipe trains DiFFPO's policy, its sampler, or both."""
+    return "diffpo" in name
 
 
 def headline(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Two gloo processes train to the weights of one: whole groups per rank, summed gradients, global counts."""
+"""Two gloo processes train to the weights of one, threshold head included: whole groups per rank, summed gradients."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 SETTINGS = (
     "train.steps=2 train.prompts_per_step=4 train.group_size=4 train.num_iterations=2 train.threads=1 train.log_with=[] "
-    "eval.size=8 eval.size_during=8 decode.steps=10"
+    "eval.size=8 eval.size_during=8 decode.select=eb threshold.mode=joint"
 ).split()
 
 
@@ -19,7 +19,7 @@ def train(out: Path, *launcher: str) -> dict:
     command = [sys.executable, *launcher, "-m", "unmaskrl.cli", "train", "sudoku-mini", *SETTINGS, f"train.out={out}"]
     done = subprocess.run([*command, "--quiet"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
-    return load_file(out / "model-raw" / "model.safetensors")
+    return load_file(out / "model-raw" / "model.safetensors") | load_file(out / "model-raw" / "threshold.safetensors")
 
 
 def test_two_ranks_equal_one(tmp_path: Path) -> None:

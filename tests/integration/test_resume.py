@@ -85,6 +85,19 @@ def test_sigkill_at_several_points_and_resume(straight: Path, tmp_path: Path) ->
     assert_same_run(out, straight)
 
 
+def test_the_threshold_head_resumes_with_the_run(tmp_path: Path) -> None:
+    """Killed inside a step: the head, its optimiser and the draws of the open step come back."""
+    joint = ("decode.select=eb", "threshold.mode=joint", "estimator.name=two_mean_field", "loss.is_cap=2")
+    joint += ("prior.hide_in_views=false", "train.save_every=1", "train.steps=3")
+    finish(tmp_path / "straight", *joint)
+    kill_when(tmp_path / "run", 1, 0.1, *joint)
+    finish(tmp_path / "run", *joint, "--resume")
+    assert_same_run(tmp_path / "run", tmp_path / "straight")
+    ours, theirs = (load_file(tmp_path / n / "model" / "threshold.safetensors") for n in ("run", "straight"))
+    assert all(ours[k].equal(theirs[k]) for k in theirs)
+    assert rows(tmp_path / "run" / "metrics.jsonl")[-1]["sampler/entropy"] > 0
+
+
 def test_half_written_checkpoint_is_passed_over(straight: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     kill_when(out, 4, 0.3)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from unmaskrl.config import headline, is_method, load_recipe, recipe_names
+from unmaskrl.config import headline, is_diffpo, is_method, load_recipe, recipe_names
 from unmaskrl.cost import step_cost
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -25,6 +25,8 @@ def test_every_recipe_is_documented(name: str) -> None:
     if is_method(name):
         sections = re.findall(r"^\*\*(`.*?)\*\*", PAPERS, re.M)
         assert f"`{name}`" in ", ".join(sections).split(", ")
+    elif is_diffpo(name):
+        assert f"`{name}`" in (DOCS / "diffpo.md").read_text()
     else:
         task, _, variant = name.partition("-mini") if "-mini" in name else name.partition("-zero")
         assert f"`{name}`" in RECIPES or (task and f"`...{variant}`" in RECIPES)

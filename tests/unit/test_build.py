@@ -19,7 +19,6 @@ PRUNED = ["prior.name=anchors", "decode.exit_at=0.95"]
     ("recipe", "overrides", "words"),
     [
         ("tracerl", ["train.num_iterations=1"], "that KL is 0.*use kl_to=ref, or more iterations"),
-        ("elbo_grpo", ["loss.kl=k1"], "pulls nowhere on average; use loss.kl=k2 or k3"),
         ("spg_mix", ["loss.name=token_clip"], "a bound does not give; use loss.name=reinforce, or estimator.name=elbo"),
         ("spg_eubo", ["loss={name: linear_bound}"], "estimator sandwich bounds log-likelihoods"),
         ("spg_mix", ["loss.kl_coef=0.1"], "estimator sandwich has no KL.*set loss.kl_coef=0"),
@@ -30,6 +29,19 @@ PRUNED = ["prior.name=anchors", "decode.exit_at=0.95"]
         ("d2_stepmerge", ["estimator.shrink=2"], "num_segments and shrink both say"),
         ("tracerl", [*PRUNED, "prior.hide_in_views=true"], "replays what the policy saw.*set prior.hide_in_views=false"),
         ("stp", ["prior.keep=0"], "nothing is anchored"),
+        (
+            "diffpo-2mf-is",
+            ["decode.select=confidence", "decode.gamma=null"],
+            "which token is revealed then depends on the draw",
+        ),
+        ("diffpo-mf-is", ["estimator.p_mask_prompt=0.15"], "set estimator.p_mask_prompt=0"),
+        ("diffpo-2mf-is", ["loss.is_cap=0.5"], "must be at least 1, got 0.5"),
+        ("diffpo-joint", ["threshold.gammas=[0.1, 1]"], "threshold.gammas must start with 0"),
+        ("diffpo-joint", ["threshold.gammas=[0, 1, 0.5]"], "and increase"),
+        ("diffpo-joint", ["threshold.start=0.2"], "threshold.start is the gamma that training begins with"),
+        ("diffpo-joint", ["decode.gamma=0.1"], "set decode.select=eb decode.gamma=null"),
+        ("diffpo-sampler", ["decode.select=threshold"], "needs decode.gamma"),
+        ("elbo_grpo", ["decode.gamma=0.1"], "has a quota: set gamma=null"),
         ("stp", ["prior.keep_end=0", "prior.adapt_to=0.4"], "both steer prior.keep"),
         ("elbo_grpo", ["decode.temperature=0"], "all rollouts of a group would be the same"),
         ("elbo_grpo", ["estimator.num_mc=3", "estimator.antithetic=true"], "estimator elbo: antithetic views come in pairs"),
@@ -46,6 +58,7 @@ def test_refused_combinations_say_what_to_change(recipe: str, overrides: list[st
 @pytest.mark.parametrize(
     ("recipe", "overrides", "words"),
     [
+        ("elbo_grpo", ["loss.kl=k1"], "pulls nowhere on average"),
         ("stp", [], "saves nothing: a blank rollout takes 11 calls with it and 10 without"),
         ("tracerl", [], "looks at the drawn tokens"),
         ("unigrpo", ["train.num_iterations=1"], "spreads its masking rate over the inner updates"),

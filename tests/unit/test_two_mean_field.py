@@ -154,7 +154,7 @@ def test_the_untruncated_gradient_is_the_policy_gradient_of_the_surrogate_by_enu
     total = torch.zeros((), dtype=torch.float64)
     for row, ids in enumerate(toy.completions.tolist()):
         for c in range(3):
-            w = exp(float(logps[row, -3 + c]) - float(behavior[row, -3 + c]))
+            w = exp(float(logps[row, -3 + c].detach() - behavior[row, -3 + c].detach()))
             total = total - float(probs[row]) * float(advantages[row]) * w * logps[row, -3 + c]
         assert len(ids) == 3
     (want,) = torch.autograd.grad(total, weights)
