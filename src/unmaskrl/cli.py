@@ -47,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
     _add_training(commands)
     _add_models(commands)
     _add_variance(commands)
+    _add_frontier(commands)
     _add_inspection(commands)
     return top
 
@@ -105,6 +106,22 @@ def _add_variance(commands: argparse._SubParsersAction) -> None:
     variance.add_argument("--json", metavar="OUT", help="write every figure, and the variance of each row")
     variance.add_argument("--plot", metavar="OUT.png", help="write a picture: variance per row in the three versions")
     variance.set_defaults(run=_variance)
+
+
+def _add_frontier(commands: argparse._SubParsersAction) -> None:
+    frontier = commands.add_parser("frontier", help="accuracy against denoiser calls: fixed steps, thresholds, learned sampler")
+    frontier.add_argument("models", nargs="+", metavar="MODEL", help="checkpoint folders, or shipped ones: mini, zero")
+    frontier.add_argument("--task", required=True, help="countdown or sudoku; settings as task.key=value")
+    frontier.add_argument("--data", metavar="F.jsonl", help="problems from a file instead of the generated ones")
+    frontier.add_argument("--split", default="test", choices=("train", "validation", "test"))
+    frontier.add_argument("--size", type=int, default=512, help="number of problems (default 512)")
+    frontier.add_argument("--gammas", type=float, nargs="+", help="fixed thresholds in nats (default: the head's grid)")
+    frontier.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
+    frontier.add_argument("--seed", type=int, default=0)
+    frontier.add_argument("--threads", type=int, default=0, help="CPU threads; 0 measures")
+    frontier.add_argument("--json", metavar="OUT", help="write every point")
+    frontier.add_argument("--plot", metavar="OUT.png", help="write a picture")
+    frontier.set_defaults(run=_frontier, overrides=[])
 
 
 def _add_inspection(commands: argparse._SubParsersAction) -> None:
@@ -183,6 +200,14 @@ def _sample(args: argparse.Namespace) -> int:
     from .commands import sample_command
 
     return sample_command(args)
+
+
+def _frontier(args: argparse.Namespace) -> int:
+    from .frontier import frontier_command
+
+    args.overrides += [word for word in args.models if "=" in word]
+    args.models = [word for word in args.models if "=" not in word]
+    return frontier_command(args)
 
 
 def _prior(args: argparse.Namespace) -> int:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .config import DecodeConfig
 from .decoding import RULES, decode
@@ -98,10 +99,14 @@ def evaluate(
     seed: int = 0,
     batch_size: int = 256,
     head: ThresholdHead | None = None,
+    gammas: Sequence[float] | None = None,
     on_batch: Callable[[int, int], None] | None = None,
     on_rollout: Callable[[Rollout], None] | None = None,
 ) -> EvalResult:
-    """Decode every example ``samples`` times from a blank canvas and grade it with the task's own verifier."""
+    """Decode every example ``samples`` times from a blank canvas and grade it with the task's own verifier.
+
+    An adaptive rule's gamma is the settings' number, or one of ``gammas`` per example, or ``head``'s choice.
+    """
     if not examples:
         raise ValueError("nothing to evaluate: the list of examples is empty")
     if samples > 1 and temperature == 0:
@@ -119,6 +124,7 @@ def evaluate(
             row_ids=[n * samples + s for n, s in batch],
             generator=named_generator(seed, "eval"),
             head=head,
+            gammas=None if gammas is None else torch.tensor([gammas[n] for n, _ in batch], dtype=torch.float64),
         )
         texts = decode_texts(tokenizer, rollout.completions())
         lengths = rollout.action_mask.sum(-1).tolist()
@@ -151,10 +157,14 @@ def decode_blank(
     generator: torch.Generator,
     row_ids: Sequence[int] | None = None,
     head: ThresholdHead | None = None,
+    gammas: Tensor | None = None,
 ) -> Rollout:
     """Blank canvas and ``decode`` with a DecodeConfig, at a temperature of its own; ``head`` chooses gamma where it is null."""
     canvas = blank_canvas(prompts, gen_length=settings.gen_length, denoiser=denoiser, row_ids=row_ids, device=denoiser.device)
-    return decode(denoiser, canvas, temperature=temperature, generator=generator, **decode_options(settings, canvas, head))
+    options = decode_options(settings, canvas, head)
+    if gammas is not None:
+        options["gamma"] = gammas.to(denoiser.device)
+    return decode(denoiser, canvas, temperature=temperature, generator=generator, **options)
 
 
 def decode_options(settings: DecodeConfig, canvas: Canvas, head: ThresholdHead | None) -> dict[str, Any]:

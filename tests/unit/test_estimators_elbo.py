@@ -5,7 +5,6 @@ Means are taken over every order and every piece of the row uniform; the oracle 
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import pytest
@@ -201,7 +200,7 @@ def test_gauss_is_its_formula_at_every_outcome(name: str, weight: str, monkeypat
     for row, order in enumerate(outcomes.orders):
         want = sum(hidden_log_p(toy, case, exits, i) for i in exits)
         for t, w in zip(rates, weights, strict=True):
-            n = max(1, round(t * f))
+            n = max(1, round(t * f) if weight == "count" else math.floor(t * f))
             factor = w * f / n if weight == "count" else w / t
             part = set(order[:n])
             want += factor * sum(hidden_log_p(toy, case, part | exits, i) for i in part if i in case.rest)
@@ -221,11 +220,11 @@ def gauss_value(denoiser: FormulaDenoiser, **options) -> float:
 @pytest.mark.parametrize("weight", ["rate", "count"])
 @pytest.mark.parametrize("num_nodes", [2, 3])
 def test_gauss_integrates_polynomials_in_the_rate(num_nodes: int, weight: str) -> None:
-    """-log p = (d + 1) t**d per token integrates to 1 nat; rounding |M| to whole tokens moves t by at most 1 / (2 f)."""
+    """-log p = (d + 1) t**d per token integrates to 1 nat; whole tokens move t by at most 1 / f, and w / t by that over t."""
     length = 20000
     for degree in range(2 * num_nodes):
         value = gauss_value(by_rate(length, lambda t, d=degree: -(d + 1) * t**d), num_nodes=num_nodes, weight=weight)
-        assert value / length == pytest.approx(-1, abs=(degree + 1) ** 2 / length)
+        assert value / length == pytest.approx(-1, abs=10 * (degree + 1) / length)
     # the next degree is beyond it: 2.8% (2 nodes) or 0.25% (3 nodes) are missed
     degree = 2 * num_nodes
     value = gauss_value(by_rate(length, lambda t: -(degree + 1) * t**degree), num_nodes=num_nodes, weight=weight)
@@ -239,7 +238,7 @@ def test_in_a_constant_model_counts_are_exact_and_rates_converge_with_length() -
         assert gauss_value(denoiser, weight="count") == pytest.approx(-0.7 * length, rel=1e-6)
         errors.append(abs(gauss_value(denoiser) / (-0.7 * length) - 1))
     assert errors[0] > 0.05
-    assert all(long < short / 3 for short, long in itertools.pairwise(errors))
+    assert errors == sorted(errors, reverse=True) and errors[-1] < 2e-3
 
 
 def test_more_nodes_come_nearer_on_a_smooth_curve() -> None:

@@ -89,7 +89,7 @@ def test_segments_have_equal_shares_of_the_calls() -> None:
 
     assert scored(num_segments=2) == [[1, 2, 3], [4, 5, 6]]
     assert scored(num_segments=3) == [[1, 2], [3, 4], [5, 6]]
-    assert scored(num_segments=4) == [[1, 2], [3], [4, 5], [6]]
+    assert scored(num_segments=4) == [[1], [2, 3], [4], [5, 6]]  # segments start at floor(u T / N), as d2's do
     assert scored(shrink=4) == [[1, 2, 3, 4], [5, 6]]
     assert scored() == [[1], [2], [3], [4], [5], [6]]
 
