@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
-from unmaskrl.build import warnings_for
+from unmaskrl.build import component, warnings_for
 from unmaskrl.config import Recipe, build_recipe, load_recipe
 from unmaskrl.cost import open_blocks, step_cost
 from unmaskrl.denoiser import ModelDenoiser
 from unmaskrl.models.llada import LLaDA, LLaDAConfig
 from unmaskrl.rollouts import Anchors, Problems, make_task
+from unmaskrl.run import _compare_config
 from unmaskrl.sft import masked_loss
 from unmaskrl.shell import learning_rate, read_jsonl, truncate_file
 
@@ -119,3 +121,25 @@ def test_broken_yaml(text: str, tmp_path: Path) -> None:
 def test_overrides_are_typed() -> None:
     recipe: Recipe = load_recipe("sudoku-mini", ["train.lr=1e-3", "decode.exit_at=null", "train.log_with=[]", "prior.keep=0.3"])
     assert (recipe.train.lr, recipe.decode.exit_at, recipe.train.log_with, recipe.prior.keep) == (1e-3, None, (), 0.3)
+
+
+def test_another_component_drops_the_settings_of_the_one_it_replaces() -> None:
+    recipe: Recipe = load_recipe("diffu_grpo", ["estimator.name=elbo", "estimator.num_mc=2", "loss.name=token_clip"])
+    assert recipe.estimator == {"name": "elbo", "num_mc": 2}  # p_mask_prompt was mean_field's
+    assert recipe.loss["clip_low"] == 0.5  # the same component keeps its settings
+
+
+def test_a_wrong_type_is_one_line() -> None:
+    with pytest.raises(ValueError, match=r"loss f: \{'x': 'two'\} has a setting of the wrong type") as error:
+        component({"name": "f", "x": "two"}, {"f": lambda x: x < 1}, "loss")
+    assert "\n" not in str(error.value)
+
+
+def test_resume_takes_defaults_for_settings_that_are_newer_than_the_run(tmp_path: Path) -> None:
+    recipe: Recipe = load_recipe("sudoku-mini")
+    stored = recipe.model_dump(mode="json")
+    del stored["threshold"], stored["train"]["variance_draws"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(stored))
+    _compare_config(recipe, tmp_path)
+    with pytest.raises(ValueError, match=r"threshold\.mode"):
+        _compare_config(load_recipe("sudoku-mini", ["decode.select=eb", "threshold.mode=joint"]), tmp_path)
