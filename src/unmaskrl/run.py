@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
@@ -113,6 +114,15 @@ class Run:
         accelerator: Any = self.accelerator
         gathered = {k: accelerator.gather(v.detach().double().reshape(1)) for k, v in metrics.items()}
         return {k: float(g.max() if k.endswith("max_dev") else g.sum()) for k, g in gathered.items()}
+
+    def mean_over_ranks(self, metrics: dict[str, float | None]) -> dict[str, float | None]:
+        """Means of the ranks' figures (they hold equally many rows); None where no rank has one. Totals stay what they are."""
+        if self.accelerator.num_processes == 1:
+            return metrics
+        accelerator: Any = self.accelerator
+        own = torch.tensor([[float("nan") if v is None else float(v) for v in metrics.values()]], dtype=torch.float64)
+        means = accelerator.gather(own.to(self.denoiser.device)).nanmean(0).tolist()
+        return {k: None if math.isnan(v) else v for k, v in zip(metrics, means, strict=True)}
 
     def sum_gradients(self, max_norm: float) -> float:
         """Sum gradients over ranks, clip, and return their norm before clipping."""

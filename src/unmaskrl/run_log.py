@@ -89,6 +89,7 @@ def log_step(run: Run, batch: Batch) -> dict[str, Any]:
             merged[key] = sum(values)
         else:
             merged[key] = sum(values) / len(values)
+    merged = run.mean_over_ranks(merged)
     run.calls += int(merged["calls/rollout"] + merged["calls/score"])
     row = {"step": run.step, "updates": run.updates, "seconds": run.elapsed}
     row |= {**merged, "calls/total": run.calls}
