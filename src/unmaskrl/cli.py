@@ -115,7 +115,7 @@ def _add_frontier(commands: argparse._SubParsersAction) -> None:
     frontier.add_argument("--data", metavar="F.jsonl", help="problems from a file instead of the generated ones")
     frontier.add_argument("--split", default="test", choices=("train", "validation", "test"))
     frontier.add_argument("--size", type=int, default=512, help="number of problems (default 512)")
-    frontier.add_argument("--gammas", type=float, nargs="+", help="fixed thresholds in nats (default: the head's grid)")
+    frontier.add_argument("--gammas", help="fixed thresholds in nats, comma-separated (default: the head's grid)")
     frontier.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
     frontier.add_argument("--seed", type=int, default=0)
     frontier.add_argument("--threads", type=int, default=0, help="CPU threads; 0 measures")

@@ -59,7 +59,8 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     task = task_of(args, task)
     examples = task.examples(args.split)[: args.size]
     plain = settings.model_copy(update={"exit_at": None})
-    ways, points = list(settings_of(plain, args.gammas or (head.grid if head else GAMMAS), head)), []
+    gammas = parse_gammas(args.gammas) if args.gammas else (head.grid if head else GAMMAS)
+    ways, points = list(settings_of(plain, gammas, head)), []
     drawn: list[float] = []
     with Progress(console=Console(), transient=True) as bar:
         line = bar.add_task(args.model, total=len(ways) + 2 * (head is not None))
@@ -89,6 +90,14 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
             points.append(point | ({"gammas": sorted(set(drawn))} if kind == "learned" else {}))
             bar.advance(line)
     return points
+
+
+def parse_gammas(text: str) -> list[float]:
+    """Comma-separated numbers."""
+    try:
+        return [float(word) for word in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--gammas: expected numbers such as 0,0.1,1, got {text!r}") from None
 
 
 def settings_of(settings: DecodeConfig, gammas: Sequence[float], head: ThresholdHead | None) -> Iterator[Setting]:

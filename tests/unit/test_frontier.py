@@ -72,7 +72,8 @@ def test_the_command_measures_the_learned_sampler_and_its_control(tmp_path: Path
     [
         (["mini", "--task", "sudoku", "--size", "1"], "--size must be at least 2"),
         (["mini", "--task", "sudoku", "--plot", "/nowhere/f.png"], "does not exist; make it first"),
-        (["mini", "--task", "sudoku", "--size", "2", "--gammas", "-1"], "a bound in nats, >= 0; got -1.0"),
+        (["mini", "--task", "sudoku", "--size", "2", "--gammas=-1"], "a bound in nats, >= 0; got -1.0"),
+        (["mini", "--task", "sudoku", "--size", "2", "--gammas", "0,x"], "expected numbers such as 0,0.1,1"),
         (["nowhere", "--task", "sudoku", "--size", "2"], "is not a folder"),
     ],
 )
