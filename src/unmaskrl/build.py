@@ -38,8 +38,11 @@ def component(spec: dict[str, Any], table: Mapping[str, Callable[..., Any]], sec
     settings = {k: v for k, v in spec.items() if k != "name"}
     try:
         return table[spec["name"]](**settings)
+    except ValueError as error:
+        raise ValueError(f"{section} {spec['name']}: {error}") from None
     except TypeError as error:  # a word where a number belongs
-        raise ValueError(f"{section} {spec['name']}: {settings} has a setting of the wrong type ({error})") from None
+        first = str(error).splitlines()[0]
+        raise ValueError(f"{section} {spec['name']}: {settings} has a setting of the wrong type ({first})") from None
 
 
 def check_component(spec: dict[str, Any], table: Mapping[str, Callable[..., Any]], section: str) -> None:
@@ -108,11 +111,7 @@ def _check_threshold(recipe: Recipe) -> None:
 def _check_method(recipe: Recipe) -> None:
     """Estimator, advantage and loss: each can be built, and together they are a method."""
     loss, estimator = recipe.loss["name"], recipe.estimator["name"]
-    for section, make in (("estimator", make_estimator), ("loss", make_loss)):
-        try:
-            make(recipe)
-        except ValueError as error:
-            raise ValueError(f"{section} {getattr(recipe, section)['name']}: {error}") from None
+    make_estimator(recipe)
     kl_coef = make_loss(recipe).kl_coef
     if kl_coef > 0 and recipe.loss.get("kl_to") == "old" and recipe.train.num_iterations == 1:
         raise ValueError(

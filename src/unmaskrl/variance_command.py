@@ -79,7 +79,7 @@ def _estimator(spec: str, num_mc: int) -> Estimator:
         chosen.setdefault("num_mc", num_mc)
     try:
         return component(chosen, ESTIMATORS, "estimator")
-    except TypeError as error:
+    except ValueError as error:
         raise ValueError(f"--estimators {spec}: {error}") from None
 
 

@@ -22,7 +22,7 @@ TINY = (
 @pytest.mark.parametrize("loss", [["loss.normaliser=group"], ["loss.name=sequence_clip"], ["loss.name=reinforce"]], ids=str)
 def test_leaving_out_flat_groups_changes_nothing(loss: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def run(name: str) -> tuple[dict, dict]:
-        recipe = load_recipe("sudoku-mini", [*TINY, *loss, "loss.kl_coef=0", f"train.out={tmp_path / name}"])
+        recipe = load_recipe("sudoku-mini", [*TINY, *loss, "loss.kl_coef=0.0", f"train.out={tmp_path / name}"])
         train_module.train(recipe)
         row = json.loads((tmp_path / name / "metrics.jsonl").read_text())
         return load_file(tmp_path / name / "model-raw" / "model.safetensors"), row
