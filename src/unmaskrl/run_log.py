@@ -99,6 +99,22 @@ def log_step(run: Run, batch: Batch) -> dict[str, Any]:
     return row
 
 
+def alarms(row: dict[str, Any]) -> list[str]:
+    """What a reader of this step's metrics should not miss."""
+    notes, fewest = [], row.get("sampler/fewest_calls") or 0.0
+    if fewest > 0.95:
+        notes.append(
+            f"the sampler takes one call per block on {100 * fewest:.0f}% of the rollouts (right: "
+            f"{100 * row['accuracy/rollout']:.0f}%); if that is not wanted, lower threshold.alpha or the largest gamma"
+        )
+    if (row.get("ratio/max_dev") or 0.0) > 1e3:
+        notes.append(
+            f"a ratio is off by {row['ratio/max_dev']:.0e}: this step's gradient is that of a few tokens; lower train.lr, or "
+            "use loss.name=sequence_clip"
+        )
+    return notes
+
+
 def log_eval(
     run: Run, split: str, weights: str, result: EvalResult, rollout: Rollout, examples: Sequence[Example]
 ) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from .report import write_report
 from .rng import named_generator, named_seed
 from .rollouts import rollout_step
 from .run import Batch, Run, load_run, save_run, start_run
-from .run_log import log_step, rollout_metrics, start_trackers, write_summary
+from .run_log import alarms, log_step, rollout_metrics, start_trackers, write_summary
 from .scoring import (
     backward_in_chunks,
     behavior_gap,
@@ -86,8 +86,12 @@ def do_step(run: Run, progress: Progress, *, check_ratio: bool) -> None:
             save(run, progress)
     run.step, run.inner = run.step + 1, 0
     run.elapsed += time.perf_counter() - began
-    progress.step(log_step(run, run.batch))
+    row = log_step(run, run.batch)
+    progress.step(row)
     run.batch = None
+    if run.step % recipe.eval.every == 0:
+        for note in alarms(row):
+            progress.note(note)
     if run.step % recipe.eval.every == 0 and run.step < recipe.train.steps:
         evaluate_run(run, "validation", {"ema": run.ema} if recipe.train.ema else {"raw": run.denoiser}, progress)
     if run.updates % recipe.train.save_every == 0:
