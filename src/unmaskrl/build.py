@@ -57,6 +57,12 @@ def check_component(spec: dict[str, Any], table: Mapping[str, Callable[..., Any]
             raise ValueError(f"{section}.{key}: {spec['name']} has no such setting{nearest(key, known)}")
 
 
+def setting(spec: dict[str, Any], table: Mapping[str, Callable[..., Any]], key: str) -> Any:
+    """A setting's value, or its default; None if the component has no such setting."""
+    parameter = inspect.signature(table[spec["name"]]).parameters.get(key)
+    return spec.get(key, parameter.default) if parameter else None
+
+
 def make_estimator(recipe: Recipe) -> Estimator:
     """The recipe's estimator; ``prior.hide_in_views`` is its ``hide_anchors``."""
     spec = {"hide_anchors": recipe.prior.hide_in_views, **recipe.estimator}
@@ -135,8 +141,8 @@ def _check_method(recipe: Recipe) -> None:
 def _check_lengths(recipe: Recipe) -> None:
     """Block lengths and segments of an estimator fit the decoding."""
     d, spec = recipe.decode, recipe.estimator
-    if spec["name"] == "sandwich" and spec.get("mask", "block") == "block":
-        block = spec.get("block_length", 32)
+    if spec["name"] == "sandwich" and setting(spec, ESTIMATORS, "mask") == "block":
+        block = setting(spec, ESTIMATORS, "block_length")
         if d.gen_length % block:
             raise ValueError(
                 f"estimator.block_length {block} does not divide decode.gen_length {d.gen_length}: SPG hides whole blocks; "
@@ -165,8 +171,8 @@ def _check_importance(recipe: Recipe) -> None:
             f"loss.is_cap with decode.select={recipe.decode.select}: which token is revealed then depends on the draw, so its "
             "log-probability is not that of the event (exact=False); use select=entropy, max_prob, margin or eb"
         )
-    p_mask = recipe.estimator.get("p_mask_prompt", 0.15 if recipe.estimator["name"] == "mean_field" else 0.0)
-    if p_mask > 0:
+    p_mask = setting(recipe.estimator, ESTIMATORS, "p_mask_prompt")
+    if p_mask:
         raise ValueError(
             f"loss.is_cap with p_mask_prompt={p_mask}: the weights compare with rollouts that saw the whole prompt; "
             "set estimator.p_mask_prompt=0"

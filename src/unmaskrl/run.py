@@ -124,9 +124,9 @@ class Run:
         means = accelerator.gather(own.to(self.denoiser.device)).nanmean(0).tolist()
         return {k: None if math.isnan(v) else v for k, v in zip(metrics, means, strict=True)}
 
-    def sum_gradients(self, max_norm: float) -> float:
+    def sum_gradients(self, module: nn.Module, max_norm: float) -> float:
         """Sum gradients over ranks, clip, and return their norm before clipping."""
-        parameters = list(self.denoiser.model.parameters())
+        parameters = list(module.parameters())
         if self.accelerator.num_processes > 1:
             for parameter in parameters:
                 parameter.grad = self.reduce(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .advantages import group_mean
 from .config import Recipe, ThresholdConfig
@@ -16,8 +16,6 @@ from .rng import counter_uniform, named_generator, named_seed
 from .rollouts import Rewarded
 from .thresholds import ThresholdHead, load_threshold, prompt_features, speed_reward, threshold_loss
 from .types import Rollout
-
-Reduce = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,8 +93,8 @@ class Sampler:
         advantages = group_mean(reward, rollout.group_ids.cpu()).to(rollout.ids.device)
         return Choices(**self.drawn, advantages=advantages)
 
-    def update(self, choices: Choices, num_rows: float, reduce: Reduce) -> dict[str, Tensor]:
-        """One clipped policy-gradient step on the head alone; gradients are summed over ranks."""
+    def backward(self, choices: Choices, num_rows: float) -> dict[str, Tensor]:
+        """This rank's clipped policy gradient of the head alone, and metrics that add up over ranks."""
         self.optimizer.zero_grad(set_to_none=True)
         c = self.config
         loss, metrics = threshold_loss(
@@ -110,11 +108,7 @@ class Sampler:
             num_rows=num_rows,
         )
         loss.backward()
-        for parameter in self.head.parameters():
-            parameter.grad = reduce(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
-        norm = nn.utils.clip_grad_norm_(self.head.parameters(), c.max_grad_norm)
-        self.optimizer.step()
-        return {**metrics, "sampler/loss": loss.detach(), "sampler/grad_norm_max": norm.detach()}
+        return {**metrics, "sampler/loss": loss.detach()}
 
 
 def sampler_metrics(rollout: Rollout, block_length: int) -> dict[str, float]:

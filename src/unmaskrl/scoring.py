@@ -38,7 +38,7 @@ def frozen_token_logps(
     denoiser: Denoiser, rollout: Rollout, estimator: Estimator, views: Views, *, max_canvases: int
 ) -> Float[Tensor, "B L"]:
     """``token_logps`` without gradient, ``max_canvases`` canvases at a time: for the old and the reference policy."""
-    return estimator.reduce(_chunked_view_logps(denoiser, rollout, views, max_canvases), views)
+    return estimator.reduce(_chunked_view_logps(denoiser, _Work.of(rollout, views), views, max_canvases), views)
 
 
 @torch.no_grad()
@@ -47,9 +47,10 @@ def frozen_token_logps_over(
 ) -> tuple[Float[Tensor, "N B L"], int]:
     """``frozen_token_logps`` on N sets of views of the same rollouts, and the canvases run: those they share are run once."""
     together = Views(ids=torch.cat([v.ids for v in views], 1), weight=torch.cat([v.weight for v in views], 1))
-    parts = _chunked_view_logps(denoiser, rollout, together, max_canvases).split([v.ids.shape[1] for v in views], 1)
+    work = _Work.of(rollout, together)
+    parts = _chunked_view_logps(denoiser, work, together, max_canvases).split([v.ids.shape[1] for v in views], 1)
     logps = [estimator.reduce(part, v) for part, v in zip(parts, views, strict=True)]
-    return torch.stack(logps), count_canvases(rollout, together)
+    return torch.stack(logps), work.num_canvases
 
 
 def backward_in_chunks(
@@ -68,11 +69,11 @@ def backward_in_chunks(
     """
     work = _Work.of(rollout, views)
     if work.num_canvases <= max_canvases:
-        out = loss_fn(token_logps(denoiser, rollout, estimator, views))
+        out = loss_fn(estimator.reduce(work.score(denoiser, slice(None)).reshape(views.ids.shape), views))
         if out.loss.requires_grad:
             out.loss.backward()
         return LossOutputs(loss=out.loss.detach(), metrics=out.metrics)
-    leaf = _chunked_view_logps(denoiser, rollout, views, max_canvases).requires_grad_()
+    leaf = _chunked_view_logps(denoiser, work, views, max_canvases).requires_grad_()
     out = loss_fn(estimator.reduce(leaf, views))
     if out.loss.requires_grad:
         (grad,) = torch.autograd.grad(out.loss, leaf)
@@ -106,8 +107,7 @@ def behavior_gap(denoiser: Denoiser, rollout: Rollout) -> float:
     return float(((replayed - rollout.behavior_logps).abs() * drawn).max())
 
 
-def _chunked_view_logps(denoiser: Denoiser, rollout: Rollout, views: Views, max_canvases: int) -> Float[Tensor, "B M L"]:
-    work = _Work.of(rollout, views)
+def _chunked_view_logps(denoiser: Denoiser, work: _Work, views: Views, max_canvases: int) -> Float[Tensor, "B M L"]:
     with torch.no_grad():
         result = torch.zeros(work.used.shape, device=work.used.device)
         for chunk in work.chunks(max_canvases):

@@ -207,14 +207,16 @@ def update(run: Run, batch: Batch, *, check_ratio: bool) -> None:
         else:  # another rank has rows: take part in its reductions
             out = loss_fn(torch.zeros_like(batch.rollout.behavior_logps))
         row |= summarise(run.reduce_metrics({"loss": out.loss, **out.metrics}))
-        row["grad_norm"] = run.sum_gradients(t.max_grad_norm)
+        row["grad_norm"] = run.sum_gradients(run.denoiser.model, t.max_grad_norm)
         for group in run.optimizer.param_groups:
             group["lr"] = rate
         run.optimizer.step()
         average(run.ema.model, run.denoiser.model, t.ema)
     if run.sampler is not None and batch.choices is not None and run.sampler.trains(run.share_done):
         num_rows = run.total(float(len(batch.choices.index)))
-        row |= run.reduce_metrics(run.sampler.update(batch.choices, num_rows, run.reduce))
+        row |= run.reduce_metrics(run.sampler.backward(batch.choices, num_rows))
+        row["sampler/grad_norm"] = run.sum_gradients(run.sampler.head, run.sampler.config.max_grad_norm)
+        run.sampler.optimizer.step()
     row["seconds/update"] = time.perf_counter() - began
     batch.inner_metrics.append(row)
 

@@ -29,5 +29,14 @@ def test_two_ranks_equal_one(tmp_path: Path) -> None:
     assert worst < 1e-5, f"weights differ by {worst}"
     ones, twos = ([json.loads(x) for x in (tmp_path / n / "metrics.jsonl").read_text().splitlines()] for n in ("one", "two"))
     assert len(ones) == 2 and any(row["loss"] for row in ones)
-    for key in ("loss", "grad_norm", "reward/mean", "nfe/mean", "groups/live", "sampler/entropy", "calls/total"):
+    for key in (
+        "loss",
+        "grad_norm",
+        "reward/mean",
+        "nfe/mean",
+        "groups/live",
+        "sampler/entropy",
+        "sampler/grad_norm",
+        "calls/total",
+    ):
         assert all(abs(a[key] - b[key]) < 1e-4 for a, b in zip(ones, twos, strict=True)), key
