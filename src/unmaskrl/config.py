@@ -28,10 +28,25 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
-class ModelConfig(Section):
-    """Which checkpoint, in which precision."""
+class LoRAConfig(Section):
+    """Low-rank adapters (arXiv 2106.09685) instead of full weights; no dropout, so that scoring equals sampling."""
 
-    path: str = Field(default="mini", description="folder of a checkpoint, or the name of a shipped one (mini, zero)")
+    rank: int = Field(default=128, ge=1)
+    alpha: float = Field(default=64.0, gt=0, description="adapters are scaled by alpha / rank")
+    targets: tuple[str, ...] | None = Field(default=None, description="names of linear layers; null: all of the family's blocks")
+
+
+class ModelConfig(Section):
+    """Which checkpoint, in which precision, and which of its weights are trained."""
+
+    path: str = Field(default="mini", description="folder of a checkpoint, a hub id, or a shipped one (mini, zero)")
+    revision: str | None = Field(default=None, description="branch, tag or commit of a hub id")
+    random_init: Literal["tiny"] | None = Field(
+        default=None, description="a tiny random model of the same family in place of the weights, for a dry run on a laptop"
+    )
+    lora: LoRAConfig | None = Field(default=None, description="train adapters; the reference is the model without them")
+    quantize: Literal["nf4"] | None = Field(default=None, description="4-bit base weights (bitsandbytes, CUDA); needs lora")
+    activation_checkpointing: bool = Field(default=False, description="recompute blocks in the backward pass: less memory")
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     rollout_dtype: Literal["float32", "bfloat16"] | None = Field(
         default=None, description="precision of rollouts; if it differs from dtype, scoring is not sampling (the gap is logged)"
@@ -291,7 +306,9 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
         if isinstance(node, list):
             node = node[_list_index(part, node, override)]
             continue
-        node = node.setdefault(part, {})
+        if node.get(part) is None:  # absent, or a section that is off
+            node[part] = {}
+        node = node[part]
         if not isinstance(node, (dict, list)):
             raise ValueError(f"override {override!r}: {part} is not a section")
     if isinstance(node, list):
