@@ -33,7 +33,7 @@ class LoRAConfig(Section):
 
     rank: int = Field(default=128, ge=1)
     alpha: float = Field(default=64.0, gt=0, description="adapters are scaled by alpha / rank")
-    targets: tuple[str, ...] | None = Field(default=None, description="names of linear layers; null: all of the family's blocks")
+    targets: tuple[str, ...] | None = Field(default=None, description="linear layers by name; null: all of the family's")
 
 
 class ModelConfig(Section):
