@@ -18,10 +18,11 @@ from unmaskrl.config import load_recipe
 from unmaskrl.denoiser import Denoiser
 from unmaskrl.estimators import elbo
 from unmaskrl.rng import named_generator
-from unmaskrl.run import frozen_copy, start_run
+from unmaskrl.run import start_run
 from unmaskrl.scoring import frozen_token_logps
 from unmaskrl.train import collect, update
 from unmaskrl.types import Rollout
+from unmaskrl.weights import frozen_copy
 
 SETTINGS = (
     "prior.keep=0.2 prior.keep_end=null prior.share=1.0 prior.hide_in_views=false decode.exit_at=0.85 "

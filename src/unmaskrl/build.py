@@ -95,9 +95,21 @@ def check_recipe(recipe: Recipe) -> Recipe:
             raise ValueError("prior.keep is 0, so nothing is anchored; raise it or set prior.name=none")
         if p.keep_end is not None and p.adapt_to is not None:
             raise ValueError("prior.keep_end and prior.adapt_to both steer prior.keep; set one of them to null")
+    _check_model(recipe)
     _check_threshold(recipe)
     _check_method(recipe)
     return recipe
+
+
+def _check_model(recipe: Recipe) -> None:
+    """What is trained, in which precision, and split how."""
+    m, t = recipe.model, recipe.train
+    if m.quantize and not m.lora:
+        raise ValueError(f"model.quantize={m.quantize}: 4-bit weights cannot be trained; set model.lora.rank, for instance 128")
+    if t.shard != "none" and m.quantize:
+        raise ValueError(f"train.shard={t.shard} with model.quantize={m.quantize}: 4-bit blocks cannot be split; drop one")
+    if t.shard != "none" and m.rollout_dtype not in (None, m.dtype):
+        raise ValueError(f"train.shard={t.shard} with model.rollout_dtype={m.rollout_dtype}: set rollout_dtype=null")
 
 
 def _check_threshold(recipe: Recipe) -> None:

@@ -18,6 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from .weights import like
+
 STATE = "state.json"
 
 
@@ -91,17 +93,7 @@ def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: 
     parameters = dict(model.named_parameters())
     for key, value in tensors.items():
         name, _, field = key.rpartition("/")
-        optimizer.state[parameters[name]][field] = value.to(parameters[name].device) if field != "step" else value
-
-
-@torch.no_grad()
-def load_parameters(model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Copy named tensors into the model's parameters; names must match exactly."""
-    parameters = dict(model.named_parameters())
-    if parameters.keys() != tensors.keys():
-        raise ValueError(f"checkpoint and model differ in {sorted(parameters.keys() ^ tensors.keys())[:3]}")
-    for name, parameter in parameters.items():
-        parameter.copy_(tensors[name])
+        optimizer.state[parameters[name]][field] = like(value, parameters[name]) if field != "step" else value
 
 
 def _load(path: Path) -> Checkpoint:

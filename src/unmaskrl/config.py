@@ -126,6 +126,13 @@ class TrainConfig(Section):
     weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
     ema: float = Field(default=0.9, ge=0, lt=1, description="decay of the weight average, per update")
+    shard: Literal["none", "fsdp", "zero2"] = Field(
+        default="none",
+        description="split weights, gradients and optimiser state over processes; zero2: weights whole in a pass",
+    )
+    gather_rollout: bool = Field(
+        default=True, description="sharded: a whole copy of the weights for rollouts, so that no rank waits for another's calls"
+    )
     shuffle_advantages: bool = Field(default=False, description="control: permute advantages within each group")
     reward_functions: tuple[str, ...] = Field(
         default=(), description="extra rewards, 'package.module:function', TRL's contract"

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -71,6 +71,11 @@ class ModelDenoiser:
             vocab_size=config.embedding_size,
         )
 
+    @classmethod
+    def of(cls, denoiser: ModelDenoiser, **more: Any) -> ModelDenoiser:
+        """The same module and ids in this class, which may compute ``hidden`` in its own way."""
+        return cls(**{f.name: getattr(denoiser, f.name) for f in fields(ModelDenoiser)}, **more)
+
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
@@ -116,18 +121,23 @@ def load_denoiser(
     return ModelDenoiser.from_model(model.eval())
 
 
-def save_model(model: nn.Module, folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
+def save_model(
+    model: nn.Module,
+    folder: str | os.PathLike[str],
+    dtype: torch.dtype | None = None,
+    tensors: Mapping[str, Tensor] | None = None,
+) -> None:
     """Write config.json and model.safetensors (a tied head once); each file appears whole or not at all.
 
-    ``dtype`` converts the stored weights; None keeps them.
+    ``dtype`` converts the stored weights, None keeps them; ``tensors`` (published names) stand in for the model's own.
     """
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     config: Any = model.config
-    state = model.state_dict()
-    tensors = {name: t.detach().to("cpu", dtype or t.dtype).contiguous() for name, t in state.items()}
+    state = model.state_dict() if tensors is None else tensors
+    stored = {name: t.detach().to("cpu", dtype or t.dtype).contiguous() for name, t in state.items()}
     text = json.dumps(config.to_dict(), indent=1) + "\n"
-    write_whole(target / WEIGHTS, lambda part: save_file(tensors, part, metadata={"format": "pt"}))
+    write_whole(target / WEIGHTS, lambda part: save_file(stored, part, metadata={"format": "pt"}))
     write_whole(target / CONFIG, lambda part: part.write_text(text, encoding="utf-8"))
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
+from .adapters import merged_tensors, save_adapter
 from .checkpoint import write_json
 from .config import asset
 from .denoiser import save_model
@@ -14,17 +16,20 @@ from .run_log import log_eval
 from .thresholds import save_threshold
 from .tokenizer import copy_tokenizer
 from .types import Rollout
+from .weights import swapped
 
 
-def evaluate_run(run: Run, split: str, weights: dict[str, Any], progress: TrainProgress | SilentProgress) -> None:
-    """Greedy, anchor-free accuracy of some weights on a held-out split; the main process does it, all wait."""
-    if run.accelerator.is_main_process:
-        e = run.recipe.eval
-        examples = run.task.examples(split)[: e.size if split == "test" else e.size_during]
-        for name, denoiser in weights.items():
+def evaluate_run(run: Run, split: str, weights: Sequence[str], progress: TrainProgress | SilentProgress) -> None:
+    """Greedy, anchor-free accuracy of the weights (raw, base: as they are; ema) on a held-out split, by the main process."""
+    e = run.recipe.eval
+    for name in weights:
+        with averaged(run, name == "ema"), run.inference() as policy:
+            if not run.accelerator.is_main_process:
+                continue
+            examples = run.task.examples(split)[: e.size if split == "test" else e.size_during]
             rollouts: list[Rollout] = []
             result = evaluate(
-                denoiser,
+                policy,
                 run.tokenizer,
                 run.task,
                 examples,
@@ -40,11 +45,24 @@ def evaluate_run(run: Run, split: str, weights: dict[str, Any], progress: TrainP
 
 
 def save_models(run: Run) -> None:
-    """The averaged weights in ``model/`` and the raw ones in ``model-raw/``, each a folder that can be loaded anywhere."""
-    if run.accelerator.is_main_process:
-        for name, denoiser in (("model", run.ema), ("model-raw", run.denoiser)):
+    """The averaged weights in ``model/`` and the raw ones in ``model-raw/``, each a folder that can be loaded anywhere.
+
+    Adapters are merged into them, and kept by themselves in ``adapter/``.
+    """
+    model, main, lora = run.denoiser.model, run.accelerator.is_main_process, run.recipe.model.lora
+    for name in ("model", "model-raw"):
+        with averaged(run, name == "model"):
+            tensors = merged_tensors(model)
+            if lora and name == "model":
+                save_adapter(model, run.out / name / "adapter", lora, run.recipe.model.path, write=main)
+        if main:
             copy_tokenizer(asset(run.recipe.model.path), run.out / name)
-            save_model(denoiser.model, run.out / name)
+            save_model(model, run.out / name, tensors=tensors)
             if run.sampler is not None:
                 save_threshold(run.sampler.head, run.out / name)
             write_json(run.out / name / "decode.json", {run.recipe.task["name"]: run.recipe.decode.model_dump()})
+
+
+def averaged(run: Run, wanted: bool) -> AbstractContextManager[None]:
+    """The run's model with the averaged weights in it, if there are such."""
+    return swapped(run.denoiser.model, run.average) if wanted and run.average else nullcontext()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -14,28 +14,25 @@ from typing import Any
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import DistributedType, ProjectConfiguration
 from torch import Tensor, nn
 
+from .adapters import WithoutAdapters, add_lora, quantize_blocks
 from .build import COMPONENTS, make_estimator, make_loss
-from .checkpoint import (
-    load_latest,
-    load_optimizer,
-    load_parameters,
-    optimizer_tensors,
-    save_checkpoint,
-    write_json,
-)
+from .checkpoint import load_latest, load_optimizer, optimizer_tensors, save_checkpoint, write_json
 from .config import Recipe, asset, build_recipe
 from .denoiser import ModelDenoiser, load_denoiser
 from .estimators import Estimator
 from .losses import PolicyLoss
+from .rng import named_generator
 from .rollouts import Anchors, Problems, RewardFunction, load_function, make_task
 from .sampler import Choices, Sampler
+from .shard import Gathered, Lockstep, clip_gradients, finish_lockstep, is_split, shard_blocks
 from .shell import DTYPES, file_size, run_folder, set_threads, truncate_file
 from .tasks import Task
 from .tokenizer import load_tokenizer
 from .types import Rollout
+from .weights import frozen_copy, like, load_trainable, start_average, trainable, whole
 
 LOGS = ("metrics.jsonl", "eval.jsonl", "samples.jsonl")
 
@@ -62,8 +59,10 @@ class Run:
     recipe: Recipe
     out: Path
     accelerator: Accelerator
-    denoiser: ModelDenoiser
-    ema: ModelDenoiser
+    denoiser: ModelDenoiser  # what is trained
+    frozen: ModelDenoiser  # the same weights for passes without gradient, inside ``inference``
+    gathered: Gathered | None
+    average: dict[str, Tensor]
     reference: ModelDenoiser | None
     tokenizer: Any
     task: Task
@@ -96,6 +95,27 @@ class Run:
         mode = self.recipe.threshold.mode
         return mode != "sampler" and not (mode == "sequential" and self.sampler and self.sampler.trains(self.share_done))
 
+    @property
+    def sharded(self) -> bool:
+        """Whether a pass through the model is a call that all ranks must make alike."""
+        return self.frozen is not self.denoiser
+
+    @contextmanager
+    def inference(self) -> Iterator[ModelDenoiser]:
+        """The policy for passes without gradient. All ranks enter together; inside, only the denoiser may communicate."""
+        if self.gathered is not None:
+            self.gathered.refresh()
+        yield self.frozen
+        if isinstance(self.frozen, Lockstep):
+            finish_lockstep(self.frozen)
+
+    def most(self, value: int) -> int:
+        """Maximum of a number over ranks."""
+        if self.accelerator.num_processes == 1:
+            return value
+        accelerator: Any = self.accelerator
+        return int(accelerator.gather(torch.tensor([value], device=self.denoiser.device)).max())
+
     def total(self, value: float) -> float:
         """Sum of a number over ranks."""
         return float(self.reduce(torch.tensor(value, dtype=torch.float64)))
@@ -126,39 +146,52 @@ class Run:
 
     def sum_gradients(self, module: nn.Module, max_norm: float) -> float:
         """Sum gradients over ranks, clip, and return their norm before clipping."""
-        parameters = list(module.parameters())
-        if self.accelerator.num_processes > 1:
-            for parameter in parameters:
-                parameter.grad = self.reduce(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
+        parameters = list(trainable(module).values())
+        for parameter in parameters if self.accelerator.num_processes > 1 else ():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            if not is_split(parameter):  # split ones were summed in the backward pass
+                parameter.grad = self.reduce(parameter.grad)
+        if any(map(is_split, parameters)):
+            return clip_gradients(parameters, max_norm, self.total)
         return float(nn.utils.clip_grad_norm_(parameters, max_norm))
 
 
 def start_run(recipe: Recipe, *, resume: bool, force: bool) -> Run:
     """Build a run from its recipe; only when all of it could be built is its folder written (or, by ``force``, replaced)."""
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    shard = _shard_mode(recipe, accelerator)
     alone = accelerator.is_main_process  # the other ranks may look when the folder is already there
     out = run_folder(recipe.train.out, recipe.name, recipe.train.seed, resume=resume and alone, force=force or not alone)
     accelerator.project_configuration = ProjectConfiguration(project_dir=str(out), logging_dir=str(out / "tensorboard"))
     if resume:
         _compare_config(recipe, out)
     path = asset(recipe.model.path)
-    device = accelerator.device
-    denoiser = load_denoiser(path, device=device, dtype=DTYPES[recipe.model.dtype])
+    denoiser = open_denoiser(recipe, path, accelerator.device)
     tokenizer = load_tokenizer(path)
     task = make_task(recipe)
     problems = Problems(recipe, task, tokenizer)
-    optimizer = torch.optim.AdamW(
-        denoiser.model.parameters(), lr=recipe.train.lr, betas=recipe.train.betas, weight_decay=recipe.train.weight_decay
-    )
     loss = make_loss(recipe)
-    # One more copy of the weights only where something looks at the model as it was.
-    base = frozen_copy(denoiser) if loss.uses_ref or "most_predictable" in recipe.prior.select else denoiser
+    frozen, gathered, base = denoiser, None, denoiser
+    if shard != "none" and recipe.train.gather_rollout:
+        frozen = frozen_copy(denoiser)
+        gathered = Gathered(denoiser.model, frozen)
+    elif shard != "none":
+        frozen = Lockstep.of(denoiser)
+    if loss.uses_ref or "most_predictable" in recipe.prior.select:  # something looks at the model as it was
+        base = WithoutAdapters.of(frozen, inner=frozen) if recipe.model.lora else frozen_copy(denoiser)
+    if shard != "none":
+        shard_blocks(denoiser.model, shard)
+    t, learning = recipe.train, trainable(denoiser.model)
+    optimizer = torch.optim.AdamW(learning.values(), lr=t.lr, betas=t.betas, weight_decay=t.weight_decay)
     run = Run(
         recipe=recipe,
         out=out,
         accelerator=accelerator,
         denoiser=denoiser,
-        ema=frozen_copy(denoiser),
+        frozen=frozen,
+        gathered=gathered,
+        average=start_average(denoiser.model) if t.ema else {},
         reference=base if loss.uses_ref else None,
         tokenizer=tokenizer,
         task=task,
@@ -183,20 +216,30 @@ def start_run(recipe: Recipe, *, resume: bool, force: bool) -> Run:
     return run
 
 
-def frozen_copy(denoiser: ModelDenoiser) -> ModelDenoiser:
-    """The same weights in a module of its own, without gradients."""
-    return ModelDenoiser.from_model(copy.deepcopy(denoiser.model).requires_grad_(False))
+def open_denoiser(recipe: Recipe, path: str, device: torch.device) -> ModelDenoiser:
+    """The recipe's model, its base weights in 4 bits and with adapters if so set."""
+    m, dtype = recipe.model, DTYPES[recipe.model.dtype]
+    denoiser = load_denoiser(path, device="cpu" if m.quantize else device, dtype=dtype)
+    if m.quantize:
+        quantize_blocks(denoiser.model, device, dtype)
+    if m.lora:
+        add_lora(denoiser.model, m.lora, named_generator(recipe.train.seed, "lora"))
+    return denoiser
 
 
 def save_run(run: Run) -> None:
-    """Checkpoint everything that the rest of the run depends on."""
-    if not run.accelerator.is_main_process:
-        return
-    tensors = {
-        "model": dict(run.denoiser.model.named_parameters()),
-        "ema": dict(run.ema.model.named_parameters()),
+    """Checkpoint everything that the rest of the run depends on. All ranks call; the main one writes."""
+    groups = {
+        "model": trainable(run.denoiser.model),
+        "ema": run.average,
         "optimizer": optimizer_tensors(run.denoiser.model, run.optimizer),
     }
+    main = run.accelerator.is_main_process
+    tensors = {
+        group: {n: v for n, t in named.items() if (v := whole(t)) is not None and main} for group, named in groups.items()
+    }
+    if not main:
+        return
     state: dict[str, Any] = {
         "step": run.step,
         "inner": run.inner,
@@ -231,16 +274,21 @@ def load_run(run: Run) -> list[str]:
             truncate_file(run.out / name, 0)
         return [*notes, "no checkpoint yet: starting from the beginning"]
     state, tensors = checkpoint.state, checkpoint.tensors
-    if state["num_ranks"] != run.accelerator.num_processes:
-        raise ValueError(
-            f"{checkpoint.path} was written by {state['num_ranks']} processes, this is {run.accelerator.num_processes}: "
-            "resume with the same number"
+    ranks = run.accelerator.num_processes
+    if state["num_ranks"] != ranks:
+        if "batch" in state:
+            raise ValueError(
+                f"{checkpoint.path} was written inside a step by {state['num_ranks']} process, this is {ranks}: "
+                "resume with the same number"
+            )
+        notes.append(
+            f"{checkpoint.path.name} was written by {state['num_ranks']} processes, this is {ranks}: sums round differently"
         )
-    load_parameters(run.denoiser.model, tensors["model"])
-    load_parameters(run.ema.model, tensors["ema"])
+    load_trainable(run.denoiser.model, tensors["model"])
+    run.average = {name: like(value, run.average[name]) for name, value in tensors["ema"].items()}
     load_optimizer(run.denoiser.model, run.optimizer, tensors["optimizer"])
     if run.sampler is not None:
-        load_parameters(run.sampler.head, tensors["threshold"])
+        load_trainable(run.sampler.head, tensors["threshold"])
         load_optimizer(run.sampler.head, run.sampler.optimizer, tensors["threshold_optimizer"])
     for name in ("step", "inner", "updates", "calls", "elapsed"):
         setattr(run, name, state[name])
@@ -281,6 +329,22 @@ def restore_batch(tensors: dict[str, Tensor], state: dict[str, Any]) -> Batch:
         metrics=state["metrics"],
         inner_metrics=state["inner_metrics"],
     )
+
+
+def _shard_mode(recipe: Recipe, accelerator: Accelerator) -> str:
+    """train.shard, or what accelerate's own FSDP settings ask for."""
+    mode, kind = recipe.train.shard, accelerator.distributed_type
+    if kind == DistributedType.DEEPSPEED:
+        raise ValueError(
+            "accelerate is configured for DeepSpeed, whose engine owns the optimiser step that this loop does itself; "
+            "train.shard=zero2 splits the same tensors: launch with configs/accelerate/zero2.yaml"
+        )
+    if kind == DistributedType.FSDP and mode == "none":
+        plugin = accelerator.state.fsdp_plugin
+        mode = "fsdp" if plugin is None or plugin.reshard_after_forward else "zero2"
+    if mode != "none" and accelerator.num_processes == 1:
+        raise ValueError(f"train.shard={mode} splits weights over processes and there is one; start with `accelerate launch`")
+    return mode
 
 
 def _compare_config(recipe: Recipe, out: Path) -> None:

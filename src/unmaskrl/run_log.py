@@ -66,14 +66,15 @@ def likelihood_variance(run: Run, rollout: Rollout) -> dict[str, float | None]:
     t = run.recipe.train
     if t.variance_draws == 0:
         return {}
-    return step_metrics(
-        run.denoiser,
-        rollout.rows(torch.arange(0, len(rollout.ids), t.group_size, device=rollout.ids.device)[:_VARIANCE_ROWS]),
-        run.estimator,
-        num_draws=t.variance_draws,
-        generator=named_generator(t.seed, "variance", run.step),
-        max_canvases=t.max_canvases,
-    )
+    with run.inference() as policy:
+        return step_metrics(
+            policy,
+            rollout.rows(torch.arange(0, len(rollout.ids), t.group_size, device=rollout.ids.device)[:_VARIANCE_ROWS]),
+            run.estimator,
+            num_draws=t.variance_draws,
+            generator=named_generator(t.seed, "variance", run.step),
+            max_canvases=t.max_canvases,
+        )
 
 
 def log_step(run: Run, batch: Batch) -> dict[str, Any]:

@@ -7,6 +7,7 @@ pass, so memory does not grow with rows x vocabulary. ``backward_in_chunks`` bou
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,25 +62,36 @@ def backward_in_chunks(
     loss_fn: Callable[[Tensor], LossOutputs],
     *,
     max_canvases: int,
+    frozen: Callable[[], AbstractContextManager[Denoiser]] | None = None,
 ) -> LossOutputs:
     """loss_fn(token_logps) and its backward pass, with at most ``max_canvases`` canvases' activations alive.
 
     Exact for any loss and any ``reduce``: view log-probs are computed without gradient, d loss / d view_logps is taken, and
     each chunk is run again with that gradient. Costs one extra forward, which is skipped when all canvases fit.
+    ``frozen()`` gives the denoiser for the passes without gradient, and asks for them even if all canvases fit.
     """
     work = _Work.of(rollout, views)
-    if work.num_canvases <= max_canvases:
+    if work.num_canvases == 0:  # other ranks may have some
+        with nullcontext() if frozen is None else frozen():
+            return loss_fn(torch.zeros_like(rollout.behavior_logps))
+    if frozen is None and work.num_canvases <= max_canvases:
         out = loss_fn(estimator.reduce(work.score(denoiser, slice(None)).reshape(views.ids.shape), views))
         if out.loss.requires_grad:
             out.loss.backward()
         return LossOutputs(loss=out.loss.detach(), metrics=out.metrics)
-    leaf = _chunked_view_logps(denoiser, work, views, max_canvases).requires_grad_()
+    with nullcontext(denoiser) if frozen is None else frozen() as policy:
+        leaf = _chunked_view_logps(policy, work, views, max_canvases).requires_grad_()
     out = loss_fn(estimator.reduce(leaf, views))
     if out.loss.requires_grad:
         (grad,) = torch.autograd.grad(out.loss, leaf)
         for chunk in work.chunks(max_canvases):
             work.score(denoiser, chunk).backward(grad.flatten(0, 1))
     return LossOutputs(loss=out.loss.detach(), metrics=out.metrics)
+
+
+def num_passes(rollout: Rollout, views: Views, max_canvases: int) -> int:
+    """Passes with gradient that ``backward_in_chunks`` makes."""
+    return -(-count_canvases(rollout, views) // max_canvases)
 
 
 def count_canvases(rollout: Rollout, views: Views) -> int:

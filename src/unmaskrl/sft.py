@@ -20,7 +20,6 @@ from .build import COMPONENTS, component
 from .checkpoint import (
     load_latest,
     load_optimizer,
-    load_parameters,
     optimizer_tensors,
     save_checkpoint,
     write_json,
@@ -32,6 +31,7 @@ from .rng import named_generator
 from .shell import append_jsonl, default_device, file_size, learning_rate, run_folder, set_threads, truncate_file
 from .tasks import Task
 from .tokenizer import build_mini_tokenizer, copy_tokenizer, encode_prompt, encode_reference, load_tokenizer
+from .weights import load_trainable
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -193,7 +193,7 @@ def _resume(out: Path, model: nn.Module, optimizer: torch.optim.Optimizer, repor
     if checkpoint is None:
         truncate_file(out / "log.jsonl", 0)
         return 0
-    load_parameters(model, checkpoint.tensors["model"])
+    load_trainable(model, checkpoint.tensors["model"])
     load_optimizer(model, optimizer, checkpoint.tensors["optimizer"])
     truncate_file(out / "log.jsonl", checkpoint.state["log_bytes"])
     return int(checkpoint.state["step"])

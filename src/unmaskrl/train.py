@@ -14,10 +14,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .advantages import group_sum, groups_with_spread
 from .config import Recipe
+from .denoiser import ModelDenoiser
 from .estimators import Update
 from .held_out import evaluate_run, save_models
 from .importance import progress_of, summarise
@@ -34,10 +35,13 @@ from .scoring import (
     count_canvases,
     frozen_token_logps,
     frozen_token_logps_over,
+    num_passes,
     token_logps,
 )
+from .shard import extra_passes
 from .shell import learning_rate
 from .types import LossOutputs, Rollout, TrainBatch, Views
+from .weights import update_average
 
 Progress = TrainProgress | SilentProgress
 
@@ -54,14 +58,13 @@ def train(recipe: Recipe, *, resume: bool = False, force: bool = False, progress
     progress.start(recipe.train.steps, f"{recipe.name} seed {recipe.train.seed}: {run.out}")
     try:
         if run.step == 0 and run.inner == 0 and run.batch is None:
-            evaluate_run(run, "test", {"base": run.denoiser}, progress)
+            evaluate_run(run, "test", ["base"], progress)
         first = True
         while run.step < recipe.train.steps and not out_of_time(run):
             do_step(run, progress, check_ratio=first)
             first = False
         progress.note("evaluating on held-out problems")
-        weights = {"raw": run.denoiser} | ({"ema": run.ema} if recipe.train.ema else {})
-        evaluate_run(run, "test", weights, progress)
+        evaluate_run(run, "test", ["raw", "ema"] if recipe.train.ema else ["raw"], progress)
         save_models(run)
         summary = write_summary(run, wall_minutes=(time.perf_counter() - began) / 60)
         if run.accelerator.is_main_process:
@@ -75,15 +78,18 @@ def train(recipe: Recipe, *, resume: bool = False, force: bool = False, progress
 def do_step(run: Run, progress: Progress, *, check_ratio: bool) -> None:
     """Finish one step, wherever inside it the run stands."""
     recipe = run.recipe
-    began = time.perf_counter()
+    began, due = time.perf_counter(), False
     if run.batch is None:
         run.batch = collect(run)
     while run.inner < recipe.train.num_iterations:
         update(run, run.batch, check_ratio=check_ratio and run.inner == 0)
         run.inner += 1
         run.updates += 1
-        if run.updates % recipe.train.save_every == 0 and run.inner < recipe.train.num_iterations:
+        due = due or run.updates % recipe.train.save_every == 0
+        # ranks hold different rows, so with several a checkpoint waits for the end of the step
+        if due and run.inner < recipe.train.num_iterations and run.accelerator.num_processes == 1:
             save(run, progress)
+            due = False
     run.step, run.inner = run.step + 1, 0
     run.elapsed += time.perf_counter() - began
     row = log_step(run, run.batch)
@@ -93,37 +99,32 @@ def do_step(run: Run, progress: Progress, *, check_ratio: bool) -> None:
         for note in alarms(row):
             progress.note(note)
     if run.step % recipe.eval.every == 0 and run.step < recipe.train.steps:
-        evaluate_run(run, "validation", {"ema": run.ema} if recipe.train.ema else {"raw": run.denoiser}, progress)
-    if run.updates % recipe.train.save_every == 0:
+        evaluate_run(run, "validation", ["ema" if recipe.train.ema else "raw"], progress)
+    if due:
         save(run, progress)
 
 
 def collect(run: Run) -> Batch:
     """Rollouts, rewards and advantages of one step, and the old and reference likelihoods of all its inner updates."""
     recipe, clock = run.recipe, time.perf_counter
-    began, a = clock(), run.accelerator
-    done = rollout_step(
-        recipe,
-        run.problems,
-        run.anchors,
-        run.denoiser,
-        run.functions,
-        run.step,
-        run.share_done,
-        a.process_index,
-        a.num_processes,
-        gamma_of=None if run.sampler is None else partial(run.sampler.gamma, seed=recipe.train.seed, step=run.step),
-    )
-    decoded = clock()
+    began, ranks = clock(), (run.accelerator.process_index, run.accelerator.num_processes)
+    gamma_of = None if run.sampler is None else partial(run.sampler.gamma, seed=recipe.train.seed, step=run.step)
+    with run.inference() as policy:
+        done = rollout_step(
+            recipe, run.problems, run.anchors, policy, run.functions, run.step, run.share_done, *ranks, gamma_of=gamma_of
+        )
+        decoded = clock()
+        gap = behavior_gap(policy, done.rollout.rows(torch.arange(min(2, len(done.texts)))))
     metrics = rollout_metrics(run, done)
     adapt_anchors(run, done.correct, done.anchored)
     group_ids = done.rollout.group_ids.cpu()
     advantages = advantages_of(run, done.rewards, group_ids).to(done.rollout.ids.device)
     used = trained_rows(run, groups_with_spread(done.rewards, group_ids)).to(done.rollout.ids.device)
     rollout, advantages = done.rollout.rows(used), advantages[used]
-    metrics["health/behavior_gap"] = behavior_gap(run.denoiser, done.rollout.rows(torch.arange(min(2, len(group_ids)))))
+    metrics["health/behavior_gap"] = gap
     graded = clock()
-    old, ref, canvases = frozen_likelihoods(run, rollout, advantages)
+    with run.inference() as policy:
+        old, ref, canvases = frozen_likelihoods(run, policy, rollout, advantages)
     metrics |= {
         "calls/score": run.total(float(canvases)),
         "seconds/rollout": decoded - began,
@@ -151,7 +152,9 @@ def trained_rows(run: Run, live: Tensor) -> Tensor:
     return (live if run.loss.kl_coef == 0 else torch.ones_like(live)).nonzero().squeeze(-1)
 
 
-def frozen_likelihoods(run: Run, rollout: Rollout, advantages: Tensor) -> tuple[Tensor, Tensor | None, int]:
+def frozen_likelihoods(
+    run: Run, policy: ModelDenoiser, rollout: Rollout, advantages: Tensor
+) -> tuple[Tensor, Tensor | None, int]:
     """Old and reference token log-probs (num_iterations, B, L) on each inner update's views, and all canvases of the step.
 
     At the first inner update the old policy is the current one: no pass is needed, and zeros stand there.
@@ -164,7 +167,7 @@ def frozen_likelihoods(run: Run, rollout: Rollout, advantages: Tensor) -> tuple[
     canvases = sum(count_canvases(rollout, v) for v in views)
     limit = run.recipe.train.max_canvases
     if run.loss.uses_old and iterations > 1:
-        later, calls = frozen_token_logps_over(run.denoiser, rollout, run.estimator, views[1:], max_canvases=limit)
+        later, calls = frozen_token_logps_over(policy, rollout, run.estimator, views[1:], max_canvases=limit)
         old, canvases = torch.cat([old[:1], later]), canvases + calls
     if run.reference is not None:
         ref, calls = frozen_token_logps_over(run.reference, rollout, run.estimator, views, max_canvases=limit)
@@ -202,16 +205,13 @@ def update(run: Run, batch: Batch, *, check_ratio: bool) -> None:
             check_first_ratio(run, batch, views)
         loss_fn = batch_loss(run.loss, batch, run.inner)
         run.optimizer.zero_grad(set_to_none=True)
-        if len(batch.advantages):
-            out = backward_in_chunks(run.denoiser, batch.rollout, run.estimator, views, loss_fn, max_canvases=t.max_canvases)
-        else:  # another rank has rows: take part in its reductions
-            out = loss_fn(torch.zeros_like(batch.rollout.behavior_logps))
+        out = backward(run, batch, views, loss_fn)
         row |= summarise(run.reduce_metrics({"loss": out.loss, **out.metrics}))
         row["grad_norm"] = run.sum_gradients(run.denoiser.model, t.max_grad_norm)
         for group in run.optimizer.param_groups:
             group["lr"] = rate
         run.optimizer.step()
-        average(run.ema.model, run.denoiser.model, t.ema)
+        update_average(run.average, run.denoiser.model, t.ema)
     if run.sampler is not None and batch.choices is not None and run.sampler.trains(run.share_done):
         num_rows = run.total(float(len(batch.choices.index)))
         row |= run.reduce_metrics(run.sampler.backward(batch.choices, num_rows))
@@ -219,6 +219,18 @@ def update(run: Run, batch: Batch, *, check_ratio: bool) -> None:
         run.sampler.optimizer.step()
     row["seconds/update"] = time.perf_counter() - began
     batch.inner_metrics.append(row)
+
+
+def backward(run: Run, batch: Batch, views: Views, loss_fn: Callable[[Tensor], LossOutputs]) -> LossOutputs:
+    """Loss and gradients of this rank's rows; on sharded weights every rank makes as many passes as the rank with most."""
+    limit, frozen, own, most = run.recipe.train.max_canvases, None, 0, 0
+    if run.sharded:
+        own = num_passes(batch.rollout, views, limit)
+        most = run.most(own)
+        frozen = run.inference if most > 1 else None
+    out = backward_in_chunks(run.denoiser, batch.rollout, run.estimator, views, loss_fn, max_canvases=limit, frozen=frozen)
+    extra_passes(run.denoiser, own, most)
+    return out
 
 
 def batch_loss(loss: PolicyLoss, batch: Batch, inner: int) -> Callable[[Tensor], LossOutputs]:
@@ -244,11 +256,12 @@ def batch_loss(loss: PolicyLoss, batch: Batch, inner: int) -> Callable[[Tensor],
 
 def check_first_ratio(run: Run, batch: Batch, views: Views) -> None:
     """Before anything is updated, the scoring pass with gradient must equal the one without: every ratio is 1."""
-    if not len(batch.rollout.ids):
+    if run.sharded or not len(batch.rollout.ids):  # sharded: a pass with gradient needs the other ranks
         return
-    frozen_logps = frozen(run, run.denoiser, batch.rollout, views)
+    limit = run.recipe.train.max_canvases
+    before = frozen_token_logps(run.frozen, batch.rollout, run.estimator, views, max_canvases=limit)
     live = token_logps(run.denoiser, batch.rollout, run.estimator, views).detach()
-    worst = float((live - frozen_logps).abs().max())
+    worst = float((live - before).abs().max())
     tolerance = 1e-3 if run.recipe.model.dtype == "float32" else 0.5
     assert worst <= tolerance, f"ratio is not 1 before the first update: log-probs differ by {worst:.2e} nats"
 
@@ -270,20 +283,6 @@ def make_views(run: Run, rollout: Rollout, advantages: Tensor, inner: int) -> Vi
     generator = named_generator(seed, "views", run.step, inner)
     update = Update(inner, run.recipe.train.num_iterations, named_seed(seed, "schedule", run.step), advantages)
     return run.estimator.make_views(rollout, run.denoiser.mask_id, generator, update)
-
-
-def frozen(run: Run, denoiser: Any, rollout: Rollout, views: Views) -> Tensor:
-    """Token log-probs without gradient."""
-    if not len(rollout.ids):
-        return torch.zeros_like(rollout.behavior_logps)
-    return frozen_token_logps(denoiser, rollout, run.estimator, views, max_canvases=run.recipe.train.max_canvases)
-
-
-@torch.no_grad()
-def average(target: nn.Module, source: nn.Module, decay: float) -> None:
-    """target <- decay * target + (1 - decay) * source, parameter by parameter."""
-    for mean, value in zip(target.parameters(), source.parameters(), strict=True):
-        mean.lerp_(value.to(mean.dtype), 1 - decay)
 
 
 def out_of_time(run: Run) -> bool:

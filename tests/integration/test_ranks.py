@@ -1,42 +1,79 @@
-"""Two gloo processes train to the weights of one, threshold head included: whole groups per rank, summed gradients."""
+"""Two gloo processes train to the weights of one: whole groups per rank, summed gradients, sharded weights, adapters."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import torch
 from safetensors.torch import load_file
+from torch import Tensor
+
+from unmaskrl.config import asset
+from unmaskrl.denoiser import load_denoiser
 
 SETTINGS = (
-    "train.steps=2 train.prompts_per_step=4 train.group_size=4 train.num_iterations=2 train.threads=1 train.log_with=[] "
-    "eval.size=8 eval.size_during=8 decode.select=eb threshold.mode=joint"
+    "model.dtype=float64 train.steps=2 train.prompts_per_step=4 train.group_size=4 train.num_iterations=2 train.threads=1 "
+    "train.log_with=[] train.save_every=2 eval.size=8 eval.size_during=8 decode.select=eb threshold.mode=joint "
+    "train.max_canvases=7"
 ).split()
+TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+ADAPTERS = ("model.lora.rank=4", "loss.kl_coef=0.01")
+COMPARED = "loss grad_norm reward/mean nfe/mean groups/live sampler/entropy sampler/grad_norm calls/total".split()
 
 
-def train(out: Path, *launcher: str) -> dict:
-    command = [sys.executable, *launcher, "-m", "unmaskrl.cli", "train", "sudoku-mini", *SETTINGS, f"train.out={out}"]
-    done = subprocess.run([*command, "--quiet"], capture_output=True, text=True, timeout=300)
+def train(out: Path, *settings: str, launcher: tuple[str, ...] = (), flag: str = "--force") -> dict[str, Tensor]:
+    command = [sys.executable, *launcher, "-m", "unmaskrl.cli", "train", "sudoku-mini", *SETTINGS, *settings, flag]
+    done = subprocess.run([*command, f"train.out={out}", "--quiet"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     return load_file(out / "model-raw" / "model.safetensors") | load_file(out / "model-raw" / "threshold.safetensors")
 
 
-def test_two_ranks_equal_one(tmp_path: Path) -> None:
-    one = train(tmp_path / "one")
-    two = train(tmp_path / "two", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    worst = max(float((one[name] - two[name]).abs().max()) for name in one)
-    assert worst < 1e-5, f"weights differ by {worst}"
-    ones, twos = ([json.loads(x) for x in (tmp_path / n / "metrics.jsonl").read_text().splitlines()] for n in ("one", "two"))
+def metrics(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    assert a.keys() == b.keys()
+    return max(float((a[name] - b[name]).abs().max()) for name in a)
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Tensor]]:
+    out = tmp_path_factory.mktemp("ranks") / "one"
+    return out, train(out)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [(), ("train.shard=fsdp",), ("train.shard=zero2", "train.gather_rollout=false")],
+    ids=["whole", "fsdp", "zero2-lockstep"],
+)
+def test_two_ranks_equal_one(tmp_path: Path, one: tuple[Path, dict[str, Tensor]], settings: tuple[str, ...]) -> None:
+    two = train(tmp_path / "two", *settings, launcher=TWO)
+    assert distance(one[1], two) < 1e-6  # the head is float32; the model float64:
+    model = {name: value for name, value in one[1].items() if name.startswith("model.")}
+    assert distance(model, {name: two[name] for name in model}) < 1e-12
+    ones, twos = metrics(one[0]), metrics(tmp_path / "two")
     assert len(ones) == 2 and any(row["loss"] for row in ones)
-    for key in (
-        "loss",
-        "grad_norm",
-        "reward/mean",
-        "nfe/mean",
-        "groups/live",
-        "sampler/entropy",
-        "sampler/grad_norm",
-        "calls/total",
-    ):
+    for key in COMPARED:
         assert all(abs(a[key] - b[key]) < 1e-4 for a, b in zip(ones, twos, strict=True)), key
+
+
+def test_sharded_adapters_equal_one_rank_and_resume_there(tmp_path: Path) -> None:
+    """Adapters train alike on two sharded ranks; that run, cut back to its first step, goes on with one process."""
+    lone = train(tmp_path / "one", *ADAPTERS)
+    two = train(tmp_path / "two", *ADAPTERS, "train.shard=fsdp", launcher=TWO)
+    assert distance(lone, two) < 1e-6
+    base = load_denoiser(asset("mini"), dtype=torch.float64).model.state_dict()
+    assert distance(base, {name: lone[name] for name in base}) > 1e-5, "nothing was trained"
+
+    newest = sorted((tmp_path / "one" / "checkpoints").glob("update-*"))
+    assert [p.name for p in newest] == ["update-000002", "update-000004"]
+    shutil.rmtree(newest[-1])
+    again = train(tmp_path / "one", *ADAPTERS, launcher=TWO, flag="--resume")
+    assert distance(lone, again) < 1e-6 and len(metrics(tmp_path / "one")) == 2

@@ -196,7 +196,7 @@ class LLaDA(nn.Module):
 
     def __init__(self, config: LLaDAConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.cpu_chunk = config, _CPU_CHUNK
         with torch.device("meta"):
             parts: dict[str, nn.Module] = {
                 "wte": nn.Embedding(config.embedding_size, config.d_model),
@@ -234,7 +234,7 @@ class LLaDA(nn.Module):
         (batch, length), limit = ids.shape, self.config.max_sequence_length
         if length > limit:
             raise ValueError(f"got {length} positions, the model has max_sequence_length {limit}")
-        rows = max(1, _CPU_CHUNK // max(1, length))
+        rows = batch if self.cpu_chunk is None else max(1, self.cpu_chunk // max(1, length))
         if batch <= rows or ids.device.type != "cpu":
             return self._hidden(ids, attention_mask)
         chunks = ids.split(rows)

@@ -1,0 +1,78 @@
+"""One of two gloo ranks: decodes few or many tokens with a sharded model and says how long it had to wait."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from tests.conftest import seeded, tiny_llada
+from unmaskrl.decoding import decode
+from unmaskrl.denoiser import ModelDenoiser
+from unmaskrl.priors import blank_canvas
+from unmaskrl.shard import Gathered, Lockstep, extra_passes, finish_lockstep, is_split, shard_blocks
+from unmaskrl.weights import frozen_copy, whole
+
+SLOW = 0.05  # seconds that the long rank spends on each call besides
+
+
+class Slow(ModelDenoiser):
+    def hidden(self, ids, attention_mask=None):
+        time.sleep(SLOW)
+        return super().hidden(ids, attention_mask)
+
+
+class SlowLockstep(Lockstep):
+    def hidden(self, ids, attention_mask=None):
+        time.sleep(SLOW)
+        return super().hidden(ids, attention_mask)
+
+
+def main(mode: str, out: str) -> None:
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
+    denoiser, alone = tiny_llada(), tiny_llada()
+    length = 4 if rank else 48  # rank 1 is done after 4 calls, rank 0 after up to 48
+    frozen = frozen_copy(denoiser)
+    gathered = Gathered(denoiser.model, frozen)
+    shard_blocks(denoiser.model, "fsdp")
+    if mode == "gathered":
+        gathered.refresh()
+        policy = frozen if rank else Slow.of(frozen)
+    else:
+        policy = (Lockstep if rank else SlowLockstep).of(denoiser)
+    canvas = blank_canvas([[1, 2, 3]], gen_length=length, denoiser=alone)
+    settings = {"block_length": length, "steps": length, "select": "entropy", "temperature": 1.0}
+    began = time.perf_counter()
+    rollout = decode(policy, canvas, generator=seeded(5), **settings)
+    own = time.perf_counter() - began
+    if isinstance(policy, Lockstep):
+        finish_lockstep(policy)
+    phase = time.perf_counter() - began
+    expected = decode(alone, canvas, generator=seeded(5), **settings)
+
+    hidden = denoiser.hidden(rollout.ids)  # one pass with gradient here, three there
+    hidden.sum().backward()
+    if rank:
+        denoiser.hidden(rollout.ids).sum().backward()
+        denoiser.hidden(rollout.ids).sum().backward()
+    extra_passes(denoiser, 3 if rank else 1, 3)
+    total = sum(float(whole(p.grad).square().sum()) for p in denoiser.model.parameters() if p.grad is not None and is_split(p))
+    report = {
+        "equal": torch.equal(rollout.ids, expected.ids),
+        "calls": int(rollout.nfe.max()),
+        "own": own,
+        "phase": phase,
+        "gradient": total,
+    }
+    Path(out, f"rank{rank}.json").write_text(json.dumps(report))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
