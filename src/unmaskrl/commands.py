@@ -20,18 +20,15 @@ from .config import (
     SFTRecipe,
     asset,
     build_recipe,
-    headline,
-    is_diffpo,
-    is_method,
     load_recipe,
     parse_overrides,
-    recipe_names,
 )
 from .cost import Cost, step_cost
 from .decoding import decode
 from .denoiser import ModelDenoiser, load_denoiser
 from .evaluate import EvalResult, decode_blank, decode_options, evaluate, result_dict
 from .priors import anchored_canvas, choose_anchors, random_scores
+from .recipe_files import PARTS, RECIPES, headline, is_diffpo, is_method, part_names, recipe_names
 from .rng import named_generator, named_seed
 from .shell import default_device, set_threads
 from .tasks import Task
@@ -199,8 +196,14 @@ def recipes_command() -> int:
     for title, part in parts.items():
         console.print(title, style="bold", highlight=False, soft_wrap=True)
         for name in part:
-            console.print(f"  {name:{width}}  {headline(name)}", highlight=False, markup=False, soft_wrap=True)
+            line = f"  {name:{width}}  {headline(RECIPES / f'{name}.yaml')}"
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
         console.print()
+    console.print("Large runs, MODEL-TASK-METHOD, e.g. llada-8b-gsm8k-stp (docs/scaling.md)", style="bold", highlight=False)
+    for kind in ("model", "task", "method"):
+        for name in part_names(kind):
+            line = f"  {kind:6}  {name:{width - 8}}  {headline(PARTS / kind / f'{name}.yaml')}"
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
     return 0
 
 

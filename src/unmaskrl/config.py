@@ -15,9 +15,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .build import COMPONENTS, check_recipe, nearest
+from .recipe_files import read_recipe
 from .thresholds import GAMMAS
 
-RECIPES = Path(__file__).parent / "recipes"
 ASSETS = Path(__file__).parent / "assets"
 Component = dict[str, Any]
 
@@ -228,14 +228,7 @@ class SFTRecipe(Section):
 
 def load_recipe(name_or_path: str, overrides: Iterable[str] = (), kind: type[Section] = Recipe) -> Any:
     """A shipped recipe by name or a YAML file, with overrides applied and everything checked."""
-    path = _find_recipe(name_or_path)
-    try:
-        data = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
-    if not isinstance(data, dict):
-        raise ValueError(f"{path} holds {type(data).__name__}; expected a mapping with sections such as task: and train:")
-    data.setdefault("name", path.stem)
+    data = read_recipe(name_or_path)
     for override in overrides:
         _apply_override(data, override)
     return build_recipe(data, kind)
@@ -263,38 +256,10 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
     return data
 
 
-def recipe_names() -> list[str]:
-    """Names of the shipped recipes."""
-    return sorted(p.stem for p in RECIPES.glob("*.yaml"))
-
-
-def is_method(name: str) -> bool:
-    """Whether a shipped recipe is a published method's preset: those are named in one word, task recipes with hyphens."""
-    return "-" not in name and not is_diffpo(name)
-
-
-def is_diffpo(name: str) -> bool:
-    """Whether a shipped recipe trains DiFFPO's policy, its sampler, or both."""
-    return "diffpo" in name
-
-
-def headline(name: str) -> str:
-    """The first line of a shipped recipe: what it is."""
-    return (RECIPES / f"{name}.yaml").read_text().split("\n", 1)[0].lstrip("# ")
-
-
 def asset(path: str) -> str:
     """The folder of a shipped checkpoint if ``path`` names one, else ``path``."""
     shipped = ASSETS / path
     return str(shipped) if path and shipped.is_dir() else path
-
-
-def _find_recipe(name: str) -> Path:
-    if (RECIPES / f"{name}.yaml").is_file():
-        return RECIPES / f"{name}.yaml"
-    if Path(name).is_file():
-        return Path(name)
-    raise ValueError(f"no recipe {name!r}: neither a file nor a shipped recipe{nearest(name, recipe_names())}")
 
 
 def _apply_override(data: dict[str, Any], override: str) -> None:

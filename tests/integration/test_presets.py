@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from unmaskrl.config import is_method, load_recipe, recipe_names
+from unmaskrl.config import load_recipe
 from unmaskrl.cost import step_cost
+from unmaskrl.recipe_files import is_method, recipe_names
 from unmaskrl.run import Batch, Run
 from unmaskrl.types import Views
 

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from unmaskrl.config import headline, is_diffpo, is_method, load_recipe, recipe_names
+from unmaskrl.config import load_recipe
 from unmaskrl.cost import step_cost
+from unmaskrl.recipe_files import RECIPES as FOLDER
+from unmaskrl.recipe_files import headline, is_diffpo, is_method, recipe_names
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAPERS, RECIPES = (DOCS / "papers.md").read_text(), (DOCS / "recipes.md").read_text()
@@ -34,7 +36,7 @@ def test_every_recipe_is_documented(name: str) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_first_line_names_a_paper_of_the_page(name: str) -> None:
-    numbers = re.findall(r"\b\d{4}\.\d{5}\b", headline(name))
+    numbers = re.findall(r"\b\d{4}\.\d{5}\b", headline(FOLDER / f"{name}.yaml"))
     assert numbers and all(f"arxiv.org/abs/{number}" in PAPERS for number in numbers)
 
 

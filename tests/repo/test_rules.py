@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 import unmaskrl
-from unmaskrl.config import ASSETS, RECIPES, Recipe, SFTRecipe, load_recipe, recipe_names
+from unmaskrl.config import ASSETS, Recipe, SFTRecipe, load_recipe
+from unmaskrl.recipe_files import RECIPES, recipe_names
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "unmaskrl"

@@ -7,8 +7,9 @@ import torch
 
 from tests.conftest import finished_rollout, seeded, tiny_llada
 from unmaskrl.build import make_estimator, warnings_for
-from unmaskrl.config import is_method, load_recipe, recipe_names
+from unmaskrl.config import load_recipe
 from unmaskrl.cost import step_cost
+from unmaskrl.recipe_files import is_method, recipe_names
 from unmaskrl.scoring import count_canvases
 
 METHODS = [name for name in recipe_names() if is_method(name)]
