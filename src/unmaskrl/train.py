@@ -22,6 +22,7 @@ from .estimators import Update
 from .held_out import evaluate_run, save_models
 from .importance import progress_of, summarise
 from .losses import PolicyLoss
+from .memory_view import memory_notes
 from .progress import SilentProgress, TrainProgress
 from .report import write_report
 from .rng import named_generator, named_seed
@@ -34,7 +35,7 @@ from .scoring import (
     count_canvases,
     frozen_token_logps,
     frozen_token_logps_over,
-    token_logps,
+    live_token_logps,
 )
 from .shell import learning_rate
 from .types import LossOutputs, Rollout, TrainBatch, Views
@@ -46,10 +47,8 @@ def train(recipe: Recipe, *, resume: bool = False, force: bool = False, progress
     """Run a recipe (or go on with it) and return its summary; everything else is in the run folder."""
     progress, began = progress or SilentProgress(), time.perf_counter()
     run = start_run(recipe, resume=resume, force=force)
-    if resume:
-        for note in load_run(run):
-            progress.note(note)
-    for note in start_trackers(run):
+    notes = load_run(run) if resume else []
+    for note in [*notes, *start_trackers(run), *memory_notes(run)]:
         progress.note(note)
     progress.start(recipe.train.steps, f"{recipe.name} seed {recipe.train.seed}: {run.out}")
     try:
@@ -121,7 +120,8 @@ def collect(run: Run) -> Batch:
     advantages = advantages_of(run, done.rewards, group_ids).to(done.rollout.ids.device)
     used = trained_rows(run, groups_with_spread(done.rewards, group_ids)).to(done.rollout.ids.device)
     rollout, advantages = done.rollout.rows(used), advantages[used]
-    metrics["health/behavior_gap"] = behavior_gap(run.denoiser, done.rollout.rows(torch.arange(min(2, len(group_ids)))))
+    few = done.rollout.rows(torch.arange(min(2, len(group_ids))))
+    metrics["health/behavior_gap"] = behavior_gap(run.denoiser, few, max_canvases=recipe.train.max_canvases)
     graded = clock()
     old, ref, canvases = frozen_likelihoods(run, rollout, advantages)
     metrics |= {
@@ -247,7 +247,7 @@ def check_first_ratio(run: Run, batch: Batch, views: Views) -> None:
     if not len(batch.rollout.ids):
         return
     frozen_logps = frozen(run, run.denoiser, batch.rollout, views)
-    live = token_logps(run.denoiser, batch.rollout, run.estimator, views).detach()
+    live = live_token_logps(run.denoiser, batch.rollout, run.estimator, views, max_canvases=run.recipe.train.max_canvases)
     worst = float((live - frozen_logps).abs().max())
     tolerance = 1e-3 if run.recipe.model.dtype == "float32" else 0.5
     assert worst <= tolerance, f"ratio is not 1 before the first update: log-probs differ by {worst:.2e} nats"
