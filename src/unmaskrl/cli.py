@@ -128,6 +128,7 @@ def _add_inspection(commands: argparse._SubParsersAction) -> None:
     check = commands.add_parser("check", help="resolve a recipe: cost per update in denoiser calls, memory, warnings")
     check.add_argument("recipe")
     check.add_argument("overrides", nargs="*", metavar="section.key=value")
+    check.add_argument("--processes", type=int, default=1, help="of the run, for the memory plan")
     check.set_defaults(run=_check)
     report = commands.add_parser("report", help="write report.html of a run folder: curves and decodings, one file")
     report.add_argument("folder", help="run folder, e.g. runs/sudoku-mini-s0")

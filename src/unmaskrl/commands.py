@@ -27,6 +27,7 @@ from .cost import Cost, step_cost
 from .decoding import decode
 from .denoiser import ModelDenoiser, load_denoiser
 from .evaluate import EvalResult, decode_blank, decode_options, evaluate, result_dict
+from .memory_view import print_memory
 from .priors import anchored_canvas, choose_anchors, random_scores
 from .recipe_files import PARTS, RECIPES, headline, is_diffpo, is_method, part_names, recipe_names
 from .rng import named_generator, named_seed
@@ -149,7 +150,7 @@ def prior_command(args: argparse.Namespace) -> int:
 
 
 def check_command(args: argparse.Namespace) -> int:
-    """unmaskrl check: the resolved recipe, its cost per step, warnings."""
+    """unmaskrl check: the resolved recipe, its cost per step, its memory plan, warnings."""
     recipe = load_recipe(args.recipe, args.overrides)
     console = Console()
     console.print(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=110))
@@ -157,6 +158,7 @@ def check_command(args: argparse.Namespace) -> int:
     console.print(cost_table(recipe.name, cost))
     block, full = cost.logits_bytes / 2**20, cost.full_logits_bytes / 2**20
     console.print(f"peak logits: {cost.logits_bytes} bytes ({block:.1f} MiB; all at once: {full:.1f} MiB)", highlight=False)
+    print_memory(recipe, console, args.processes)
     for note in warnings_for(recipe):
         console.print(f"warning: {note}", style="yellow", highlight=False)
     return 0

@@ -42,6 +42,14 @@ def frozen_token_logps(
     return estimator.reduce(_chunked_view_logps(denoiser, _Work.of(rollout, views), views, max_canvases), views)
 
 
+def live_token_logps(
+    denoiser: Denoiser, rollout: Rollout, estimator: Estimator, views: Views, *, max_canvases: int
+) -> Float[Tensor, "B L"]:
+    """Values of ``token_logps`` as a pass with gradient computes them, ``max_canvases`` canvases' activations at a time."""
+    work = _Work.of(rollout, views)
+    return estimator.reduce(_chunked_view_logps(denoiser, work, views, max_canvases, graph=True), views)
+
+
 @torch.no_grad()
 def frozen_token_logps_over(
     denoiser: Denoiser, rollout: Rollout, estimator: Estimator, views: Sequence[Views], *, max_canvases: int
@@ -111,19 +119,22 @@ def replay_views(rollout: Rollout, mask_id: int) -> Views:
     return Views(ids=torch.stack(ids, 1), weight=torch.stack(weight, 1))
 
 
-def behavior_gap(denoiser: Denoiser, rollout: Rollout) -> float:
+def behavior_gap(denoiser: Denoiser, rollout: Rollout, *, max_canvases: int = 4096) -> float:
     """max |log p replayed on the rollout's own latents - behavior_logps| over its drawn tokens, in nats."""
-    with torch.no_grad():
-        replayed = view_logps(denoiser, rollout, replay_views(rollout, denoiser.mask_id)).sum(1)
+    views = replay_views(rollout, denoiser.mask_id)
+    replayed = _chunked_view_logps(denoiser, _Work.of(rollout, views), views, max_canvases).sum(1)
     drawn = (rollout.decoded_step > 0) & (rollout.decoded_step <= rollout.nfe[:, None])
     return float(((replayed - rollout.behavior_logps).abs() * drawn).max())
 
 
-def _chunked_view_logps(denoiser: Denoiser, work: _Work, views: Views, max_canvases: int) -> Float[Tensor, "B M L"]:
-    with torch.no_grad():
-        result = torch.zeros(work.used.shape, device=work.used.device)
-        for chunk in work.chunks(max_canvases):
-            result = result + work.score(denoiser, chunk)
+def _chunked_view_logps(
+    denoiser: Denoiser, work: _Work, views: Views, max_canvases: int, *, graph: bool = False
+) -> Float[Tensor, "B M L"]:
+    """View log-probs without gradient; ``graph`` builds each chunk's graph all the same, and drops it."""
+    result = torch.zeros(work.used.shape, device=work.used.device)
+    for chunk in work.chunks(max_canvases):
+        with torch.set_grad_enabled(graph):
+            result = result + work.score(denoiser, chunk).detach()
     return result.reshape(views.ids.shape)
 
 

@@ -23,6 +23,7 @@ from .estimators import Update
 from .held_out import evaluate_run, save_models
 from .importance import progress_of, summarise
 from .losses import PolicyLoss
+from .memory_view import memory_notes
 from .progress import SilentProgress, TrainProgress
 from .report import write_report
 from .rng import named_generator, named_seed
@@ -35,8 +36,8 @@ from .scoring import (
     count_canvases,
     frozen_token_logps,
     frozen_token_logps_over,
+    live_token_logps,
     num_passes,
-    token_logps,
 )
 from .shard import extra_passes
 from .shell import learning_rate
@@ -50,10 +51,8 @@ def train(recipe: Recipe, *, resume: bool = False, force: bool = False, progress
     """Run a recipe (or go on with it) and return its summary; everything else is in the run folder."""
     progress, began = progress or SilentProgress(), time.perf_counter()
     run = start_run(recipe, resume=resume, force=force)
-    if resume:
-        for note in load_run(run):
-            progress.note(note)
-    for note in start_trackers(run):
+    notes = load_run(run) if resume else []
+    for note in [*notes, *start_trackers(run), *memory_notes(run)]:
         progress.note(note)
     progress.start(recipe.train.steps, f"{recipe.name} seed {recipe.train.seed}: {run.out}")
     try:
@@ -114,7 +113,8 @@ def collect(run: Run) -> Batch:
             recipe, run.problems, run.anchors, policy, run.functions, run.step, run.share_done, *ranks, gamma_of=gamma_of
         )
         decoded = clock()
-        gap = behavior_gap(policy, done.rollout.rows(torch.arange(min(2, len(done.texts)))))
+        few = done.rollout.rows(torch.arange(min(2, len(done.texts))))
+        gap = behavior_gap(policy, few, max_canvases=recipe.train.max_canvases)
     metrics = rollout_metrics(run, done)
     adapt_anchors(run, done.correct, done.anchored)
     group_ids = done.rollout.group_ids.cpu()
@@ -260,7 +260,7 @@ def check_first_ratio(run: Run, batch: Batch, views: Views) -> None:
         return
     limit = run.recipe.train.max_canvases
     before = frozen_token_logps(run.frozen, batch.rollout, run.estimator, views, max_canvases=limit)
-    live = token_logps(run.denoiser, batch.rollout, run.estimator, views).detach()
+    live = live_token_logps(run.denoiser, batch.rollout, run.estimator, views, max_canvases=limit)
     worst = float((live - before).abs().max())
     tolerance = 1e-3 if run.recipe.model.dtype == "float32" else 0.5
     assert worst <= tolerance, f"ratio is not 1 before the first update: log-probs differ by {worst:.2e} nats"

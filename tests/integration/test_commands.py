@@ -43,6 +43,7 @@ def test_train_then_eval_sample_and_report(recipe: str, tmp_path: Path, capsys: 
     settings = [s for s in TINY if recipe == "sudoku-mini" or not s.startswith("decode.")]
     code, said = run(capsys, "train", recipe, *settings, f"train.out={out}")
     assert code == 0 and "accuracy" in said
+    assert said.count("memory plan: RAM") == 1 and "fits (" in said
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2]
     for row in rows:
@@ -165,6 +166,17 @@ def test_check_counts_calls(capsys: pytest.CaptureFixture[str]) -> None:
     assert "120" in text and "54" in text and "72" in text
     code, said = run(capsys, "check", "sudoku-mini-elbo", "decode.block_length=20", "decode.exit_at=0.9")
     assert code == 0 and "warning" in said and "block_length" in said
+
+
+def test_check_prints_a_memory_plan(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, said = run(capsys, "check", "sudoku-mini", "--processes", "2")
+    assert code == 0 and "80 GB: fits (" in said and "24 GB: fits (" in said and "19 tokens of prompt" in said
+    big = {"d_model": 4096, "n_heads": 32, "n_layers": 32, "mlp_hidden_size": 12288, "vocab_size": 126464}
+    (tmp_path / "config.json").write_text(json.dumps(big))
+    code, said = run(capsys, "check", "elbo_grpo", f"model.path={tmp_path}", "model.dtype=bfloat16")
+    assert code == 0 and "24 GB: does not fit (" in said and "model.quantize=nf4" in said and "assumed" in said
+    code, said = run(capsys, "check", "sudoku-mini", "--processes", "0")
+    assert code == 2 and "--processes must be at least 1, got 0" in said
 
 
 def test_recipes_lists_every_recipe(capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,6 +21,7 @@ from unmaskrl.scoring import (
     behavior_gap,
     count_canvases,
     frozen_token_logps,
+    live_token_logps,
     replay_views,
     target_logps,
     token_logps,
@@ -174,6 +175,25 @@ def test_backward_in_chunks_keeps_at_most_max_canvases_alive() -> None:
     sizes.clear()
     backward_in_chunks(denoiser, rollout, estimator, views, lambda x: LOSSES["token_clip"]()(x, batch), max_canvases=99)
     assert sizes == [used]
+
+
+@pytest.mark.parametrize("max_canvases", [1, 3])
+def test_health_checks_keep_at_most_max_canvases_alive(max_canvases: int) -> None:
+    """The check of the first ratio runs with gradient, the replay of the rollout without: neither runs all canvases at once."""
+    denoiser = tiny_llada()
+    rollout = rollout_of(denoiser)
+    estimator = elbo(num_mc=2)
+    views = estimator.make_views(rollout, denoiser.mask_id, seeded(1))
+    want, gap = token_logps(denoiser, rollout, estimator, views), behavior_gap(denoiser, rollout)
+    calls = []
+    hidden = denoiser.model.hidden
+    denoiser.model.hidden = lambda ids, mask: calls.append((len(ids), torch.is_grad_enabled())) or hidden(ids, mask)
+    live = live_token_logps(denoiser, rollout, estimator, views, max_canvases=max_canvases)
+    assert torch.allclose(live, want.detach(), atol=1e-12) and not live.requires_grad
+    assert all(graph and rows <= max_canvases for rows, graph in calls) and len(calls) > 1
+    calls.clear()
+    assert behavior_gap(denoiser, rollout, max_canvases=max_canvases) == pytest.approx(gap, abs=1e-12)
+    assert not any(graph or rows > max_canvases for rows, graph in calls) and len(calls) > 1
 
 
 @pytest.mark.parametrize("max_canvases", [1, 4, 99])
