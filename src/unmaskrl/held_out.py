@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from .checkpoint import write_json
-from .config import asset
 from .denoiser import save_model
 from .evaluate import evaluate
+from .loading import write_tokenizer
 from .progress import SilentProgress, TrainProgress
 from .run import Run
 from .run_log import log_eval
 from .thresholds import save_threshold
-from .tokenizer import copy_tokenizer
 from .types import Rollout
 
 
@@ -43,7 +42,7 @@ def save_models(run: Run) -> None:
     """The averaged weights in ``model/`` and the raw ones in ``model-raw/``, each a folder that can be loaded anywhere."""
     if run.accelerator.is_main_process:
         for name, denoiser in (("model", run.ema), ("model-raw", run.denoiser)):
-            copy_tokenizer(asset(run.recipe.model.path), run.out / name)
+            write_tokenizer(run.tokenizer_folder, run.out / name)
             save_model(denoiser.model, run.out / name)
             if run.sampler is not None:
                 save_threshold(run.sampler.head, run.out / name)

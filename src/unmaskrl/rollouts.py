@@ -7,7 +7,7 @@ import copy
 import importlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -234,7 +234,7 @@ def cast_for_rollout(recipe: Recipe, denoiser: ModelDenoiser) -> ModelDenoiser:
     wanted = recipe.model.rollout_dtype
     if wanted in (None, recipe.model.dtype):
         return denoiser
-    return ModelDenoiser.from_model(copy.deepcopy(denoiser.model).to(DTYPES[wanted]))
+    return replace(denoiser, model=copy.deepcopy(denoiser.model).to(DTYPES[wanted]))
 
 
 def make_task(recipe: Recipe) -> Task:

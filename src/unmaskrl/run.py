@@ -7,7 +7,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +26,21 @@ from .checkpoint import (
     save_checkpoint,
     write_json,
 )
-from .config import Recipe, asset, build_recipe
-from .denoiser import ModelDenoiser, load_denoiser
+from .config import Recipe, build_recipe
+from .denoiser import ModelDenoiser
 from .estimators import Estimator
+from .loading import open_model
 from .losses import PolicyLoss
+from .probe import check_probe, masked_accuracy
+from .rng import named_generator
 from .rollouts import Anchors, Problems, RewardFunction, load_function, make_task
 from .sampler import Choices, Sampler
-from .shell import DTYPES, file_size, run_folder, set_threads, truncate_file
+from .shell import file_size, run_folder, set_threads, truncate_file
 from .tasks import Task
-from .tokenizer import load_tokenizer
+from .tokenizer import encode_reference
 from .types import Rollout
 
+PROBE_PROBLEMS = 32
 LOGS = ("metrics.jsonl", "eval.jsonl", "samples.jsonl")
 
 
@@ -66,6 +70,7 @@ class Run:
     ema: ModelDenoiser
     reference: ModelDenoiser | None
     tokenizer: Any
+    tokenizer_folder: Path | None  # None: the byte tokenizer
     task: Task
     problems: Problems
     anchors: Anchors
@@ -83,6 +88,7 @@ class Run:
     elapsed: float = 0.0
     batch: Batch | None = None
     trackers: bool = field(default=False)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def share_done(self) -> float:
@@ -141,12 +147,10 @@ def start_run(recipe: Recipe, *, resume: bool, force: bool) -> Run:
     accelerator.project_configuration = ProjectConfiguration(project_dir=str(out), logging_dir=str(out / "tensorboard"))
     if resume:
         _compare_config(recipe, out)
-    path = asset(recipe.model.path)
-    device = accelerator.device
-    denoiser = load_denoiser(path, device=device, dtype=DTYPES[recipe.model.dtype])
-    tokenizer = load_tokenizer(path)
+    denoiser, tokenizer, folder = open_model(recipe.model, accelerator.device)
     task = make_task(recipe)
     problems = Problems(recipe, task, tokenizer)
+    notes = [] if resume else probe_model(recipe, denoiser, problems)
     optimizer = torch.optim.AdamW(
         denoiser.model.parameters(), lr=recipe.train.lr, betas=recipe.train.betas, weight_decay=recipe.train.weight_decay
     )
@@ -161,6 +165,7 @@ def start_run(recipe: Recipe, *, resume: bool, force: bool) -> Run:
         ema=frozen_copy(denoiser),
         reference=base if loss.uses_ref else None,
         tokenizer=tokenizer,
+        tokenizer_folder=folder,
         task=task,
         problems=problems,
         anchors=Anchors(recipe, problems, base),
@@ -169,7 +174,8 @@ def start_run(recipe: Recipe, *, resume: bool, force: bool) -> Run:
         loss=loss,
         functions={name: load_function(name) for name in recipe.train.reward_functions},
         optimizer=optimizer,
-        sampler=Sampler.start(recipe, denoiser, path),
+        sampler=Sampler.start(recipe, denoiser, folder),
+        notes=notes,
     )
     if accelerator.is_main_process:
         if force and not resume and out.exists():
@@ -185,7 +191,21 @@ def start_run(recipe: Recipe, *, resume: bool, force: bool) -> Run:
 
 def frozen_copy(denoiser: ModelDenoiser) -> ModelDenoiser:
     """The same weights in a module of its own, without gradients."""
-    return ModelDenoiser.from_model(copy.deepcopy(denoiser.model).requires_grad_(False))
+    return replace(denoiser, model=copy.deepcopy(denoiser.model).requires_grad_(False))
+
+
+def probe_model(recipe: Recipe, denoiser: ModelDenoiser, problems: Problems) -> list[str]:
+    """Ask a loaded model for masked tokens of some training problems; a warning, or ValueError if its logits look shifted."""
+    if not recipe.train.probe or recipe.model.random_init is not None:
+        return []
+    count = min(PROBE_PROBLEMS, len(problems.examples))
+    texts = [problems.task.reference(example) for example in problems.examples[:count]]
+    known = [i for i, text in enumerate(texts) if text is not None]
+    prompts = [problems.prompt(i) for i in known]
+    references = [encode_reference(problems.tokenizer, texts[i] or "", [])[0] for i in known]
+    probe = masked_accuracy(denoiser, prompts, references, named_generator(recipe.train.seed, "probe"))
+    note = check_probe(probe)
+    return [] if note is None else [f"model.path {recipe.model.path}: {note}"]
 
 
 def save_run(run: Run) -> None:
