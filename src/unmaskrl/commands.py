@@ -268,5 +268,5 @@ def _sample_anchors(
         raise ValueError("--keep: this problem has no known reference answer")
     ids, _ = encode_reference(tokenizer, text, [])
     scores = random_scores(len(ids), seed=named_seed(args.seed, "anchors"), row_id=args.index)
-    never = (denoiser.eos_id, denoiser.pad_id, denoiser.mask_id)
+    never = (*end_ids(denoiser), denoiser.pad_id, denoiser.mask_id)
     return choose_anchors(ids, scores, keep=args.keep, gen_length=settings.gen_length, never=never)

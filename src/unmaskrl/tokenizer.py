@@ -100,8 +100,7 @@ def load_tokenizer(path: str | os.PathLike[str], revision: str | None = None) ->
     for name in (main, "tokenizer_config.json"):
         read_json(folder / name)
     # Not AutoTokenizer: its import costs half a second more, and would look for the class that tokenizer_config.json names.
-    from transformers import PreTrainedTokenizerFast
-    from transformers import Qwen2TokenizerFast  # pyright: ignore[reportAttributeAccessIssue]  (an alias)
+    from transformers import PreTrainedTokenizerFast, Qwen2TokenizerFast  # pyright: ignore[reportAttributeAccessIssue]
 
     kind: Any = PreTrainedTokenizerFast if main == "tokenizer.json" else Qwen2TokenizerFast
     try:

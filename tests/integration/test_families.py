@@ -78,6 +78,13 @@ def test_check_prices_a_released_model_by_name(capsys: pytest.CaptureFixture[str
     assert code == 0 and "7615.62M parameters" in said
 
 
+def test_a_threshold_head_has_the_width_of_either_family(tmp_path: Path) -> None:
+    for family in ("llada", "Dream"):
+        settings = [f"model.path={family}", "model.random_init=tiny", f"train.out={tmp_path / family}", "train.threads=1"]
+        sampler = start_run(load_recipe("diffpo-joint", settings), resume=False, force=False).sampler
+        assert sampler is not None and {p.shape[-1] for p in sampler.head.parameters() if p.ndim == 2} & {64}
+
+
 def recipe_for(path: str, out: Path, *more: str) -> Any:
     return load_recipe("countdown-mini", [f"model.path={path}", f"train.out={out}", "train.threads=1", *more])
 

@@ -15,7 +15,7 @@ from unmaskrl.config import ASSETS, RECIPES, Recipe, SFTRecipe, load_recipe, rec
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "unmaskrl"
 STDLIB = set(sys.stdlib_module_names)
-CORE = "types denoiser priors rng scoring advantages losses importance thresholds variance toy".split()
+CORE = "types denoiser priors rng scoring advantages losses importance thresholds variance toy probe".split()
 SHELL_ONLY = {"accelerate", "peft", "datasets", "yaml", "matplotlib", "rich", "pydantic", "tokenizers", "transformers"}
 FILES = sorted(SOURCE.rglob("*.py"))
 

@@ -83,8 +83,8 @@ def test_other_paths_never_reach_the_hub(hub: list[dict], path: str) -> None:
 def test_a_misspelt_local_folder_is_no_hub_id(hub: list[dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
-    with pytest.raises(ValueError, match="runs/modle is not a folder, nor a hub id"):
-        load_denoiser("runs/modle")
+    with pytest.raises(ValueError, match="runs/missing is not a folder, nor a hub id"):
+        load_denoiser("runs/missing")
     assert hub == []
 
 

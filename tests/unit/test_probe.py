@@ -136,7 +136,7 @@ def test_nothing_to_compare_says_nothing() -> None:
     probe = masked_accuracy(HashDenoiser(length=4), [[1, 2, 1]], [[3]], seeded(4))
     assert check_probe(probe) is None and probe.num_tokens <= 2
     empty = masked_accuracy(HashDenoiser(length=4), [], [], seeded())
-    assert empty == Probe(share=0, chance=0, share_shifted_left=0, share_shifted_right=0, num_tokens=0)
+    assert empty == Probe(share=0.0, chance=0.0, share_shifted_left=0.0, share_shifted_right=0.0, num_tokens=0)
 
 
 @pytest.mark.parametrize(
