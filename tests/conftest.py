@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 # The rooms whose functions take tensors; tasks/ and the shell do not, and would only become slow.
-CORE = (
-    "types denoiser priors rng scoring advantages losses importance thresholds variance toy decoding estimators models".split()
-)
+CORE = "types denoiser priors rng scoring advantages losses importance thresholds variance toy probe".split()
+CORE += "decoding estimators models".split()
 
 if "unmaskrl" in sys.modules:
     raise RuntimeError("unmaskrl was imported before tests/conftest.py: its shapes would go unchecked")

@@ -18,15 +18,15 @@ from .checkpoint import write_json
 from .config import (
     DecodeConfig,
     SFTRecipe,
-    asset,
     build_recipe,
     load_recipe,
     parse_overrides,
 )
 from .cost import Cost, step_cost
 from .decoding import decode
-from .denoiser import ModelDenoiser, load_denoiser
+from .denoiser import ModelDenoiser, end_ids
 from .evaluate import EvalResult, decode_blank, decode_options, evaluate, result_dict
+from .loading import open_checkpoint
 from .memory_view import print_memory
 from .priors import anchored_canvas, choose_anchors, random_scores
 from .recipe_files import PARTS, RECIPES, headline, is_diffpo, is_method, part_names, recipe_names
@@ -34,7 +34,7 @@ from .rng import named_generator, named_seed
 from .shell import default_device, set_threads
 from .tasks import Task
 from .thresholds import ThresholdHead, load_threshold
-from .tokenizer import decode_texts, encode_prompt, encode_reference, load_tokenizer
+from .tokenizer import decode_texts, encode_prompt, encode_reference
 from .trajectory_view import print_trajectory, sample_row
 
 DECODE_FILE = "decode.json"
@@ -136,7 +136,7 @@ def prior_command(args: argparse.Namespace) -> int:
                 head=head,
             )
             for i, (example, ids) in enumerate(zip(part, rollout.completions(), strict=True)):
-                kept = [t for t in ids if t != denoiser.eos_id]
+                kept = [t for t in ids if t not in end_ids(denoiser)]
                 text = decode_texts(tokenizer, [kept])[0]
                 _, protected = encode_reference(tokenizer, text, task.answer_spans(text))
                 logps = rollout.behavior_logps[i][rollout.completion_mask[i]][: len(kept)].tolist()
@@ -213,7 +213,7 @@ def finish_sft(recipe: SFTRecipe, out: Path, console: Console) -> None:
     """Write the decode settings beside the weights and evaluate them: pass@1 (greedy) and pass@8."""
     folder = out / "model"
     write_json(folder / DECODE_FILE, {name: d.model_dump() for name, d in recipe.eval_decode.items()})
-    denoiser, tokenizer = load_denoiser(folder, device=default_device()), load_tokenizer(folder)
+    denoiser, tokenizer, _ = open_checkpoint(folder, default_device())
     results = {}
     for part in recipe.data:
         settings = recipe.eval_decode.get(part.task["name"])
@@ -243,13 +243,12 @@ def load_parts(args: argparse.Namespace) -> tuple[ModelDenoiser, Any, DecodeConf
         if args.data:
             spec["data"] = args.data
         task = component(spec, COMPONENTS["task"], "task")
-    path = asset(args.model)
-    denoiser = load_denoiser(path, device=default_device())
-    stored_path = Path(path) / DECODE_FILE
+    denoiser, tokenizer, folder = open_checkpoint(args.model, default_device())
+    stored_path = folder / DECODE_FILE
     stored = json.loads(stored_path.read_text()) if stored_path.is_file() else {}
     settings = {**_stored_settings(stored, args.task), **overrides.get("decode", {})}
     probe = {"task": {"name": args.task or "sudoku"}, "decode": {**settings, "temperature": 1.0}}
-    return denoiser, load_tokenizer(path), build_recipe(probe).decode, task, load_threshold(path, denoiser.device)
+    return denoiser, tokenizer, build_recipe(probe).decode, task, load_threshold(folder, denoiser.device)
 
 
 def _stored_settings(stored: dict[str, Any], task: str | None) -> dict[str, Any]:
@@ -274,5 +273,5 @@ def _sample_anchors(
         raise ValueError("--keep: this problem has no known reference answer")
     ids, _ = encode_reference(tokenizer, text, [])
     scores = random_scores(len(ids), seed=named_seed(args.seed, "anchors"), row_id=args.index)
-    never = (denoiser.eos_id, denoiser.pad_id, denoiser.mask_id)
+    never = (*end_ids(denoiser), denoiser.pad_id, denoiser.mask_id)
     return choose_anchors(ids, scores, keep=args.keep, gen_length=settings.gen_length, never=never)

@@ -145,6 +145,9 @@ class TrainConfig(Section):
     variance_draws: int = Field(
         default=0, ge=0, description="log the variance of the likelihood over so many draws of masks on 4 rows per step; 0: off"
     )
+    probe: bool = Field(
+        default=True, description="before step 0, check that the model fills in masked tokens of the task's own text"
+    )
     save_every: int = Field(default=40, ge=1, description="updates between checkpoints")
     keep_checkpoints: int = Field(default=2, ge=1)
     log_with: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from .build import make_estimator, make_loss
 from .config import Recipe, asset
 from .decoding import RULES, planned_calls
 from .decoding.sample import CHUNK_ELEMENTS
+from .denoiser import parse_config, read_json
+from .hub import checkpoint_folder
+from .models import known_config
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,14 +80,15 @@ def open_blocks(recipe: Recipe, keep: float) -> list[int]:
 
 
 def model_size(path: str) -> tuple[int, int]:
-    """Vocabulary and number of parameters, from config.json alone; ValueError if there is none."""
-    config = Path(asset(path)) / "config.json"
-    if not config.is_file():
-        raise ValueError(f"model.path {path}: there is no {config}; give a checkpoint folder or a shipped name (mini, zero)")
-    raw: dict[str, Any] = json.loads(config.read_text())
-    vocab = int(raw.get("embedding_size") or raw["vocab_size"])
-    d, layers, ff = int(raw["d_model"]), int(raw["n_layers"]), int(raw["mlp_hidden_size"])
-    heads = int(raw["n_heads"])
-    kv = d * int(raw.get("n_kv_heads") or heads) // heads
-    body = layers * (2 * d * d + 2 * d * kv + 3 * d * ff + 2 * d) + d
-    return vocab, body + vocab * d * (1 if raw.get("weight_tying") else 2)
+    """Width of the logits and number of parameters, from config.json alone (a tied head counts once).
+
+    Released models are known by their hub id; of others only config.json is fetched. ValueError if there is none.
+    """
+    raw, where = None if Path(asset(path)).is_dir() else known_config(path), f"model.path {path}"
+    if raw is None:
+        folder = checkpoint_folder(asset(path), patterns=("config.json",))
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"{where}: there is no {folder / 'config.json'}; give a checkpoint folder or a shipped name")
+        raw, where = read_json(folder / "config.json"), str(folder / "config.json")
+    config, model_class = parse_config(raw, where)
+    return config.embedding_size, sum(p.numel() for p in model_class(config).parameters())

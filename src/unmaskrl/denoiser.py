@@ -1,6 +1,7 @@
 """Denoiser: what the core asks of a model. ids (B, L) -> hidden (B, L, D) -> logits at chosen rows.
 
 Row l predicts position l, for every family. A denoiser draws nothing, and its batch rows are independent.
+``docs/models.md`` shows how a model of another library becomes one.
 """
 
 from __future__ import annotations
@@ -18,9 +19,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from .hub import checkpoint_folder
 from .models import FAMILIES
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
+SHARDS = "model-*-of-*.safetensors"
+MAX_SHARD_BYTES = 5 * 10**9
+_DERIVED = "rotary_emb.inv_freq"  # a table that older versions of transformers stored; it follows from config.json
 
 
 @runtime_checkable
@@ -49,15 +54,24 @@ class Denoiser(Protocol):
         ...
 
 
+def end_ids(denoiser: Denoiser) -> tuple[int, ...]:
+    """Ids that end a completion: ``eos_id``, and what a denoiser that ends chat turns otherwise names in ``end_ids``."""
+    return getattr(denoiser, "end_ids", ()) or (denoiser.eos_id,)
+
+
 @dataclass(frozen=True, eq=False)
 class ModelDenoiser:
-    """A Denoiser around an nn.Module with ``hidden``, ``head`` and ``config`` (see ``models/``)."""
+    """A Denoiser around an nn.Module with ``hidden``, ``head`` and ``config`` (see ``models/``).
+
+    ``end_ids``: ``eos_id`` and the tokenizer's end-of-turn ids; empty means ``eos_id`` alone.
+    """
 
     model: nn.Module
     mask_id: int
     eos_id: int
     pad_id: int
     vocab_size: int
+    end_ids: tuple[int, ...] = ()
 
     @classmethod
     def from_model(cls, model: nn.Module) -> ModelDenoiser:
@@ -97,48 +111,86 @@ class ModelDenoiser:
 
 
 def load_denoiser(
-    path: str | os.PathLike[str], device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    path: str | os.PathLike[str],
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    revision: str | None = None,
 ) -> ModelDenoiser:
-    """Load a checkpoint folder (config.json and safetensors) in eval mode; no network, no remote code.
+    """Load a checkpoint (config.json and safetensors) in eval mode: a folder, or a hub id at ``revision``; no remote code.
 
-    ValueError if the path is no folder, the family or a setting is not supported, or the tensors do not fit.
+    Tensors are read one by one into ``dtype`` on ``device``: there are never two copies. ValueError if there is no such
+    checkpoint, the family or a setting is not supported, or the tensors do not fit.
     """
-    folder = Path(path)
-    if not folder.is_dir():
-        raise ValueError(f"{path} is not a folder; download it first with `huggingface-cli download`")
-    config = read_json(folder / CONFIG)
-    family = config.get("model_type")
-    if family not in FAMILIES:
-        raise ValueError(f"{folder / CONFIG} has model_type {family!r}; supported: {', '.join(FAMILIES)}")
-    config_class, model_class = FAMILIES[family]
-    try:
-        model = model_class(config_class.from_dict(config))
-    except ValueError as error:
-        raise ValueError(f"{folder / CONFIG}: {error}") from None
+    folder = checkpoint_folder(path, revision)
+    config, model_class = parse_config(read_json(folder / CONFIG), folder / CONFIG)
+    model = model_class(config)
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
     tensors = _read_tensors(folder, expected, torch.device(device), dtype)
     model.load_state_dict(tensors, assign=True)
     return ModelDenoiser.from_model(model.eval())
 
 
+def parse_config(raw: dict[str, Any], where: object) -> tuple[Any, type[nn.Module]]:
+    """A family's config object and module class from config.json; ValueError that names ``where`` it came from."""
+    family = raw.get("model_type")
+    if family not in FAMILIES:
+        raise ValueError(f"{where} has model_type {family!r}; supported: {', '.join(FAMILIES)}")
+    config_class, model_class = FAMILIES[family]
+    try:
+        return config_class.from_dict(raw), model_class
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
 def save_model(
     model: nn.Module,
     folder: str | os.PathLike[str],
     dtype: torch.dtype | None = None,
+    *,
     tensors: Mapping[str, Tensor] | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
-    """Write config.json and model.safetensors (a tied head once); each file appears whole or not at all.
+    """Write config.json and safetensors (a tied head once); each file appears whole or not at all.
 
-    ``dtype`` converts the stored weights, None keeps them; ``tensors`` (published names) stand in for the model's own.
+    ``dtype`` converts the stored weights, None keeps them; ``tensors`` (published names) stand in for the model's own. A
+    model of more than ``max_shard_bytes`` is written in shards with an index, as the hub's checkpoints are; weight files of
+    an earlier save are removed when the new ones are there.
     """
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     config: Any = model.config
     state = model.state_dict() if tensors is None else tensors
-    stored = {name: t.detach().to("cpu", dtype or t.dtype).contiguous() for name, t in state.items()}
+    sizes = {name: t.numel() * (dtype or t.dtype).itemsize for name, t in state.items()}
+    shards = _shards(sizes, max_shard_bytes)
+    for file, names in shards.items():
+        part_of = {name: state[name].detach().to("cpu", dtype or state[name].dtype).contiguous() for name in names}
+        write_whole(target / file, lambda part, part_of=part_of: save_file(part_of, part, metadata={"format": "pt"}))
+    keep = {*shards}
+    if len(shards) > 1:
+        weight_map = {name: file for file, names in shards.items() for name in names}
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": dict(sorted(weight_map.items()))}
+        write_whole(target / INDEX, lambda part: part.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8"))
+        keep.add(INDEX)
     text = json.dumps(config.to_dict(), indent=1) + "\n"
-    write_whole(target / WEIGHTS, lambda part: save_file(stored, part, metadata={"format": "pt"}))
     write_whole(target / CONFIG, lambda part: part.write_text(text, encoding="utf-8"))
+    for old in (target / WEIGHTS, target / INDEX, *target.glob(SHARDS)):
+        if old.name not in keep:
+            old.unlink(missing_ok=True)
+
+
+def _shards(sizes: dict[str, int], limit: int) -> dict[str, list[str]]:
+    """File name -> tensor names, in order, each file at most ``limit`` bytes (a larger tensor has one of its own)."""
+    groups: list[list[str]] = [[]]
+    room = limit
+    for name, size in sizes.items():
+        if groups[-1] and size > room:
+            groups.append([])
+            room = limit
+        groups[-1].append(name)
+        room -= size
+    if len(groups) == 1:
+        return {WEIGHTS: groups[0]}
+    return {f"model-{i:05d}-of-{len(groups):05d}.safetensors": names for i, names in enumerate(groups, 1)}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -176,7 +228,10 @@ def _weight_files(folder: Path) -> list[Path]:
         return [folder / WEIGHTS]
     if not (folder / INDEX).is_file():
         raise ValueError(f"{folder} holds neither {WEIGHTS} nor {INDEX}; download or save the model again")
-    names = sorted(set(read_json(folder / INDEX).get("weight_map", {}).values()))
+    weight_map = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise ValueError(f"{folder / INDEX} has no weight_map of tensor names to files; download it again")
+    names = sorted(set(weight_map.values()))
     for name in names:
         if Path(name).name != name:
             raise ValueError(f"{folder / INDEX} points outside the folder: {name!r}")
@@ -192,7 +247,7 @@ def _read_tensors(folder: Path, expected: dict[str, torch.Size], device: torch.d
         try:
             with safe_open(file, framework="pt") as handle:
                 names = list(handle.keys())
-                unexpected += [name for name in names if name not in expected]
+                unexpected += [name for name in names if name not in expected and not name.endswith(_DERIVED)]
                 for name in names:
                     if name in expected:
                         # A copy: tensors on the mapped file are not aligned, so sums may round differently.

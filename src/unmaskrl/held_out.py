@@ -7,14 +7,13 @@ from contextlib import AbstractContextManager, nullcontext
 
 from .adapters import merged_tensors, save_adapter
 from .checkpoint import write_json
-from .config import asset
 from .denoiser import save_model
 from .evaluate import evaluate
+from .loading import write_tokenizer
 from .progress import SilentProgress, TrainProgress
 from .run import Run
 from .run_log import log_eval
 from .thresholds import save_threshold
-from .tokenizer import copy_tokenizer
 from .types import Rollout
 from .weights import swapped
 
@@ -56,7 +55,7 @@ def save_models(run: Run) -> None:
             if lora and name == "model":
                 save_adapter(model, run.out / name / "adapter", lora, run.recipe.model.path, write=main)
         if main:
-            copy_tokenizer(asset(run.recipe.model.path), run.out / name)
+            write_tokenizer(run.tokenizer_folder, run.out / name)
             save_model(model, run.out / name, tensors=tensors)
             if run.sampler is not None:
                 save_threshold(run.sampler.head, run.out / name)

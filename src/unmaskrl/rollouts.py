@@ -7,7 +7,7 @@ import copy
 import importlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from .build import COMPONENTS, component
 from .config import Recipe
 from .decoding import Gamma, decode
-from .denoiser import ModelDenoiser
+from .denoiser import ModelDenoiser, end_ids
 from .priors import anchored_canvas, choose_anchors, predictability, random_scores
 from .rng import named_generator, named_seed
 from .shell import DTYPES
@@ -103,7 +103,7 @@ class Anchors:
         if not reference:
             return blank
         protect = protected if "protect_answer" in self.prior.select else None
-        never = (self.base.eos_id, self.base.pad_id, self.base.mask_id)
+        never = (*end_ids(self.base), self.base.pad_id, self.base.mask_id)
         seed, result = named_seed(self.recipe.train.seed, "anchors", step), []
         for row_id in row_ids[: round(self.prior.share * len(row_ids))]:
             scores = self.scores(index, reference, seed, row_id)
@@ -234,7 +234,7 @@ def cast_for_rollout(recipe: Recipe, denoiser: ModelDenoiser) -> ModelDenoiser:
     wanted = recipe.model.rollout_dtype
     if wanted in (None, recipe.model.dtype):
         return denoiser
-    return ModelDenoiser.from_model(copy.deepcopy(denoiser.model).to(DTYPES[wanted]))
+    return replace(denoiser, model=copy.deepcopy(denoiser.model).to(DTYPES[wanted]))
 
 
 def make_task(recipe: Recipe) -> Task:

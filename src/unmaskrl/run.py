@@ -17,23 +17,26 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, ProjectConfiguration
 from torch import Tensor, nn
 
-from .adapters import WithoutAdapters, add_lora, quantize_blocks
+from .adapters import WithoutAdapters
 from .build import COMPONENTS, make_estimator, make_loss
 from .checkpoint import load_latest, load_optimizer, optimizer_tensors, save_checkpoint, write_json
-from .config import Recipe, asset, build_recipe
-from .denoiser import ModelDenoiser, load_denoiser
+from .config import Recipe, build_recipe
+from .denoiser import ModelDenoiser
 from .estimators import Estimator
+from .loading import open_model
 from .losses import PolicyLoss
+from .probe import check_probe, masked_accuracy
 from .rng import named_generator
 from .rollouts import Anchors, Problems, RewardFunction, load_function, make_task
 from .sampler import Choices, Sampler
 from .shard import Gathered, Lockstep, clip_gradients, finish_lockstep, is_split, shard_blocks
-from .shell import DTYPES, file_size, run_folder, set_threads, truncate_file
+from .shell import file_size, run_folder, set_threads, truncate_file
 from .tasks import Task
-from .tokenizer import load_tokenizer
+from .tokenizer import encode_reference
 from .types import Rollout
 from .weights import frozen_copy, like, load_trainable, start_average, trainable, whole
 
+PROBE_PROBLEMS = 32
 LOGS = ("metrics.jsonl", "eval.jsonl", "samples.jsonl")
 
 
@@ -65,6 +68,7 @@ class Run:
     average: dict[str, Tensor]
     reference: ModelDenoiser | None
     tokenizer: Any
+    tokenizer_folder: Path | None  # None: the byte tokenizer
     task: Task
     problems: Problems
     anchors: Anchors
@@ -82,6 +86,7 @@ class Run:
     elapsed: float = 0.0
     batch: Batch | None = None
     trackers: bool = field(default=False)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def share_done(self) -> float:
@@ -166,11 +171,10 @@ def start_run(recipe: Recipe, *, resume: bool, force: bool) -> Run:
     accelerator.project_configuration = ProjectConfiguration(project_dir=str(out), logging_dir=str(out / "tensorboard"))
     if resume:
         _compare_config(recipe, out)
-    path = asset(recipe.model.path)
-    denoiser = open_denoiser(recipe, path, accelerator.device)
-    tokenizer = load_tokenizer(path)
+    denoiser, tokenizer, folder = open_model(recipe.model, accelerator.device, recipe.train.seed)
     task = make_task(recipe)
     problems = Problems(recipe, task, tokenizer)
+    notes = [] if resume else probe_model(recipe, denoiser, problems)
     loss = make_loss(recipe)
     frozen, gathered, base = denoiser, None, denoiser
     if shard != "none" and recipe.train.gather_rollout:
@@ -194,6 +198,7 @@ def start_run(recipe: Recipe, *, resume: bool, force: bool) -> Run:
         average=start_average(denoiser.model) if t.ema else {},
         reference=base if loss.uses_ref else None,
         tokenizer=tokenizer,
+        tokenizer_folder=folder,
         task=task,
         problems=problems,
         anchors=Anchors(recipe, problems, base),
@@ -202,7 +207,8 @@ def start_run(recipe: Recipe, *, resume: bool, force: bool) -> Run:
         loss=loss,
         functions={name: load_function(name) for name in recipe.train.reward_functions},
         optimizer=optimizer,
-        sampler=Sampler.start(recipe, denoiser, path),
+        sampler=Sampler.start(recipe, denoiser, folder),
+        notes=notes,
     )
     if accelerator.is_main_process:
         if force and not resume and out.exists():
@@ -216,15 +222,18 @@ def start_run(recipe: Recipe, *, resume: bool, force: bool) -> Run:
     return run
 
 
-def open_denoiser(recipe: Recipe, path: str, device: torch.device) -> ModelDenoiser:
-    """The recipe's model, its base weights in 4 bits and with adapters if so set."""
-    m, dtype = recipe.model, DTYPES[recipe.model.dtype]
-    denoiser = load_denoiser(path, device="cpu" if m.quantize else device, dtype=dtype)
-    if m.quantize:
-        quantize_blocks(denoiser.model, device, dtype)
-    if m.lora:
-        add_lora(denoiser.model, m.lora, named_generator(recipe.train.seed, "lora"))
-    return denoiser
+def probe_model(recipe: Recipe, denoiser: ModelDenoiser, problems: Problems) -> list[str]:
+    """Ask a loaded model for masked tokens of some training problems; a warning, or ValueError if its logits look shifted."""
+    if not recipe.train.probe or recipe.model.random_init is not None:
+        return []
+    count = min(PROBE_PROBLEMS, len(problems.examples))
+    texts = [problems.task.reference(example) for example in problems.examples[:count]]
+    known = [i for i, text in enumerate(texts) if text is not None]
+    prompts = [problems.prompt(i) for i in known]
+    references = [encode_reference(problems.tokenizer, texts[i] or "", [])[0] for i in known]
+    probe = masked_accuracy(denoiser, prompts, references, named_generator(recipe.train.seed, "probe"))
+    note = check_probe(probe)
+    return [] if note is None else [f"model.path {recipe.model.path}: {note}"]
 
 
 def save_run(run: Run) -> None:

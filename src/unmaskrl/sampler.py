@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -42,14 +43,14 @@ class Sampler:
     drawn: dict[str, Tensor]
 
     @classmethod
-    def start(cls, recipe: Recipe, denoiser: ModelDenoiser, folder: str) -> Sampler | None:
+    def start(cls, recipe: Recipe, denoiser: ModelDenoiser, folder: Path | None) -> Sampler | None:
         """The head beside the model, or a new one where it is trained; None where gamma is a number or there is none."""
         if RULES[recipe.decode.select].prefix is None or recipe.decode.gamma is not None:
             return None
-        t, head = recipe.threshold, load_threshold(folder, denoiser.device)
+        t, head = recipe.threshold, None if folder is None else load_threshold(folder, denoiser.device)
         if head is None and t.mode == "policy":
             raise ValueError(
-                f"decode.gamma is null, so a threshold head chooses it, but {folder} has none: "
+                f"decode.gamma is null, so a threshold head chooses it, but {folder or recipe.model.path} has none: "
                 "set decode.gamma=0.1, or train a head with threshold.mode=joint or sampler"
             )
         if head is None:

@@ -24,9 +24,10 @@ from .checkpoint import (
     save_checkpoint,
     write_json,
 )
-from .config import SFTMixture, SFTRecipe, SFTTrain, asset
+from .config import SFTMixture, SFTRecipe, SFTTrain
 from .decoding.sample import row_chunks
-from .denoiser import ModelDenoiser, load_denoiser, save_model
+from .denoiser import ModelDenoiser, save_model
+from .loading import open_checkpoint
 from .rng import named_generator
 from .shell import append_jsonl, default_device, file_size, learning_rate, run_folder, set_threads, truncate_file
 from .tasks import Task
@@ -152,10 +153,9 @@ def _update(
 def _start_model(recipe: SFTRecipe, out: Path) -> tuple[ModelDenoiser, Any]:
     folder = out / "model"
     if recipe.model.path:
-        source = asset(recipe.model.path)
-        denoiser = load_denoiser(source, device=default_device())
+        denoiser, tokenizer, source = open_checkpoint(recipe.model.path, default_device())
         copy_tokenizer(source, folder)
-        return denoiser, load_tokenizer(source)
+        return denoiser, tokenizer
     from .models.llada import LLaDA, LLaDAConfig
 
     build_mini_tokenizer(folder)

@@ -1,15 +1,17 @@
-"""Text <-> ids (shell): a transformers fast tokenizer from a local folder, or our small one."""
+"""Text <-> ids (shell): a transformers fast tokenizer from a folder or the hub, or one of our small ones."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from .denoiser import read_json
+from .hub import TOKENIZER_PATTERNS, checkpoint_folder
 
 MASK, EOS, USER, ASSISTANT, UNK = "<|mdm_mask|>", "<|endoftext|>", "<|user|>", "<|assistant|>", "<|unk|>"
 TOKENIZER_FILES = (
@@ -21,11 +23,19 @@ TOKENIZER_FILES = (
     "merges.txt",
     "chat_template.jinja",
 )
+END_OF_TURN = "<|eot|>"
 SPECIAL = (MASK, EOS, USER, ASSISTANT, UNK)
 WORDS = ("sudoku", "numbers", "target", "<answer>", "</answer>", *"+-*/()=;,", *map(str, range(101)))
 _WORD_REGEX = r"</?answer>|[A-Za-z]+|[0-9]+|\S"
 _CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+
+_ANSWER = "an answer that no template holds"
+_TURNS_TEMPLATE = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|eot|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 
@@ -38,16 +48,40 @@ def build_mini_tokenizer(folder: str | os.PathLike[str]) -> None:
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token=UNK))
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(_WORD_REGEX), behavior="removed", invert=True)
     backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
+    _write_tokenizer(backend, folder, _CHAT_TEMPLATE, {"unk_token": UNK})
+
+
+def build_byte_tokenizer(folder: str | os.PathLike[str]) -> None:
+    """Write a byte-level tokenizer that can write any text (262 tokens, turns end with ``<|eot|>``), for dry runs."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    special = (MASK, EOS, END_OF_TURN, "<|system|>", USER, ASSISTANT)
+    names = (*special, *sorted(pre_tokenizers.ByteLevel.alphabet()))
+    backend = Tokenizer(models.BPE({name: index for index, name in enumerate(names)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    _write_tokenizer(backend, folder, _TURNS_TEMPLATE, {})
+
+
+def byte_tokenizer() -> Any:
+    """``build_byte_tokenizer``'s, loaded."""
+    with tempfile.TemporaryDirectory() as folder:
+        build_byte_tokenizer(folder)
+        return load_tokenizer(folder)
+
+
+def _write_tokenizer(backend: Any, folder: str | os.PathLike[str], chat_template: str, unknown: dict[str, str]) -> None:
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "mask_token": MASK,
         "eos_token": EOS,
         "pad_token": EOS,
-        "unk_token": UNK,
+        **unknown,
         "clean_up_tokenization_spaces": False,
         "padding_side": "left",
         "model_max_length": 4096,
-        "chat_template": _CHAT_TEMPLATE,
+        "chat_template": chat_template,
     }
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
@@ -55,24 +89,26 @@ def build_mini_tokenizer(folder: str | os.PathLike[str]) -> None:
     (target / "tokenizer_config.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
 
-def load_tokenizer(path: str | os.PathLike[str]) -> Any:
-    """The folder's transformers fast tokenizer; offline, no remote code.
+def load_tokenizer(path: str | os.PathLike[str], revision: str | None = None) -> Any:
+    """The transformers fast tokenizer of a folder, or of a hub id at ``revision``; no remote code.
 
-    If the folder holds a model's config.json, the two must agree (``check_tokenizer``). ValueError otherwise.
+    Without a tokenizer.json, vocab.json and merges.txt are read as Qwen2's (Dream's tokenizer, whose own class is remote
+    code). If the folder holds a model's config.json, the two must agree (``check_tokenizer``). ValueError otherwise.
     """
-    folder = Path(path)
-    if not folder.is_dir():
-        raise ValueError(f"{path} is not a folder; download it first with `huggingface-cli download`")
-    for name in ("tokenizer.json", "tokenizer_config.json"):
+    folder = checkpoint_folder(path, revision, TOKENIZER_PATTERNS)
+    main = "tokenizer.json" if (folder / "tokenizer.json").is_file() or not has_tokenizer(folder) else "vocab.json"
+    for name in (main, "tokenizer_config.json"):
         read_json(folder / name)
-    # Not AutoTokenizer: its import costs half a second more, and a tokenizer.json says all it would find out.
-    from transformers import PreTrainedTokenizerFast
+    # Not AutoTokenizer: its import costs half a second more, and would look for the class that tokenizer_config.json names.
+    from transformers import PreTrainedTokenizerFast, Qwen2TokenizerFast  # pyright: ignore[reportAttributeAccessIssue]
 
+    kind: Any = PreTrainedTokenizerFast if main == "tokenizer.json" else Qwen2TokenizerFast
     try:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+        tokenizer = kind.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # tokenizers raises plain Exceptions
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ValueError(f"{folder / 'tokenizer.json'} is no tokenizer ({reason}); download it again") from None
+        raise ValueError(f"{folder / main} is no tokenizer ({reason}); download it again") from None
+    _check_added(tokenizer, folder)
     if (folder / "config.json").is_file():
         config = read_json(folder / "config.json")
         size = config.get("embedding_size") or config.get("vocab_size")
@@ -80,6 +116,34 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Any:
     elif tokenizer.mask_token_id is None:
         raise ValueError(f"{folder}: the tokenizer has no mask token; set mask_token in tokenizer_config.json")
     return tokenizer
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds a tokenizer in one of the layouts that can be read."""
+    return (folder / "tokenizer.json").is_file() or all((folder / n).is_file() for n in ("vocab.json", "merges.txt"))
+
+
+def _check_added(tokenizer: Any, folder: Path) -> None:
+    """The special tokens have the ids that tokenizer_config.json gives them: a vocabulary cut short would move them."""
+    given = read_json(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}
+    for index, entry in given.items():
+        found = tokenizer.convert_tokens_to_ids(entry["content"])
+        if found != int(index):
+            raise ValueError(
+                f"{folder}: the token {entry['content']} has id {found}, tokenizer_config.json says {index}; "
+                "download the tokenizer again"
+            )
+
+
+def end_of_turn_ids(tokenizer: Any) -> tuple[int, ...]:
+    """The special token that the chat template writes after an answer, if it writes one and it is not EOS."""
+    if not tokenizer.chat_template:
+        return ()
+    turns = [{"role": "user", "content": "0"}, {"role": "assistant", "content": _ANSWER}]
+    _, answer, rest = tokenizer.apply_chat_template(turns, tokenize=False).rpartition(_ANSWER)
+    ids = tokenizer(rest, add_special_tokens=False)["input_ids"][:1] if answer else []
+    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return tuple(i for i in ids if i in special and i != tokenizer.eos_token_id)
 
 
 def check_tokenizer(tokenizer: Any, mask_id: int | None, vocab_size: int | None) -> None:

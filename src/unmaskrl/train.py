@@ -52,7 +52,7 @@ def train(recipe: Recipe, *, resume: bool = False, force: bool = False, progress
     progress, began = progress or SilentProgress(), time.perf_counter()
     run = start_run(recipe, resume=resume, force=force)
     notes = load_run(run) if resume else []
-    for note in [*notes, *start_trackers(run), *memory_notes(run)]:
+    for note in [*notes, *run.notes, *start_trackers(run), *memory_notes(run)]:
         progress.note(note)
     progress.start(recipe.train.steps, f"{recipe.name} seed {recipe.train.seed}: {run.out}")
     try:

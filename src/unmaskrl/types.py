@@ -7,7 +7,9 @@ that every row's completion occupies the last ``gen_length`` columns.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import reduce
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -64,8 +66,8 @@ class Rollout:
     that filled the rest, 0 if there was none. ``gamma``: the bound of an adaptive position rule, 0 without one.
     ``behavior_logps``: log-probability (nats) of the revealed token under the distribution it was drawn from (greedy
     tokens: under temperature 1); 0 where nothing was drawn. ``nfe``: denoiser calls of the row. ``completion_mask``: True
-    up to and including the first EOS. ``exact``: the revealed positions did not depend on the drawn tokens, so the
-    product of behavior probabilities is the rollout's probability.
+    up to and including the first EOS or end-of-turn token. ``exact``: the revealed positions did not depend on the drawn
+    tokens, so the product of behavior probabilities is the rollout's probability.
     """
 
     ids: Int[Tensor, "B L"]
@@ -169,11 +171,16 @@ def completion_columns(ids: Tensor, gen_length: int) -> Bool[Tensor, "B L"]:
     return columns.expand(ids.shape[0], -1)
 
 
-def first_eos_mask(ids: Tensor, gen_length: int, eos_id: int) -> Bool[Tensor, "B L"]:
-    """True at completion positions up to and including the first EOS (all of them if there is none)."""
+def first_eos_mask(ids: Tensor, gen_length: int, *end_ids: int) -> Bool[Tensor, "B L"]:
+    """True at completion positions up to and including the first of ``end_ids`` (all of them if there is none)."""
     completion = completion_columns(ids, gen_length)
-    is_eos = (ids == eos_id) & completion
-    return completion & (is_eos.long().cumsum(-1) - is_eos.long() == 0)
+    ends = is_any(ids, end_ids) & completion
+    return completion & (ends.long().cumsum(-1) - ends.long() == 0)
+
+
+def is_any(ids: Int[Tensor, "*shape"], tokens: Sequence[int]) -> Bool[Tensor, "*shape"]:
+    """True where an id is one of ``tokens``."""
+    return reduce(torch.logical_or, [ids == token for token in tokens])
 
 
 def _take_rows(data, index: Tensor):

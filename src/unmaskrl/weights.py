@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
 
 def frozen_copy(denoiser: ModelDenoiser) -> ModelDenoiser:
     """The same weights in a module of its own, without gradients."""
-    return ModelDenoiser.from_model(copy.deepcopy(denoiser.model).requires_grad_(False))
+    return replace(denoiser, model=copy.deepcopy(denoiser.model).requires_grad_(False))
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from unmaskrl.recipe_files import RECIPES, recipe_names
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "unmaskrl"
 STDLIB = set(sys.stdlib_module_names)
-CORE = "types denoiser priors rng scoring advantages losses importance thresholds variance toy".split()
+CORE = "types denoiser priors rng scoring advantages losses importance thresholds variance toy probe".split()
 SHELL_ONLY = {"accelerate", "peft", "datasets", "yaml", "matplotlib", "rich", "pydantic", "tokenizers", "transformers"}
 FILES = sorted(SOURCE.rglob("*.py"))
 

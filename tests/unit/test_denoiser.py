@@ -16,18 +16,28 @@ from unmaskrl.denoiser import ModelDenoiser, load_denoiser, save_model, write_wh
 from unmaskrl.models import LLaDA, LLaDAConfig
 
 DATA = Path(__file__).parents[1] / "data" / "llada-tiny"
+DREAM = Path(__file__).parents[1] / "data" / "dream-tiny"
 HEAD = "model.transformer.ff_out.weight"
 EMBEDDING = "model.transformer.wte.weight"
+
+
+def copy_of(source: Path, target: Path) -> Path:
+    target.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copyfile(source / name, target / name)
+    return target
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A private copy of the checkpoint."""
-    target = tmp_path / "model"
-    target.mkdir()
-    for name in ("config.json", "model.safetensors"):
-        shutil.copyfile(DATA / name, target / name)
-    return target
+    return copy_of(DATA, tmp_path / "model")
+
+
+@pytest.fixture(params=[DATA, DREAM], ids=["llada", "dream"])
+def either(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A private copy of a checkpoint of each family."""
+    return copy_of(request.param, tmp_path / "model")
 
 
 def edit_tensors(folder: Path, change) -> None:
@@ -108,10 +118,51 @@ def test_weights_do_not_follow_the_file(folder: Path) -> None:
     assert torch.equal(before, denoiser.model.state_dict()[HEAD])
 
 
-def test_shards_load_as_one_file(folder: Path) -> None:
-    single = load_denoiser(folder)
-    shard(folder)
-    assert_same_state(single, load_denoiser(folder))
+def test_shards_load_as_one_file(either: Path) -> None:
+    single = load_denoiser(either)
+    shard(either)
+    assert_same_state(single, load_denoiser(either))
+
+
+def test_a_large_model_is_saved_in_shards(either: Path, tmp_path: Path) -> None:
+    denoiser, target = load_denoiser(either), tmp_path / "saved"
+    save_model(denoiser.model, target, max_shard_bytes=150_000)
+    files = sorted(p.name for p in target.glob("*.safetensors"))
+    assert len(files) > 3
+    assert files == [f"model-{i:05d}-of-{len(files):05d}.safetensors" for i in range(1, len(files) + 1)]
+    index = json.loads((target / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == sum(4 * p.numel() for p in denoiser.model.state_dict().values())
+    held = {name: file for file in files for name in load_file(target / file)}
+    assert index["weight_map"] == held and held.keys() == denoiser.model.state_dict().keys()
+    tensors = [t.numel() * 4 for t in denoiser.model.state_dict().values()]
+    for file in files:
+        stored = load_file(target / file)
+        assert len(stored) == 1 or sum(t.numel() * 4 for t in stored.values()) <= 150_000
+    assert max(tensors) <= 150_000
+    assert_same_state(denoiser, load_denoiser(target))
+
+
+def test_saving_again_in_another_layout_leaves_no_old_weights(folder: Path) -> None:
+    other = LLaDA(load_denoiser(folder).model.config).init_weights(torch.Generator().manual_seed(1))
+    save_model(other, folder, max_shard_bytes=150_000)
+    assert not (folder / "model.safetensors").exists()
+    assert_same_state(ModelDenoiser.from_model(other), load_denoiser(folder))
+    save_model(other, folder)
+    assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert_same_state(ModelDenoiser.from_model(other), load_denoiser(folder))
+
+
+def test_a_stored_table_of_angles_is_passed_over(tmp_path: Path) -> None:
+    folder = copy_of(DREAM, tmp_path / "model")
+    expected = load_denoiser(folder)
+    edit_tensors(folder, lambda t: t.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(8)}))
+    assert_same_state(expected, load_denoiser(folder))
+
+
+def test_weights_are_read_straight_into_the_wanted_dtype(either: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # float64 would need twice the memory: nothing may be loaded whole and converted afterwards
+    monkeypatch.setattr(torch.nn.Module, "to", lambda *a, **k: pytest.fail("the model was converted as a whole"))
+    assert {p.dtype for p in load_denoiser(either, dtype=torch.bfloat16).model.parameters()} == {torch.bfloat16}
 
 
 def test_save_and_load_round_trip(tmp_path: Path) -> None:
@@ -215,9 +266,17 @@ def test_an_index_stays_in_its_folder(folder: Path) -> None:
         load_denoiser(folder)
 
 
+@pytest.mark.parametrize("index", [{}, {"weight_map": ["a"]}, {"weight_map": {HEAD: 3}}])
+def test_an_index_without_a_map(folder: Path, index: dict) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"index\.json has no weight_map of tensor names to files"):
+        load_denoiser(folder)
+
+
 def test_not_a_folder() -> None:
-    with pytest.raises(ValueError, match="GSAI-ML/LLaDA-8B-Base is not a folder; download it first"):
-        load_denoiser("GSAI-ML/LLaDA-8B-Base")
+    with pytest.raises(ValueError, match=r"no-such-folder is not a folder, nor a hub id \(owner/name\)"):
+        load_denoiser("no-such-folder")
 
 
 def test_no_weights(folder: Path) -> None:
@@ -227,8 +286,8 @@ def test_no_weights(folder: Path) -> None:
 
 
 def test_other_families_are_refused(folder: Path) -> None:
-    edit_config(folder, model_type="Dream")
-    with pytest.raises(ValueError, match="model_type 'Dream'; supported: llada"):
+    edit_config(folder, model_type="qwen2")
+    with pytest.raises(ValueError, match="model_type 'qwen2'; supported: llada, Dream"):
         load_denoiser(folder)
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from unmaskrl.denoiser import load_denoiser
-from unmaskrl.models import LLaDA, LLaDAConfig, llada
+from unmaskrl.models import LLaDA, LLaDAConfig, common
 
 DATA = Path(__file__).parents[1] / "data" / "llada-tiny"
 GQA = Path(__file__).parents[3] / "shared" / "parity" / "llada-tiny-gqa-bias"
@@ -161,7 +161,7 @@ def test_rows_do_not_depend_on_the_batch(monkeypatch: pytest.MonkeyPatch) -> Non
     with torch.no_grad():
         together = model(ids, mask)
         rows = torch.cat([model(ids[i : i + 1], mask[i : i + 1]) for i in range(7)])
-        monkeypatch.setattr(llada, "_CPU_CHUNK", 20)  # two rows at a time, the last chunk has one
+        monkeypatch.setattr(common, "CPU_CHUNK", 20)  # two rows at a time, the last chunk has one
         chunked = model(ids, mask)
     assert (together - rows).abs().max() < 1e-12
     assert (together - chunked).abs().max() < 1e-12
@@ -170,7 +170,7 @@ def test_rows_do_not_depend_on_the_batch(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_gradients_do_not_depend_on_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     ids, gradients = random_ids(5, 8), []
     for chunk in (2048, 16):
-        monkeypatch.setattr(llada, "_CPU_CHUNK", chunk)
+        monkeypatch.setattr(common, "CPU_CHUNK", chunk)
         model = small_model()
         model(ids).log_softmax(-1).pow(2).mean().backward()
         gradients.append([p.grad for p in model.parameters()])

@@ -20,9 +20,9 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
-from ..denoiser import Denoiser
+from ..denoiser import Denoiser, end_ids
 from ..rng import counter_uniform, draw_seed
-from ..types import Canvas, Rollout, first_eos_mask
+from ..types import Canvas, Rollout, first_eos_mask, is_any
 from .sample import confidence_at_one, draw, drawn_confidence, masked_log_softmax, row_chunks
 from .select import PROBABILITY, RULES, Rule
 
@@ -179,12 +179,13 @@ class _State:
         return self.ids[rows, -self.canvas.gen_length :] == mask_id
 
     def finish(self, rows: Tensor, denoiser: Denoiser, stop_at_eos: bool) -> None:
-        """Mark rows done: nothing open, or everything up to the first EOS decided (the rest then becomes EOS)."""
+        """Mark rows done: nothing open, or everything up to the first end token decided (the rest then becomes EOS)."""
         open_mask = self.open(rows, denoiser.mask_id)
         done = ~open_mask.any(-1)
         if stop_at_eos:
             before_open = open_mask.long().cumsum(-1) == 0
-            ended = ((self.ids[rows, -self.canvas.gen_length :] == denoiser.eos_id) & before_open).any(-1) & ~done
+            ends = is_any(self.ids[rows, -self.canvas.gen_length :], end_ids(denoiser))
+            ended = (ends & before_open).any(-1) & ~done
             self._fill_tail(rows[ended], open_mask[ended], denoiser.eos_id)
             done = done | ended
         self.done[rows] = done
@@ -199,7 +200,7 @@ class _State:
         return Rollout(
             ids=self.ids,
             prompt_mask=self.canvas.prompt_mask,
-            completion_mask=first_eos_mask(self.ids, self.canvas.gen_length, denoiser.eos_id),
+            completion_mask=first_eos_mask(self.ids, self.canvas.gen_length, *end_ids(denoiser)),
             attention_mask=self.canvas.attention_mask,
             decoded_step=self.decoded_step,
             behavior_logps=self.behavior_logps,

@@ -1,0 +1,98 @@
+"""Model and tokenizer together (shell): from a checkpoint, or a tiny random stand-in of its family for a dry run."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .adapters import add_lora, quantize_blocks
+from .config import ModelConfig, asset
+from .denoiser import CONFIG, ModelDenoiser, load_denoiser, parse_config, read_json
+from .hub import checkpoint_folder
+from .models import known_config
+from .models.known import KNOWN
+from .rng import named_generator
+from .shell import DTYPES
+from .tokenizer import build_byte_tokenizer, byte_tokenizer, copy_tokenizer, end_of_turn_ids, has_tokenizer, load_tokenizer
+
+
+def open_model(model: ModelConfig, device: str | torch.device, seed: int = 0) -> tuple[ModelDenoiser, Any, Path | None]:
+    """What a recipe's ``model`` section says: denoiser, tokenizer, and the tokenizer's folder (None: the byte tokenizer).
+
+    Blocks are put into 4 bits, adapters (drawn from ``seed``) are added, and activations are recomputed, if so set.
+    """
+    denoiser, tokenizer, folder = _open_base(model, "cpu" if model.quantize else device)
+    module: Any = denoiser.model
+    if model.quantize:
+        quantize_blocks(module, torch.device(device), DTYPES[model.dtype])
+    if model.lora:
+        add_lora(module, model.lora, named_generator(seed, "lora"))
+    module.recompute = model.activation_checkpointing
+    return denoiser, tokenizer, folder
+
+
+def _open_base(model: ModelConfig, device: str | torch.device) -> tuple[ModelDenoiser, Any, Path | None]:
+    dtype = DTYPES[model.dtype]
+    if model.random_init is None:
+        return open_checkpoint(model.path, device, dtype, model.revision)
+    folder = stand_in_folder(asset(model.path))
+    tokenizer = byte_tokenizer() if folder is None else load_tokenizer(folder)
+    module = random_tiny(asset(model.path), named_generator(0, "random_init")).to(device, dtype)
+    return with_end_ids(ModelDenoiser.from_model(module), tokenizer), tokenizer, folder
+
+
+def open_checkpoint(
+    path: str | os.PathLike[str],
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    revision: str | None = None,
+) -> tuple[ModelDenoiser, Any, Path]:
+    """Denoiser, tokenizer and folder of a checkpoint: a shipped name, a folder or a hub id."""
+    folder = checkpoint_folder(asset(str(path)), revision)
+    tokenizer = load_tokenizer(folder)
+    return with_end_ids(load_denoiser(folder, device, dtype), tokenizer), tokenizer, folder
+
+
+def with_end_ids(denoiser: ModelDenoiser, tokenizer: Any) -> ModelDenoiser:
+    """The denoiser whose completions also end at the token that the chat template writes after an answer."""
+    return replace(denoiser, end_ids=(denoiser.eos_id, *end_of_turn_ids(tokenizer)))
+
+
+def stand_in_folder(path: str) -> Path | None:
+    """The local folder whose tokenizer a random stand-in uses; None: it has none, or only the model's name is known."""
+    return Path(path) if Path(path).is_dir() and has_tokenizer(Path(path)) else None
+
+
+def random_tiny(path_or_family: str, generator: torch.Generator) -> nn.Module:
+    """A random model with 2 layers of width 64 and every other setting of the config.json in a folder; downloads nothing.
+
+    Without a folder, the family is known from a released model's hub id, or given as its model_type. The vocabulary is
+    the model's own if its tokenizer is there too, else the byte tokenizer's.
+    """
+    folder = Path(path_or_family)
+    raw = read_json(folder / CONFIG) if folder.is_dir() else known_config(path_or_family)
+    if raw is None:
+        known = ", ".join(f"{start}*" for start in KNOWN)
+        raise ValueError(
+            f"random_init=tiny: {path_or_family} is neither a folder with a {CONFIG} nor a model known by name ({known})"
+        )
+    config, model_class = parse_config(raw, folder / CONFIG if folder.is_dir() else path_or_family)
+    config = config.tiny()
+    if stand_in_folder(path_or_family) is None:
+        t = byte_tokenizer()
+        config = config.with_vocabulary(len(t), t.mask_token_id, t.eos_token_id, t.pad_token_id)
+    model: Any = model_class(config)
+    return model.init_weights(generator).eval()
+
+
+def write_tokenizer(folder: Path | None, target: Path) -> None:
+    """Put a model's tokenizer into ``target``: the files of ``folder``, or the byte tokenizer."""
+    if folder is None:
+        build_byte_tokenizer(target)
+    else:
+        copy_tokenizer(folder, target)
