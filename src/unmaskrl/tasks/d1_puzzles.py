@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import islice
 
 from unmaskrl.tasks.base import CLOSE_TAG, OPEN_TAG, Example, answer_spans
 from unmaskrl.tasks.d1_arithmetic import python_value
@@ -76,11 +77,11 @@ _SHOTS = (
 
 _DIGITS = re.compile(r"\d+")
 _PLAIN = re.compile(r"[\d+\-*/().\s]+")
-_RUN = re.compile(r"[0-9+\-*/() ]+")
+# Possessive and tried only where a run starts, so that no run is read twice.
+_EQUATION = re.compile(r"(?<![0-9+\-*/() ])([0-9+\-*/() ]++)=[0-9. ]")
 _BRACE = re.compile(r"[{}]")
 _END = re.compile(r"<\|eot_id\|>|<\|endoftext\|>|</answer>")
 _END_OF_TEXT = re.compile(r"<\|eot_id\|>|<\|endoftext\|>")
-# Possessive, so that no run is read twice.
 _FENCED = re.compile(r"```([\d\s]++)```")
 _SIXTEEN_CLOSED = re.compile(r"(\d{16})\s*+</answer>")
 _SIXTEEN = re.compile(r"\b(\d{16})\b")
@@ -151,12 +152,8 @@ def countdown_correct(text: str, numbers: Sequence[int], target: int) -> bool:
         equation = text[slice(*spans[0])].strip() if spans else text
     for latex, sign in ((r"\div", "/"), (r"\times", "*"), (r"\cdot", "*")):
         equation = equation.replace(latex, sign)
-    for run in _RUN.finditer(equation):
-        end = run.end()
-        if equation[end : end + 1] == "=" and equation[end + 1 : end + 2] in (*"0123456789. ",):
-            equation = run[0].strip()
-            break
-    return _reaches(equation, numbers, target)
+    stated = _EQUATION.search(equation) if "=" in equation else None
+    return _reaches(stated[1].strip() if stated else equation, numbers, target)
 
 
 def _boxed(text: str) -> str | None:
@@ -190,9 +187,9 @@ def _reaches(equation: str, numbers: Sequence[int], target: int) -> bool:
 
 
 def sudoku_training_grid(text: str) -> str | None:
-    """All digit characters of the last answer; None without one, or without digits."""
+    """The first 16 digit characters of the last answer; None without one, or without digits."""
     body = _last_body(text)
-    return None if body is None else "".join(filter(str.isdigit, body)) or None
+    return None if body is None else "".join(islice(filter(str.isdigit, body), CELLS)) or None
 
 
 def sudoku_evaluation_grid(text: str) -> str | None:

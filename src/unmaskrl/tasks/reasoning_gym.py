@@ -33,7 +33,9 @@ from unmaskrl.tasks.guard import Guard
 MAX_CHARACTERS = 100_000
 # Whether an answer counts as correct; below it the score is partial credit.
 CORRECT = 1.0
-_CHUNK_SECONDS = 600.0
+_MAKE_SECONDS = 600.0
+# reasoning_gym_worker.CHUNK in requests of 16: some datasets need half a second for a problem.
+_CHUNK, _REQUEST = 64, 16
 _PATIENCE = 1000
 _OWN = ("seed", "size")
 
@@ -123,7 +125,10 @@ class ReasoningGym:
         body = last_answer(text)
         if body is None or len(body) > MAX_CHARACTERS:
             return 0.0
-        value = self._call("score", example.fields["dataset_seed"], example.fields["index"], body.strip(), default=0.0)
+        problem = example.fields["dataset_seed"], example.fields["index"]
+        # A new worker has to make the problem again, which may take longer than an answer.
+        self._call("prepare", *problem, seconds=_MAKE_SECONDS)
+        value = self._call("score", *problem, body.strip(), default=0.0)
         return min(max(value, 0.0), 1.0) if math.isfinite(value) else 0.0
 
     @property
@@ -161,11 +166,12 @@ class ReasoningGym:
 def _generate(dataset: str, settings: str, split: str, seed: int, size: int, seconds: float) -> tuple[Example, ...]:
     found: dict[str, Example] = {}
     misses = 0
-    for chunk in count():
+    for first in count(step=_REQUEST):
+        chunk, start = divmod(first, _CHUNK)
         # reasoning-gym's problem i of seed s is drawn with s + i: neighbouring seeds would share problems.
         own = stable_hash(f"reasoning_gym/{dataset}/{split}/{seed}/{chunk}") % 2**31
-        pairs = worker(seconds).call("entries", dataset, settings, own, seconds=_CHUNK_SECONDS)
-        for index, (question, answer) in enumerate(pairs):
+        pairs = worker(seconds).call("entries", dataset, settings, own, start, start + _REQUEST, seconds=_MAKE_SECONDS)
+        for index, (question, answer) in enumerate(pairs, start=start):
             if question in found or split_of(dataset, question) != split:
                 misses += 1
                 continue
