@@ -152,7 +152,7 @@ def test_bad_settings_are_refused() -> None:
 
 def test_our_own_targets_load_without_torch() -> None:
     own = Guard("unmaskrl.tasks.base:nearest", seconds=5.0)
-    assert own.call("tast", ["task", "text"]) == "did you mean 'task'?"
+    assert own.call("countdwn", ["countdown", "sudoku"]) == "did you mean 'countdown'?"
     maps = Path(f"/proc/{own._process.pid}/maps").read_text() if sys.platform == "linux" else ""
     assert "libtorch" not in maps
     own.close()
