@@ -27,7 +27,7 @@ def test_every_task_keeps_the_protocol(name: str) -> None:
     example = task.examples("validation")[0]
     assert task.name == name
     assert set(task.columns) <= set(example.fields)
-    assert list(task.rewards) == ["correct", "format"]
+    assert list(task.rewards) == ["score" if name == "reasoning_gym" else "correct", "format"]
     assert [message["role"] for message in task.prompt(example)] == ["user"]
     reference = task.reference(example)
     assert reference is not None
@@ -116,7 +116,7 @@ def test_trl_rewards_equal_the_parts(name: str) -> None:
     totals = call_trl_rewards(functions, prompts, completions, columns_of(examples))
     assert totals == pytest.approx([0.1 if row % 2 else 1.1 for row in range(len(examples))])
     parts = trl_reward_parts(functions, prompts, completions, columns_of(examples))
-    assert list(parts) == [f"{name}_correct", f"{name}_format"]
+    assert list(parts) == [f"{name}_{part}" for part in task.rewards]
     chats = [[{"role": "assistant", "content": text}] for text in completions]
     assert call_trl_rewards(functions, prompts, chats, columns_of(examples)) == totals
 

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import re
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from unmaskrl import tasks
 from unmaskrl.tasks import arithmetic
 from unmaskrl.tasks.base import Example
 from unmaskrl.tasks.countdown import Countdown, kind_of, template_coverage
@@ -187,48 +184,6 @@ def test_repeated_numbers_and_rational_results() -> None:
     assert task.correct(make([3, 3, 8, 8], 24), "<answer> 8 / ( 3 - 8 / 3 ) </answer>")
     assert not task.correct(make([3, 3, 7], 21), "<answer> 3 * 7 </answer>")
     assert task.correct(make([3, 3, 7], 27), "<answer> 3 * 7 + 3 + 3 </answer>") is False
-
-
-def hostile_texts(count: int) -> list[str]:
-    """Nasty bodies, bare and within tags, plus random mixtures of them."""
-    rng = random.Random(0)
-    pieces = [
-        "9**9**9", "1" * 5000, "-" * 50, "(" * 300, "\x00", "\u0661\u0662", "\uff13", "e\u0301", "\U0001f600",
-        "<answer>", "</answer>", "<answer", "answer>", "1/0", "0/0", "__import__('os').system('x')", "3*7+12",
-        "=33",
-        "\n", "{}", "%s", "1e999", "nan", "\u202e", "\ud800", "7" * 6, "(" * 16 + "1" + ")" * 16, "1+" * 40,
-        "2 3 ", "/*/", "\u00bd", "\t",
-    ]  # fmt: skip
-    texts = ["<answer>" + piece + "</answer>" for piece in pieces]
-    while len(texts) < count:
-        texts.append("".join(rng.choices(pieces, k=rng.randint(0, 12))))
-    return texts
-
-
-GIANTS = [
-    "<answer>" + "(" * 10**6 + ")" * 10**6 + "</answer>",
-    "<answer>" * 10**6,
-    "<answer>" * 10**5 + "</answer>" * 10**5,
-    "</answer><answer>" * 10**5,
-    "<answer>" + "9" * 10**6 + "</answer>",
-    "<answer>" + "1+" * 10**6 + "1</answer>",
-    "<answer>" + " " * 10**6 + "</answer>",
-    "<answer>1" + " " * 1000 + "x</answer>",
-    "\x00" * 10**6,
-]
-
-
-@pytest.mark.parametrize("name", ["countdown", "sudoku"])
-def test_ten_thousand_hostile_completions(name: str) -> None:
-    task = tasks.load(name)
-    example = task.examples("test")[0]
-    start = time.perf_counter()
-    for text in [*hostile_texts(10_000), *GIANTS]:
-        total = sum(part(example, text) for part in task.rewards.values())
-        assert 0.0 <= total <= 1.1
-        for begin, end in task.answer_spans(text):
-            assert text[begin - 8 : begin] == "<answer>" and text[end : end + 9] == "</answer>"
-    assert time.perf_counter() - start < 20
 
 
 def test_same_problems_in_another_process() -> None:

@@ -10,15 +10,8 @@ from pathlib import Path
 import pytest
 
 from unmaskrl.tasks.base import Example
-from unmaskrl.tasks.sudoku import (
-    Sudoku,
-    all_grids,
-    forced_order,
-    lazy_grid,
-    solutions,
-    split_grids,
-    valid_grid,
-)
+from unmaskrl.tasks.sudoku import Sudoku
+from unmaskrl.tasks.sudoku_grids import all_grids, forced_order, lazy_grid, solutions, split_grids, valid_grid
 
 SPLITS = ("train", "validation", "test")
 GRID = "1234341221434321"

@@ -7,9 +7,11 @@ from typing import Any
 
 from unmaskrl.tasks.base import Example, Task, as_trl_reward, call_trl_rewards, nearest, trl_reward_parts
 from unmaskrl.tasks.countdown import Countdown
+from unmaskrl.tasks.guard import Guard
+from unmaskrl.tasks.reasoning_gym import ReasoningGym
 from unmaskrl.tasks.sudoku import Sudoku
 
-TASKS: dict[str, type[Countdown] | type[Sudoku]] = {"countdown": Countdown, "sudoku": Sudoku}
+TASKS: dict[str, type[Any]] = {"countdown": Countdown, "sudoku": Sudoku, "reasoning_gym": ReasoningGym}
 
 
 def load(name: str, **kwargs: Any) -> Task:
@@ -30,6 +32,8 @@ __all__ = [
     "TASKS",
     "Countdown",
     "Example",
+    "Guard",
+    "ReasoningGym",
     "Sudoku",
     "Task",
     "as_trl_reward",

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 OPEN_TAG, CLOSE_TAG = "<answer>", "</answer>"
 SPLITS = ("train", "validation", "test")
 PROMPT_STYLES = ("short", "instruct")
+PROTOCOLS = ("strict", "d1")
 FORMAT_REWARD = 0.1
 
 

@@ -8,20 +8,19 @@ the lazy policy solves.
 
 from __future__ import annotations
 
-import random
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate, islice, product
-from math import factorial
+from itertools import islice
 from typing import Any
 
-from unmaskrl.tasks import arithmetic
-from unmaskrl.tasks.arithmetic import Step, Tree
+from unmaskrl.tasks import arithmetic, d1_puzzles
+from unmaskrl.tasks.arithmetic import Tree
 from unmaskrl.tasks.base import (
     FORMAT_REWARD,
     PROMPT_STYLES,
+    PROTOCOLS,
     SPLITS,
     Example,
     RewardPart,
@@ -32,20 +31,13 @@ from unmaskrl.tasks.base import (
     last_answer,
     only_answer,
     read_examples,
-    stable_hash,
 )
+from unmaskrl.tasks.countdown_problems import STEP_LIMIT, generate, kind_of
 
-# Results of worked steps stay within the small model's vocabulary.
-STEP_LIMIT = 100
 # A row of a file may need more; tried second.
 FILE_STEP_LIMIT = 1_000_000
 # Only guards against a tree that is no solution: the lazy sum of the largest numbers of a file fits.
 WRITE_LIMIT = 10_000_000
-# No fixed template may solve more than this share of a split.
-TEMPLATE_CAP = 0.045
-_TRIES = 48
-_PATIENCE = 12
-
 _INSTRUCT = (
     "You are given the numbers {numbers} and the target {target}. Combine the numbers with +, -, * and / "
     "(parentheses are allowed) so that the result is exactly {target}. Use every number exactly once and no "
@@ -61,19 +53,6 @@ def write(tree: Tree) -> str:
     assert steps is not None, tree
     worked = " ".join(f"{left} {op} {right} = {result} ;" for left, op, right, result in steps)
     return f"{worked} <answer> {arithmetic.render(tree)} </answer>"
-
-
-def split_of(numbers: Iterable[int]) -> str:
-    """The split of a multiset of numbers, for every seed the same: 80 / 10 / 10 %."""
-    bucket = stable_hash(f"countdown/{sorted(numbers)}") % 10
-    return "train" if bucket < 8 else "validation" if bucket == 8 else "test"
-
-
-def kind_of(numbers: Sequence[int], target: int) -> str:
-    """ "addsub" if some solution uses only + and -, else "muldiv"."""
-    # A positive target leaves at least one plus, so no choice of signs needs a unary minus.
-    sums = (sum(signed) for signed in product(*((number, -number) for number in numbers)))
-    return "addsub" if target in sums else "muldiv"
 
 
 def template_coverage(examples: Sequence[Example]) -> list[tuple[str, float]]:
@@ -100,10 +79,12 @@ def _hits(tree: Tree, numbers: Sequence[int], target: int) -> bool:
 class Countdown:
     """Countdown problems with 3 or 4 ``numbers`` in 1..max_number and a target in 1..max_target.
 
-    ``data`` (JSONL rows ``{"numbers": [..], "target": n}``) replaces the problems of every split; a solution
-    is searched for (None: there is none with positive integer results). Generated problems are distinct,
-    never solved by the lazy sum, and splits share no multiset of numbers. Fields: numbers, target, solution
-    (an expression or None), kind (see kind_of); a row's other columns are kept. Raises ValueError.
+    ``data`` (JSONL rows ``{"numbers": [..], "target": n}``, or with the columns of the published sets: see
+    published_row) replaces the problems of every split; a solution is searched for (None: there is none with
+    positive integer results). Generated problems are distinct, never solved by the lazy sum, and splits share no
+    multiset of numbers. ``protocol``: "strict", or "d1" for the published prompts, reward and parser with their
+    quirks (docs/tasks.md). Fields: numbers, target, solution (an expression or None), kind (see kind_of), under
+    d1 split; a row's other columns are kept. Raises ValueError.
     """
 
     seed: int = 0
@@ -114,6 +95,7 @@ class Countdown:
     numbers: int = 3
     max_number: int = 20
     max_target: int = 50
+    protocol: str = "strict"
 
     def __post_init__(self) -> None:
         check_range("seed", self.seed, 0)
@@ -123,18 +105,27 @@ class Countdown:
         check_range("numbers", self.numbers, 3, 4)
         check_range("max_number", self.max_number, 2, STEP_LIMIT)
         check_range("max_target", self.max_target, 1, STEP_LIMIT)
+        check_choice("protocol", self.protocol, PROTOCOLS)
 
     def examples(self, split: str) -> list[Example]:
         """The problems of a split. Raises ValueError for a bad row of ``data`` or too large a size."""
         check_choice("split", split, SPLITS)
-        if self.data is not None:
-            return list(_from_file(*file_stamp(self.data)))
         size = self.train_size if split == "train" else self.eval_size
-        return list(_generate((split, self.seed, size, self.numbers, self.max_number, self.max_target)))
+        found = (
+            generate((split, self.seed, size, self.numbers, self.max_number, self.max_target))
+            if self.data is None
+            else _from_file(*file_stamp(self.data))
+        )
+        return list(found) if self.protocol == "strict" else [d1_puzzles.with_split(example, split) for example in found]
 
     def prompt(self, example: Example) -> list[dict[str, str]]:
-        """One user message: ``numbers 3 7 12 target 24``, or an instruction for a general chat model."""
+        """One user message: ``numbers 3 7 12 target 24``, or an instruction for a general chat model.
+
+        Under d1, training and evaluation (validation, test) have different prompts, as published.
+        """
         numbers, target = example.fields["numbers"], example.fields["target"]
+        if self.protocol == "d1":
+            return d1_puzzles.countdown_prompt(numbers, target, d1_puzzles.trains(example))
         if self.prompt_style == "short":
             content = " ".join(("numbers", *map(str, numbers), "target", str(target)))
         else:
@@ -142,7 +133,13 @@ class Countdown:
         return [{"role": "user", "content": content}]
 
     def reference(self, example: Example) -> str | None:
-        """Worked steps and the answer; None if no solution with positive integer results exists."""
+        """Worked steps and the answer; None if no solution with positive integer results exists.
+
+        Under d1 the reasoning is the equation alone: its evaluation grades the first ``expression = number``.
+        """
+        solution = example.fields["solution"]
+        if self.protocol == "d1":
+            return solution and d1_puzzles.layout(f"{solution} = {example.fields['target']}", solution)
         return next(iter(self.references(example, limit=1)), None)
 
     def references(self, example: Example, limit: int = 8) -> list[str]:
@@ -170,7 +167,9 @@ class Countdown:
         return answer_spans(text)
 
     def correct(self, example: Example, text: str) -> bool:
-        """Whether the last answer uses each number once and its exact value is the target."""
+        """Whether the last answer uses each number once and its exact value is the target; d1: its evaluation's verdict."""
+        if self.protocol == "d1":
+            return d1_puzzles.countdown_correct(text, example.fields["numbers"], example.fields["target"])
         body = last_answer(text)
         parsed = None if body is None else arithmetic.parse(body)
         if parsed is None or parsed.value != example.fields["target"]:
@@ -189,11 +188,16 @@ class Countdown:
 
     @property
     def rewards(self) -> dict[str, RewardPart]:
-        """{"correct": 1 if correct, "format": 0.1 if there is one answer block with an expression}."""
+        """{"correct": 1 if correct, "format": 0.1 if one answer block has an expression}; d1: {"score": 0, 0.1 or 1}."""
+        if self.protocol == "d1":
+            return {"score": self._published_reward}
         return {"correct": self._correct_reward, "format": self._format_reward}
 
     def _correct_reward(self, example: Example, text: str) -> float:
         return float(self.correct(example, text))
+
+    def _published_reward(self, example: Example, text: str) -> float:
+        return d1_puzzles.countdown_score(text, example.fields["numbers"], example.fields["target"])
 
     def _format_reward(self, example: Example, text: str) -> float:
         body = only_answer(text)
@@ -211,164 +215,31 @@ def _solutions(numbers: Sequence[int], target: int) -> Iterator[Tree]:
     yield from small
 
 
-Numbers = tuple[int, ...]
-Settings = tuple[str, int, int, int, int, int]
-
-
-class _Generator:
-    """Draws templates, then numbers that fit them, until a split is full or every template is used up."""
-
-    def __init__(self, split: str, seed: int, size: int, count: int, max_number: int, max_target: int) -> None:
-        self.split, self.size, self.count, self.max_target = split, size, count, max_target
-        self.rng = random.Random(f"countdown/{split}/{seed}")
-        self.max_number = max_number
-        self.cap = _cap(size)
-        self.found: dict[tuple[Numbers, int], Tree] = {}
-        self.orders: Counter[tuple[Numbers, int]] = Counter()
-        self.solved: Counter[int] = Counter()
-
-    def run(self) -> list[Example]:
-        """First one prompt order per problem; only if those run out, further orders of the same problems."""
-        for orders in (1, factorial(self.count)):
-            self._fill(orders)
-        examples = [_example(numbers, target, tree) for (numbers, target), tree in self.found.items()]
-        # Late draws lack the templates that reached the cap.
-        self.rng.shuffle(examples)
-        return examples
-
-    def balanced_size(self) -> int:
-        """About the largest size whose cap on every template leaves as many problems among those found."""
-        size = len(self.found)
-        # Shrinks geometrically; the bound only guards against a cycle.
-        for _ in range(100):
-            previous, size = size, self._count_under(_cap(size))
-            if size == previous:
-                break
-        return size
-
-    def _count_under(self, cap: int) -> int:
-        solved: Counter[int] = Counter()
-        kept = 0
-        for numbers, target in self.found:
-            solvers = _solvers(numbers).get(target, [])
-            if all(solved[index] < cap for index in solvers):
-                solved.update(solvers)
-                kept += 1
-        return kept
-
-    def _fill(self, orders: int) -> None:
-        trees = list(arithmetic.templates(self.count))
-        cumulative = list(accumulate(map(_weight, trees)))
-        misses: Counter[Tree] = Counter()
-        while trees and len(self.found) < self.size:
-            tree = self.rng.choices(trees, cum_weights=cumulative)[0]
-            misses[tree] = 0 if self._draw(tree, orders) else misses[tree] + 1
-            if misses[tree] > _PATIENCE:
-                trees.remove(tree)
-                cumulative = list(accumulate(map(_weight, trees)))
-
-    def _draw(self, tree: Tree, orders: int) -> bool:
-        steps = arithmetic.program(tree, self.count)
-        for _ in range(_TRIES):
-            numbers = self._numbers()
-            target = arithmetic.whole_value(steps, numbers, STEP_LIMIT)
-            if 0 < target <= self.max_target and self._accept(numbers, target, tree, orders):
-                return True
-        return False
-
-    def _numbers(self) -> Numbers:
-        # One draw for all numbers: most draws fit no template, so this is the hot path.
-        code, base = int(self.rng.random() * self.max_number**self.count), self.max_number
-        numbers = []
-        for _ in range(self.count):
-            code, digit = divmod(code, base)
-            numbers.append(digit + 1)
-        return tuple(numbers)
-
-    def _accept(self, numbers: Numbers, target: int, tree: Tree, orders: int) -> bool:
-        problem = (tuple(sorted(numbers)), target)
-        if target == sum(numbers) or _cached_split(problem[0]) != self.split:
-            return False
-        if (numbers, target) in self.found or self.orders[problem] >= orders:
-            return False
-        filled = arithmetic.fill(tree, numbers)
-        if any(map(_is_idle, arithmetic.whole_steps(filled, STEP_LIMIT) or [])):
-            return False
-        solvers = _solvers(numbers).get(target, [])
-        if any(self.solved[index] >= self.cap for index in solvers):
-            return False
-        self.solved.update(solvers)
-        self.orders[problem] += 1
-        self.found[numbers, target] = filled
-        return True
-
-
-_cached_split = lru_cache(maxsize=1 << 17)(split_of)
-
-
-def _cap(size: int) -> int:
-    return max(1, int(TEMPLATE_CAP * size))
-
-
-@lru_cache(maxsize=1 << 13)
-def _solvers(numbers: Numbers) -> dict[int, list[int]]:
-    """Target -> the watched templates (by number) that reach it from these numbers in this order."""
-    found: dict[int, list[int]] = {}
-    for index, tree in enumerate(_watched(len(numbers))):
-        numerator, denominator = arithmetic.ratio(tree, numbers)
-        if denominator and numerator % denominator == 0:
-            found.setdefault(numerator // denominator, []).append(index)
-    return found
-
-
-@lru_cache(maxsize=2)
-def _watched(count: int) -> tuple[Tree, ...]:
-    """The templates that could exceed the cap: all 68 of three numbers; of four only those of + and -."""
-    return tuple(tree for tree in arithmetic.templates(count) if count == 3 or _weight(tree) == 3)
-
-
-@lru_cache(maxsize=2048)
-def _weight(tree: Tree) -> int:
-    """How often a template is drawn: 3 for + and - alone, 2 with *, 1 with / (whose problems are few)."""
-    ops = set(arithmetic.render(tree)) & set("*/")
-    return 1 if "/" in ops else 2 if ops else 3
-
-
-def _is_idle(step: Step) -> bool:
-    left, op, right, _ = step
-    return op in "*/" and (right == 1 or (op == "*" and left == 1))
-
-
-def _example(numbers: Numbers, target: int, tree: Tree) -> Example:
-    fields = {
-        "numbers": list(numbers),
-        "target": target,
-        "solution": arithmetic.render(tree),
-        "kind": kind_of(numbers, target),
-    }
-    return Example(id="-".join(map(str, ("countdown", *numbers, target))), fields=fields)
-
-
-@lru_cache(maxsize=16)
-def _generate(settings: Settings) -> tuple[Example, ...]:
-    generator = _Generator(*settings)
-    examples = generator.run()
-    split, _, size, count, max_number, max_target = settings
-    if len(examples) < size:
-        raise ValueError(
-            f"countdown has only about {generator.balanced_size()} balanced {split} problems for "
-            f"numbers={count}, max_number={max_number}, max_target={max_target}, got a size of {size}: "
-            "lower it or raise a limit"
-        )
-    return tuple(examples)
-
-
 @lru_cache(maxsize=8)
 def _from_file(path: str, _modified: int, _size: int) -> tuple[Example, ...]:
     return read_examples(path, _from_row)
 
 
+def published_row(row: dict[str, Any]) -> dict[str, Any]:
+    """A row with numbers and target, also from the columns of two published sets (those columns stay).
+
+    Jiayi-Pan/Countdown-Tasks-3to4: nums, target. d1's countdown_cd3_test.jsonl: input ("30,100,93"), output ("23").
+    """
+    if "numbers" not in row and "nums" in row:
+        return {**row, "numbers": row["nums"]}
+    if "numbers" not in row and isinstance(row.get("input"), str) and "output" in row:
+        parts = [_whole(part) for part in row["input"].split(",", 4)]
+        return {**row, "numbers": parts, "target": _whole(row["output"])}
+    return row
+
+
+def _whole(text: object) -> object:
+    """The integer of a short text of digits; anything else as it is."""
+    return int(text) if isinstance(text, str) and re.fullmatch(r" *[0-9]{1,6} *", text) else text
+
+
 def _from_row(where: str, row: dict[str, Any]) -> Example:
+    row = published_row(row)
     numbers, target = row.get("numbers"), row.get("target")
     if not isinstance(numbers, list) or len(numbers) not in (3, 4) or not all(map(_is_number, numbers)):
         got = ascii(numbers)[:60]

@@ -1,23 +1,21 @@
-"""4x4 sudoku: rows, columns and 2x2 boxes each hold 1..4 once.
+"""Sudoku of 4x4 or 9x9 cells: rows, columns and boxes each hold every digit once.
 
-The generator is ours: all 288 solution grids are listed, so uniqueness is a popcount and splits can be
-disjoint by solution grid, which reasoning-gym's does not offer (nor does it leave out lazy solutions).
+The generators are ours: splits are disjoint by solution grid (for 9x9 up to the names of the digits), which
+reasoning-gym's does not offer (nor does it leave out lazy solutions), and worked steps exist for every puzzle.
 Every valid grid that agrees with the clues counts as correct, also where a puzzle from a file has several.
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache, reduce
-from itertools import permutations
-from operator import and_
+from functools import lru_cache
 from typing import Any
 
+from unmaskrl.tasks import d1_puzzles
 from unmaskrl.tasks.base import (
     FORMAT_REWARD,
     PROMPT_STYLES,
+    PROTOCOLS,
     SPLITS,
     Example,
     RewardPart,
@@ -28,117 +26,36 @@ from unmaskrl.tasks.base import (
     last_answer,
     only_answer,
     read_examples,
-    stable_hash,
 )
+from unmaskrl.tasks.sudoku_grids import SIZES, agrees, board, forced_order, lazy_grid, search, solutions, valid_grid
+from unmaskrl.tasks.sudoku_puzzles import generate
 
-CELLS = range(16)
-UNITS: tuple[tuple[int, ...], ...] = (
-    *(tuple(range(4 * row, 4 * row + 4)) for row in range(4)),
-    *(tuple(range(column, 16, 4)) for column in range(4)),
-    *(tuple(corner + offset for offset in (0, 1, 4, 5)) for corner in (0, 2, 8, 10)),
-)
-# 4 clues are the fewest that make a 4x4 puzzle unique.
-MOST_BLANKS = 12
-_SHARES = {"train": (0.0, 0.7), "validation": (0.7, 0.8), "test": (0.8, 1.0)}
-_TRIES = 400
+# Default range of blanks, and the most: 4 clues are the fewest that make a 4x4 puzzle unique; 9x9 puzzles whose
+# cells are forced one after the other are seldom found with more than 50 blanks.
+BLANKS = {4: (8, 12), 9: (30, 45)}
+MOST_BLANKS = {4: 12, 9: 50}
 
 _INSTRUCT = (
-    "Here is a 4 by 4 sudoku, read row by row from the top left; 0 marks an empty cell:\n\n{grid}\n\n"
-    "Fill every empty cell so that each row, each column and each 2 by 2 box holds 1, 2, 3 and 4 once. "
+    "Here is a {size} by {size} sudoku, read row by row from the top left; 0 marks an empty cell:\n\n{grid}\n\n"
+    "Fill every empty cell so that each row, each column and each {box} by {box} box holds {digits} once. "
     "Keep the given digits as they are. First work out the cells one at a time, writing each step as "
-    "`row column = digit ;`. Then give all 16 digits, row by row and separated by blanks, inside "
+    "`row column = digit ;`. Then give all {cells} digits, row by row and separated by blanks, inside "
     "<answer></answer>, with nothing else between the tags."
 )
 
 
-def valid_grid(grid: str) -> bool:
-    """Whether 16 characters fill rows, columns and boxes with 1..4 once each."""
-    return len(grid) == 16 and all({grid[cell] for cell in unit} == set("1234") for unit in UNITS)
-
-
-@lru_cache(maxsize=1)
-def all_grids() -> tuple[str, ...]:
-    """The 288 solution grids in lexicographic order."""
-    rows = ["".join(row) for row in permutations("1234")]
-    pairs = [top + bottom for top in rows for bottom in rows if _disjoint_boxes(top, bottom)]
-    return tuple(upper + lower for upper in pairs for lower in pairs if valid_grid(upper + lower))
-
-
-def _disjoint_boxes(top: str, bottom: str) -> bool:
-    return len(set(top[:2] + bottom[:2])) == 4 and len(set(top[2:] + bottom[2:])) == 4
-
-
-@lru_cache(maxsize=1)
-def _agreement() -> tuple[dict[str, int], ...]:
-    """Per cell: digit -> bit mask of the grids that have it there."""
-    grids = all_grids()
-    return tuple(
-        {digit: sum(1 << i for i, grid in enumerate(grids) if grid[cell] == digit) for digit in "1234"} for cell in CELLS
-    )
-
-
-def solutions(puzzle: str) -> list[str]:
-    """All grids that agree with the clues of a puzzle (16 characters, 0 = blank)."""
-    masks = [_agreement()[cell][digit] for cell, digit in enumerate(puzzle) if digit != "0"]
-    mask = reduce(and_, masks, (1 << len(all_grids())) - 1)
-    return [grid for index, grid in enumerate(all_grids()) if mask >> index & 1]
-
-
-@lru_cache(maxsize=3)
-def split_grids(split: str) -> tuple[str, ...]:
-    """The solution grids of a split: 70 / 10 / 20 % of the 288 in hash order, for every seed the same."""
-    order = sorted(all_grids(), key=lambda grid: stable_hash(f"sudoku/{grid}"))
-    low, high = (round(share * len(order)) for share in _SHARES[split])
-    return tuple(order[low:high])
-
-
-def lazy_grid(puzzle: str) -> str:
-    """Fill each blank with the smallest digit not yet in its row (clues included)."""
-    filled = list(puzzle)
-    for cell in CELLS:
-        if filled[cell] == "0":
-            row = filled[cell - cell % 4 : cell - cell % 4 + 4]
-            # The three other cells leave at least one digit free.
-            filled[cell] = min(set("1234") - set(row))
-    return "".join(filled)
-
-
-def forced_order(puzzle: str, solution: str) -> list[int]:
-    """The blanks in an order in which each is forced by what stands before it, where possible.
-
-    Forced: one digit is left for the cell, or the cell is the only one left for its digit in a row, column or
-    box.
-    If no cell is forced, the first blank in reading order comes next.
-    """
-    grid, order = list(puzzle), []
-    while "0" in grid:
-        blanks = [cell for cell in CELLS if grid[cell] == "0"]
-        cell = next((cell for cell in blanks if _is_forced(grid, cell, solution[cell])), blanks[0])
-        grid[cell] = solution[cell]
-        order.append(cell)
-    return order
-
-
-def _is_forced(grid: list[str], cell: int, digit: str) -> bool:
-    if _candidates(grid, cell) == {digit}:
-        return True
-    units = [unit for unit in UNITS if cell in unit]
-    rivals = [[other for other in unit if other != cell and grid[other] == "0"] for unit in units]
-    return any(all(digit not in _candidates(grid, other) for other in group) for group in rivals)
-
-
-def _candidates(grid: list[str], cell: int) -> set[str]:
-    return set("1234") - {grid[other] for unit in UNITS if cell in unit for other in unit}
-
-
 @dataclass(frozen=True, kw_only=True)
 class Sudoku:
-    """4x4 sudoku puzzles with ``min_blanks``..``max_blanks`` blanks and one solution each.
+    """Sudoku puzzles of ``size`` x ``size`` cells with ``min_blanks``..``max_blanks`` blanks and one solution each.
 
-    ``data`` (JSONL rows ``{"puzzle": "0..."}``) replaces the puzzles of every split; a solution is looked up.
-    ``steps`` puts worked steps before the answer. Generated puzzles are distinct, never solved by the lazy
-    policy, and splits share no solution grid. Fields: puzzle (16 characters, 0 = blank), solution (the first
-    one; None if there is none) and a row's other columns. Raises ValueError.
+    None: 8..12 blanks for 4x4, 30..45 for 9x9, whose cells are forced one after the other. ``data`` (JSONL rows
+    ``{"puzzle": "0..."}``, or the published columns Puzzle and Solution) replaces the puzzles of every split; a
+    solution that is not given is searched for. ``steps`` puts worked steps before the answer. Generated puzzles
+    are distinct, never solved by the lazy policy, and splits share no solution grid (9x9: nor one that differs in
+    the names of digits). ``protocol``: "strict", or "d1" (4x4 only) for the published prompts with ``few_shot``
+    worked examples (0..3), reward and parser, with their quirks (docs/tasks.md). Fields: puzzle (16 or 81
+    characters, 0 = blank), solution (the first one; None if there is none), under d1 split, and a row's other
+    columns. Raises ValueError.
     """
 
     seed: int = 0
@@ -146,33 +63,55 @@ class Sudoku:
     train_size: int = 4096
     eval_size: int = 512
     prompt_style: str = "short"
-    min_blanks: int = 8
-    max_blanks: int = 12
+    size: int = 4
+    min_blanks: int | None = None
+    max_blanks: int | None = None
     steps: bool = False
+    protocol: str = "strict"
+    few_shot: int = 0
 
     def __post_init__(self) -> None:
         check_range("seed", self.seed, 0)
         check_range("train_size", self.train_size, 1)
         check_range("eval_size", self.eval_size, 1)
         check_choice("prompt_style", self.prompt_style, PROMPT_STYLES)
-        check_range("max_blanks", self.max_blanks, 1, MOST_BLANKS)
-        check_range("min_blanks", self.min_blanks, 1, self.max_blanks)
+        if self.size not in SIZES or isinstance(self.size, bool):
+            raise ValueError(f"size is {self.size!r}, expected 4 or 9 (rows of the grid; train_size counts puzzles)")
+        low, high = self._blanks
+        check_range("max_blanks", high, 1, MOST_BLANKS[self.size])
+        check_range("min_blanks", low, 1, high)
+        check_choice("protocol", self.protocol, PROTOCOLS)
+        check_range("few_shot", self.few_shot, 0, 3)
+        if self.protocol == "d1" and self.size != 4:
+            raise ValueError("protocol d1 is published for 4x4 only: set size 4 or protocol strict")
+        if self.protocol != "d1" and self.few_shot:
+            raise ValueError(f"few_shot is {self.few_shot}, but only the prompts of protocol d1 have examples: set it to 0")
 
     def examples(self, split: str) -> list[Example]:
         """The puzzles of a split. Raises ValueError for a bad row of ``data`` or too large a size."""
         check_choice("split", split, SPLITS)
-        if self.data is not None:
-            return list(_from_file(*file_stamp(self.data)))
         size = self.train_size if split == "train" else self.eval_size
-        return list(_generate(split, self.seed, size, self.min_blanks, self.max_blanks))
+        found = (
+            _generate(self.size, split, self.seed, size, *self._blanks)
+            if self.data is None
+            else _from_file(self.size, *file_stamp(self.data))
+        )
+        return list(found) if self.protocol == "strict" else [d1_puzzles.with_split(example, split) for example in found]
 
     def prompt(self, example: Example) -> list[dict[str, str]]:
-        """One user message: ``sudoku`` and 16 digits, or an instruction for a general chat model."""
-        puzzle = example.fields["puzzle"]
+        """One user message: ``sudoku`` and 16 or 81 digits, or an instruction for a general chat model.
+
+        Under d1, evaluation (validation, test) starts the answer with ``<reasoning>``, as published.
+        """
+        puzzle, own = example.fields["puzzle"], board(self.size)
+        if self.protocol == "d1":
+            return d1_puzzles.sudoku_prompt(puzzle, self.few_shot, d1_puzzles.trains(example))
         if self.prompt_style == "short":
             return [{"role": "user", "content": " ".join(("sudoku", *puzzle))}]
-        grid = "\n".join(" ".join(puzzle[row : row + 4]) for row in range(0, 16, 4))
-        return [{"role": "user", "content": _INSTRUCT.format(grid=grid)}]
+        grid = "\n".join(" ".join(puzzle[row : row + self.size]) for row in range(0, len(puzzle), self.size))
+        digits = f"{', '.join(own.digits[:-1])} and {own.digits[-1]}"
+        content = _INSTRUCT.format(size=self.size, box=own.box, cells=len(puzzle), digits=digits, grid=grid)
+        return [{"role": "user", "content": content}]
 
     def reference(self, example: Example) -> str | None:
         """``<answer> 1 2 3 4 ... </answer>``, after the worked steps if ``steps``; None if unsolvable."""
@@ -184,11 +123,13 @@ class Sudoku:
     def lazy(self, example: Example) -> str:
         """The lazy grid in the same layout, its steps in reading order."""
         puzzle = example.fields["puzzle"]
-        order = [cell for cell in CELLS if puzzle[cell] == "0"] if self.steps else []
+        order = [cell for cell, digit in enumerate(puzzle) if digit == "0"] if self.steps else []
         return self._write(lazy_grid(puzzle), order)
 
     def _write(self, grid: str, order: list[int]) -> str:
-        steps = [f"{cell // 4 + 1} {cell % 4 + 1} = {grid[cell]} ;" for cell in order]
+        steps = [f"{cell // self.size + 1} {cell % self.size + 1} = {grid[cell]} ;" for cell in order]
+        if self.protocol == "d1":
+            return d1_puzzles.layout("\n".join(steps), grid)
         return " ".join((*steps, "<answer>", *grid, "</answer>"))
 
     def answer_spans(self, text: str) -> list[tuple[int, int]]:
@@ -196,11 +137,20 @@ class Sudoku:
         return answer_spans(text)
 
     def correct(self, example: Example, text: str) -> bool:
-        """Whether the last answer is a valid grid that agrees with every clue."""
-        grid = _read_grid(last_answer(text))
-        if grid is None or not valid_grid(grid):
-            return False
-        return all(clue in ("0", digit) for clue, digit in zip(example.fields["puzzle"], grid, strict=True))
+        """Whether the last answer is a valid grid that agrees with every clue; d1: its evaluation finds every blank right."""
+        if self.protocol == "d1":
+            right, blanks = self.cells(example, text)
+            return right == blanks > 0
+        grid = self._read_grid(last_answer(text))
+        return grid is not None and valid_grid(grid) and agrees(example.fields["puzzle"], grid)
+
+    def cells(self, example: Example, text: str) -> tuple[int, int]:
+        """(blanks filled right, blanks) as d1's evaluation counts them; its figure pools both sums over the puzzles."""
+        return self._cells(example, d1_puzzles.sudoku_evaluation_grid(text))
+
+    def _cells(self, example: Example, grid: str | None) -> tuple[int, int]:
+        puzzle, solution = example.fields["puzzle"], example.fields["solution"]
+        return (0, puzzle.count("0")) if solution is None else d1_puzzles.sudoku_cells(grid, puzzle, solution)
 
     @property
     def name(self) -> str:
@@ -210,72 +160,70 @@ class Sudoku:
     @property
     def columns(self) -> tuple[str, ...]:
         """The fields that rewards read."""
-        return ("puzzle",)
+        return ("puzzle",) if self.protocol == "strict" else ("puzzle", "solution")
 
     @property
     def rewards(self) -> dict[str, RewardPart]:
-        """{"correct": 1 if correct, "format": 0.1 if there is one answer block with 16 digits 1..4}."""
+        """{"correct": 1 if correct, "format": 0.1 for one block with all digits}; d1: {"score": share of blanks right}."""
+        if self.protocol == "d1":
+            return {"score": self._published_reward}
         return {"correct": self._correct_reward, "format": self._format_reward}
 
     def _correct_reward(self, example: Example, text: str) -> float:
         return float(self.correct(example, text))
 
     def _format_reward(self, example: Example, text: str) -> float:
-        return 0.0 if _read_grid(only_answer(text)) is None else FORMAT_REWARD
+        return 0.0 if self._read_grid(only_answer(text)) is None else FORMAT_REWARD
 
+    def _published_reward(self, example: Example, text: str) -> float:
+        right, blanks = self._cells(example, d1_puzzles.sudoku_training_grid(text))
+        return right / blanks if blanks else 0.0
 
-def _read_grid(body: str | None) -> str | None:
-    """The 16 digits of an answer, blanks and line ends ignored; None if it is anything else."""
-    if body is None or len(body) > 1024:
-        return None
-    grid = "".join(body.split())
-    return grid if len(grid) == 16 and set(grid) <= set("1234") else None
+    def _read_grid(self, body: str | None) -> str | None:
+        """The 16 or 81 digits of an answer, blanks and line ends ignored; None if it is anything else."""
+        if body is None or len(body) > 1024:
+            return None
+        grid = "".join(body.split())
+        return grid if len(grid) == self.size**2 and set(grid) <= set(board(self.size).digits) else None
+
+    @property
+    def _blanks(self) -> tuple[int, int]:
+        """The range of blanks; a bound that is not set is the size's own, or the other one where that lies beyond it."""
+        low, high = BLANKS[self.size]
+        if self.max_blanks is not None:
+            high = self.max_blanks
+        elif isinstance(self.min_blanks, int):
+            high = max(high, self.min_blanks)
+        if self.min_blanks is not None:
+            return self.min_blanks, high
+        return (min(low, high) if isinstance(high, int) else low), high
 
 
 @lru_cache(maxsize=16)
-def _generate(split: str, seed: int, size: int, min_blanks: int, max_blanks: int) -> tuple[Example, ...]:
-    rng = random.Random(f"sudoku/{split}/{seed}")
-    found: dict[str, str] = {}
-    misses = 0
-    while len(found) < size:
-        grid, blanks = rng.choice(split_grids(split)), rng.randint(min_blanks, max_blanks)
-        puzzle = next((new for new in _draw(grid, blanks, rng) if new not in found), None)
-        misses = misses + 1 if puzzle is None else 0
-        if puzzle is not None:
-            found[puzzle] = grid
-        if misses > _TRIES:
-            raise ValueError(
-                f"sudoku has only about {len(found)} {split} puzzles with {min_blanks}..{max_blanks} blanks, "
-                f"{size} were asked for: lower the size or widen the range of blanks"
-            )
-    return tuple(_example(puzzle, grid) for puzzle, grid in found.items())
-
-
-def _example(puzzle: str, grid: str) -> Example:
-    return Example(id=f"sudoku-{puzzle}", fields={"puzzle": puzzle, "solution": grid})
-
-
-def _draw(grid: str, blanks: int, rng: random.Random) -> Iterator[str]:
-    """Up to _TRIES random puzzles of a grid that have one solution and are not solved by the lazy policy."""
-    masks = [_agreement()[cell][grid[cell]] for cell in CELLS]
-    cells = list(CELLS)
-    for _ in range(_TRIES):
-        clues = rng.sample(cells, 16 - blanks)
-        mask = reduce(and_, [masks[cell] for cell in clues])
-        if mask & (mask - 1):
-            continue
-        puzzle = "".join(grid[cell] if cell in clues else "0" for cell in cells)
-        if lazy_grid(puzzle) != grid:
-            yield puzzle
+def _generate(size: int, split: str, seed: int, count: int, low: int, high: int) -> tuple[Example, ...]:
+    pairs = generate(size, split, seed, count, low, high)
+    return tuple(Example(id=f"sudoku-{puzzle}", fields={"puzzle": puzzle, "solution": grid}) for puzzle, grid in pairs)
 
 
 @lru_cache(maxsize=8)
-def _from_file(path: str, _modified: int, _size: int) -> tuple[Example, ...]:
-    return read_examples(path, _from_row)
+def _from_file(size: int, path: str, _modified: int, _bytes: int) -> tuple[Example, ...]:
+    return read_examples(path, lambda where, row: _from_row(size, where, row))
 
 
-def _from_row(where: str, row: dict[str, Any]) -> Example:
-    puzzle = row.get("puzzle")
-    if not isinstance(puzzle, str) or len(puzzle) != 16 or not set(puzzle) <= set("01234"):
-        raise ValueError(f"{where}: got puzzle {puzzle!a:.60}, expected a string of 16 digits 0..4 (0 = blank)")
-    return Example(id=where, fields={**row, "solution": next(iter(solutions(puzzle)), None)})
+def _from_row(size: int, where: str, row: dict[str, Any]) -> Example:
+    """A row with puzzle, or with the columns Puzzle and Solution of d1's sudoku files; both as texts (0 may come first)."""
+    puzzle, digits = row.get("puzzle", row.get("Puzzle")), board(size).digits
+    cells, last = size**2, digits[-1]
+    if not isinstance(puzzle, str) or len(puzzle) != cells or not set(puzzle) <= {"0", *digits}:
+        raise ValueError(f"{where}: got puzzle {puzzle!a:.60}, expected a string of {cells} digits 0..{last} (0 = blank)")
+    solution = row.get("solution", row.get("Solution"))
+    if solution is None:
+        try:
+            solution = next(iter(solutions(puzzle) if size == 4 else search(puzzle)), None)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+    elif not isinstance(solution, str) or not valid_grid(solution) or len(solution) != cells or not agrees(puzzle, solution):
+        raise ValueError(
+            f"{where}: got solution {solution!a:.90}, expected a valid grid of {cells} digits that keeps the clues"
+        )
+    return Example(id=where, fields={**row, "puzzle": puzzle, "solution": solution})

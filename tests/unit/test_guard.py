@@ -1,0 +1,198 @@
+"""The guard: limits of time and memory, restarts, what it refuses, and that nothing is left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from unmaskrl.tasks.guard import Guard
+
+EVAL = "builtins:eval"  # the most hostile target there is: the text is the program
+
+
+@pytest.fixture(scope="module")
+def guard() -> Iterator[Guard]:
+    guard = Guard(EVAL, seconds=1.0, megabytes=200)
+    yield guard
+    guard.close()
+
+
+def pid(guard: Guard) -> int:
+    return guard.call("__import__('os').getpid()")
+
+
+def test_values_and_errors_come_back(guard: Guard) -> None:
+    assert guard.call("6 * 7") == 42
+    assert guard.call("[1.5, None, {'a': True}]") == [1.5, None, {"a": True}]
+    errors = guard.errors
+    assert guard.call("1 / 0", default="none") == "none"
+    assert guard.last_error == "ZeroDivisionError: division by zero"
+    with pytest.raises(ValueError, match="NameError: name 'unknown' is not defined"):
+        guard.call("unknown")
+    assert guard.call("__import__('sys').exit()", default=0.0) == 0.0
+    assert guard.call("{1, 2}", default="no JSON") == "no JSON"
+    assert guard.errors == errors + 4
+
+
+@pytest.mark.parametrize("text", ["\x00", "\ud800", "\u202e\u0661", "a\nb\r\n", "\U0001f600", '"\\', "x" * 10**6])
+def test_texts_of_every_kind_pass_unchanged(text: str) -> None:
+    # A target that returns what it is given, so that both directions are tested.
+    same = Guard("copy:copy", seconds=5.0)
+    assert same.call(text) == text
+    same.close()
+
+
+def test_a_call_that_takes_too_long_is_stopped_and_the_next_one_works(guard: Guard) -> None:
+    first, timeouts, start = pid(guard), guard.timeouts, time.monotonic()
+    # One C call that holds the interpreter for hours: no signal handler could end it.
+    assert guard.call("9**9**9", default=-1.0) == -1.0
+    assert 1.0 <= time.monotonic() - start < 4.0
+    assert guard.timeouts == timeouts + 1 and "took longer than 1 s" in guard.last_error
+    assert guard.call("2 + 2") == 4
+    assert pid(guard) != first and not alive(first)
+
+
+def test_each_call_may_have_its_own_limit(guard: Guard) -> None:
+    assert guard.call("__import__('time').sleep(1.2)", seconds=10.0) is None
+    with pytest.raises(ValueError, match=r"took longer than 0\.1 s"):
+        guard.call("__import__('time').sleep(5)", seconds=0.1)
+
+
+def test_memory_is_bounded(guard: Guard) -> None:
+    assert guard.call("len(bytearray(100 * 2**20))") == 100 * 2**20
+    assert guard.call("len(bytearray(400 * 2**20))", default="refused") == "refused"
+    assert guard.last_error.startswith("MemoryError")
+    assert guard.call("2 + 2") == 4
+
+
+def test_a_crash_gives_the_default_and_a_new_worker(guard: Guard) -> None:
+    first, crashes = pid(guard), guard.crashes
+    assert guard.call("__import__('signal').raise_signal(11)", default="crashed") == "crashed"
+    assert guard.crashes == crashes + 1
+    # Killed between two calls: this one fails as well, and says so.
+    os.kill(pid(guard), signal.SIGKILL)
+    time.sleep(0.05)
+    assert guard.call("1", default="gone") == "gone"
+    assert guard.call("1") == 1 and pid(guard) != first
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "__import__('os').system('true')",
+        "__import__('subprocess').run(['true'])",
+        "__import__('socket').socket().connect(('127.0.0.1', 9))",
+        "__import__('os').kill(__import__('os').getppid(), 15)",
+        "__import__('os').remove('absent')",
+        "open('absent', 'w')",
+        "__import__('os').open('absent', 1 | 64)",
+    ],
+)
+def test_processes_sockets_signals_and_written_files_are_refused(guard: Guard, text: str) -> None:
+    assert guard.call(text, default="refused") == "refused"
+    assert guard.last_error.startswith("PermissionError: the guard's worker")
+
+
+def test_printing_and_reading_do_not_mix_with_the_protocol(guard: Guard) -> None:
+    assert guard.call("print('{\"value\": 1}') or __import__('sys').stdin.read()") == ""
+
+
+def test_it_works_from_other_threads_at_once(guard: Guard) -> None:
+    found: list[int] = []
+    threads = [threading.Thread(target=lambda n=n: found.append(guard.call(f"{n} * 10"))) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(found) == [10 * n for n in range(8)]
+
+
+def test_sets_have_the_same_order_in_every_worker(guard: Guard) -> None:
+    text = "list({str(n) for n in range(50)})"
+    first = guard.call(text)
+    guard.close()
+    assert guard.call(text) == first
+
+
+def test_a_warm_call_is_cheap(guard: Guard) -> None:
+    guard.call("1")
+    start = time.perf_counter()
+    for _ in range(200):
+        guard.call("1")
+    assert (time.perf_counter() - start) / 200 < 0.02
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("absent_module:f", "did not start: ModuleNotFoundError: No module named 'absent_module'"),
+        ("math:absent", "did not start: AttributeError"),
+    ],
+)
+def test_a_target_that_cannot_be_loaded_is_always_an_error(target: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as info:
+        Guard(target).call(1, default=0.0)
+    assert "\n" not in str(info.value)
+
+
+def test_bad_settings_are_refused() -> None:
+    with pytest.raises(ValueError, match="expected 'module:function'"):
+        Guard("math.sqrt")
+    with pytest.raises(ValueError, match="expected positive limits"):
+        Guard("math:sqrt", seconds=0)
+
+
+def test_our_own_targets_load_without_torch() -> None:
+    own = Guard("unmaskrl.tasks.base:nearest", seconds=5.0)
+    assert own.call("countdwn", ["countdown", "sudoku"]) == "did you mean 'countdown'?"
+    maps = Path(f"/proc/{own._process.pid}/maps").read_text() if sys.platform == "linux" else ""
+    assert "libtorch" not in maps
+    own.close()
+
+
+def alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_no_worker_outlives_its_process(tmp_path: Path) -> None:
+    """Neither after a normal end nor after SIGKILL, and a forked copy does not end the parent's worker."""
+    code = (
+        "import os, signal, sys\n"
+        "from unmaskrl.tasks.guard import Guard\n"
+        "guard = Guard('builtins:eval')\n"
+        "own = guard.call(\"__import__('os').getpid()\")\n"
+        "child = os.fork()\n"
+        "if not child:\n"
+        "    other = guard.call(\"__import__('os').getpid()\")\n"
+        "    sys.exit(other == own)\n"
+        "assert os.waitpid(child, 0)[1] == 0\n"
+        "assert guard.call(\"__import__('os').getpid()\") == own\n"
+        "print(own, flush=True)\n"
+        "if sys.argv[1] == 'kill':\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    # Without the package's __init__, whose torch is slow to import and warns when forked.
+    package = tmp_path / "unmaskrl"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "tasks").symlink_to(Path(sys.modules["unmaskrl.tasks"].__path__[0]))
+    for how in ("end", "kill"):
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+        done = subprocess.run([sys.executable, "-c", code, how], capture_output=True, text=True, env=environment, check=False)
+        assert done.returncode == (0 if how == "end" else -signal.SIGKILL), done.stderr
+        worker, deadline = int(done.stdout), time.monotonic() + 5.0
+        while alive(worker) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert not alive(worker)
