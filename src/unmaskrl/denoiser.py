@@ -76,6 +76,12 @@ class ModelDenoiser:
         """Where the weights are."""
         return next(self.model.parameters()).device
 
+    @property
+    def max_length(self) -> int:
+        """Positions of the model: prompt and completion together."""
+        config: Any = self.model.config
+        return config.max_sequence_length
+
     def hidden(self, ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"] | None = None) -> Float[Tensor, "B L D"]:
         """Hidden states after the final norm."""
         model: Any = self.model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from .checkpoint import write_json
@@ -9,6 +10,7 @@ from .config import asset
 from .denoiser import save_model
 from .evaluate import evaluate
 from .progress import SilentProgress, TrainProgress
+from .prompts import fitting
 from .run import Run
 from .run_log import log_eval
 from .thresholds import save_threshold
@@ -21,13 +23,16 @@ def evaluate_run(run: Run, split: str, weights: dict[str, Any], progress: TrainP
     if run.accelerator.is_main_process:
         e = run.recipe.eval
         examples = run.task.examples(split)[: e.size if split == "test" else e.size_during]
+        fits = fitting(run.recipe, run.task, run.tokenizer, examples, run.denoiser.max_length)
+        for note in fits.notes:
+            progress.note(f"{split}: {note}")
         for name, denoiser in weights.items():
             rollouts: list[Rollout] = []
             result = evaluate(
                 denoiser,
                 run.tokenizer,
                 run.task,
-                examples,
+                fits.examples,
                 run.recipe.decode,
                 temperature=e.temperature,
                 seed=run.recipe.train.seed,
@@ -35,7 +40,8 @@ def evaluate_run(run: Run, split: str, weights: dict[str, Any], progress: TrainP
                 head=None if run.sampler is None else run.sampler.head,
                 on_rollout=rollouts.append,
             )
-            progress.eval(log_eval(run, split, name, result, rollouts[0], examples))
+            result = replace(result, dropped=fits.dropped)
+            progress.eval(log_eval(run, split, name, result, rollouts[0], fits.examples))
     run.accelerator.wait_for_everyone()
 
 

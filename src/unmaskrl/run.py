@@ -30,10 +30,10 @@ from .config import Recipe, asset, build_recipe
 from .denoiser import ModelDenoiser, load_denoiser
 from .estimators import Estimator
 from .losses import PolicyLoss
-from .rollouts import Anchors, Problems, RewardFunction, load_function, make_task
+from .rollouts import Anchors, Problems, make_task
 from .sampler import Choices, Sampler
 from .shell import DTYPES, file_size, run_folder, set_threads, truncate_file
-from .tasks import Task
+from .tasks import Task, TrlReward, load_function
 from .tokenizer import load_tokenizer
 from .types import Rollout
 
@@ -72,7 +72,7 @@ class Run:
     estimator: Estimator
     advantage: Callable[[Tensor, Tensor], Tensor]
     loss: PolicyLoss
-    functions: dict[str, RewardFunction]
+    functions: dict[str, TrlReward]
     optimizer: torch.optim.Optimizer
     sampler: Sampler | None
     threads: int = 1
@@ -146,7 +146,7 @@ def start_run(recipe: Recipe, *, resume: bool, force: bool) -> Run:
     denoiser = load_denoiser(path, device=device, dtype=DTYPES[recipe.model.dtype])
     tokenizer = load_tokenizer(path)
     task = make_task(recipe)
-    problems = Problems(recipe, task, tokenizer)
+    problems = Problems(recipe, task, tokenizer, denoiser.max_length)
     optimizer = torch.optim.AdamW(
         denoiser.model.parameters(), lr=recipe.train.lr, betas=recipe.train.betas, weight_decay=recipe.train.weight_decay
     )
@@ -167,7 +167,7 @@ def start_run(recipe: Recipe, *, resume: bool, force: bool) -> Run:
         estimator=make_estimator(recipe),
         advantage=COMPONENTS["advantage"][recipe.advantage["name"]],
         loss=loss,
-        functions={name: load_function(name) for name in recipe.train.reward_functions},
+        functions={name: load_function(name, "train.reward_functions") for name in recipe.train.reward_functions},
         optimizer=optimizer,
         sampler=Sampler.start(recipe, denoiser, path),
     )
