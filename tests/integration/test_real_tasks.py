@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import sys
 from pathlib import Path
 
@@ -99,21 +100,15 @@ def test_the_example_of_the_docs_runs(
     """docs/tasks.md: a reward in the working directory, rows and a recipe; nothing of the package is changed."""
     blocks = re.findall(r"```(\w+)\n# (\S+)\n(.*?)```", (ROOT / "docs" / "tasks.md").read_text(), re.S)
     files = {name: body for _, name, body in blocks}
-    assert sorted(files) == ["larger.yaml", "larger_reward.py", "make_rows.py"]
+    assert sorted(files) == ["largest.yaml", "largest_reward.py", "make_rows.py"]
     for name, body in files.items():
         (tmp_path / name).write_text(body)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(tmp_path))])
-    exec_file(tmp_path / "make_rows.py")
-    assert yaml.safe_load(files["larger.yaml"])["task"]["name"] == "jsonl"
-    code, said = run(capsys, "train", "larger.yaml", *TINY, "eval.size=8", "train.out=run")
+    runpy.run_path("make_rows.py")
+    assert yaml.safe_load(files["largest.yaml"])["task"]["name"] == "jsonl"
+    code, said = run(capsys, "train", "largest.yaml", *TINY, "eval.size=8", "train.out=run")
     assert code == 0, said
     row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
-    assert 0.0 <= row["reward/larger_reward:larger"] <= 1.0
+    assert 0.0 <= row["reward/largest_reward:largest_first"] <= 1.0
     assert str(tmp_path) in sys.path
-
-
-def exec_file(path: Path) -> None:
-    import runpy
-
-    runpy.run_path(str(path))

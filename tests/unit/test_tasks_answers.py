@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from unmaskrl.tasks import equivalence
 from unmaskrl.tasks.answers import boxed_spans, is_balanced, last_boxed, merged_spans, parse_number, words_of
 from unmaskrl.tasks.equivalence import equivalent, normalise
 
@@ -175,3 +176,29 @@ def test_normalising_never_fails_and_settles(text: str) -> None:
 def test_equivalence_by_hand(gold: str, answer: str, same: bool) -> None:
     pytest.importorskip("math_verify")
     assert equivalent(gold, answer) is same
+
+
+BOMBS = [
+    "(" * 140 + "1" + ")" * 140,
+    "\\sqrt{" * 10 + "2" + "}" * 10,
+    "\\frac{1}{" * 14 + "x" + "}" * 14,
+    "(x+1)^{999}",
+    "(x+y+z)^{200}",
+    "(x^2+1)^{99}(x^3+2)^{99}",
+    "\\frac{1}{2}^{999}",
+    "(a+b)(c+d)(e+f)(g+h)(i+j)(k+l)(m+n)(o+p)(q+r)(s+t)",
+    "\\sin(" * 20 + "x" + ")" * 20,
+    "[0,1]\\cup" * 12 + "[2,3]",
+    "|" * 150 + "x",
+    "x" * 200,
+    "1" + "+\\sqrt{2}" * 30,
+    "9^9^9^9",
+    "99!!",
+]
+
+
+@pytest.mark.parametrize("text", BOMBS)
+def test_bombs_never_reach_the_algebra(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of them took seconds or did not end when math-verify was asked."""
+    monkeypatch.setattr(equivalence, "verify_latex", lambda gold, answer: pytest.fail(f"asked about {answer}"))
+    assert not equivalent("\\sqrt{2}+x", text)

@@ -6,11 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.offline_tasks import CHAT_ROWS, offline_task, write_rows
 from unmaskrl import tasks
+from unmaskrl.config import ASSETS, SFTMixture
+from unmaskrl.denoiser import load_denoiser
+from unmaskrl.sft import encode_mixture
 from unmaskrl.tasks import Example
 from unmaskrl.tasks.base import SPLITS
+from unmaskrl.tokenizer import decode_texts, load_tokenizer
 
 
 def length(prompts: list[Any], completions: list[str], answer: list[str], **_: object) -> list[float]:
@@ -125,7 +130,8 @@ def test_bad_settings_are_refused_in_one_line(settings: dict[str, Any], words: s
     ("row", "settings", "words"),
     [
         ({"prompt": "x"}, {"verifier": "exact"}, r":41: got no column 'answer': expected one of prompt"),
-        ({"promt": "x"}, {"verifier": "exact"}, r":41: got no column 'prompt': did you mean 'promt'"),
+        ({"prompts": "x"}, {"verifier": "exact"}, r":41: got no column 'prompt': did you mean 'prompts'"),
+        ({"prompt": "x", "answer": "1", "prompts": []}, {"verifier": "exact"}, ":41: got a column 'prompts'.* rename it"),
         ({"prompt": 3, "answer": "1"}, {"verifier": "exact"}, r":41: got prompt 3, expected a text or a list of chat messages"),
         ({"prompt": [{"role": "user"}], "answer": "1"}, {"verifier": "exact"}, ":41: got prompt"),
         (
@@ -146,3 +152,18 @@ def test_a_reward_that_breaks_the_contract_is_named() -> None:
     task = tasks.load("jsonl", data="x.jsonl", reward=f"{HERE}:not_one_per_row")
     with pytest.raises(ValueError, match="'not_one_per_row' returned 0 values, expected one for each of 1 rows"):
         task.correct(Example(id="hand", fields={"prompt": "?"}), "text")
+
+
+def test_references_of_a_task_without_a_lazy_policy_can_be_learnt_from(tmp_path: Path) -> None:
+    task = {"name": "jsonl", "data": write_rows(tmp_path / "rows.jsonl", CHAT_ROWS), "verifier": "number"}
+    tokenizer, denoiser = load_tokenizer(ASSETS / "mini"), load_denoiser(ASSETS / "mini")
+    part = SFTMixture(task=task, gen_length=6, num_examples=10)
+    data = encode_mixture(part, tokenizer, denoiser)
+    assert data.references.shape == (10, 6) and torch.equal(data.references, data.lazy)
+    golds = [str(e.fields["answer"]) for e in tasks.load(**task).examples("train")[:10]]
+    assert decode_texts(tokenizer, data.references.tolist()) == [f"<answer> {gold} </answer>" for gold in golds]
+    with pytest.raises(ValueError, match=r"data.lazy_share is 0.5, but task jsonl has no lazy policy: set it to 0"):
+        encode_mixture(part.model_copy(update={"lazy_share": 0.5}), tokenizer, denoiser)
+    silent = {"name": "jsonl", "data": task["data"], "reward": f"{HERE}:length"}
+    with pytest.raises(ValueError, match="none of 10 problems has a reference to learn from"):
+        encode_mixture(part.model_copy(update={"task": silent}), tokenizer, denoiser)

@@ -96,6 +96,9 @@ def test_what_cannot_be_loaded_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     def offline(name: str, config: str | None) -> None:
         raise ConnectionError("no route\nto host")
 
+    hub(monkeypatch, lambda name, config: {"dev": ROWS})
+    with pytest.raises(ValueError, match="'some/dev' has the splits dev, expected train, validation or test"):
+        GSM8K(data="some/dev").examples("test")
     hub(monkeypatch, offline)
     with pytest.raises(ValueError, match=r"'some/absent' cannot be loaded from the hub \(ConnectionError: no route\)") as info:
         GSM8K(data="some/absent").examples("test")

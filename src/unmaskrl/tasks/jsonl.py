@@ -146,6 +146,9 @@ class Jsonl:
     def _fields(self, row: Row, _: str) -> dict[str, Any]:
         if self.verifier is not None:
             check_columns(row.where, row.fields, self.answer_column)
+        for name in ("prompts", "completions"):
+            if name in row.fields:
+                raise ValueError(f"{row.where}: got a column {name!r}, which rewards are given by the trainer: rename it")
         prompt = row.fields[self.prompt_column]
         if not isinstance(prompt, str) and not _is_chat(prompt):
             got = ascii(prompt)[:60]
@@ -158,7 +161,7 @@ class Jsonl:
         if key not in self._memo:
             if len(self._memo) >= _MEMO:
                 self._memo.clear()
-            columns = {column: [value] for column, value in example.fields.items() if column not in ("prompts", "completions")}
+            columns = {column: [value] for column, value in example.fields.items()}
             function = load_function(name, "task.reward")
             self._memo[key] = call_trl_rewards([function], [self.prompt(example)], [text], columns)[0]
         return self._memo[key]

@@ -130,6 +130,8 @@ def _read_hub(name: str, config: str | None) -> dict[str, tuple[Example, ...]]:
         raise ValueError(
             f"data {name!r} cannot be loaded from the hub ({reason}); check the id and the network, or give a JSONL file"
         ) from None
+    if not set(loaded) & set(SPLITS):
+        raise ValueError(f"data {name!r} has the splits {', '.join(map(str, loaded))}, expected train, validation or test")
     return {
         str(split): tuple(Example(id=f"{name}/{split}:{n}", fields=dict(row)) for n, row in enumerate(rows))
         for split, rows in loaded.items()
