@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
 from . import __version__
 
 SELECTIONS = ("random", "protect_answer", "most_predictable", "protect_answer+most_predictable")  # priors imports torch
+TASK_HELP = "countdown, sudoku, gsm8k, math or jsonl (docs/tasks.md); settings as task.key=value"
+DATA_HELP = "task.data: problems from a JSONL file; gsm8k, math and jsonl also take a folder or a hub id"
 EPILOG = "Shipped recipes: see `unmaskrl recipes`. Settings are changed as section.key=value, e.g. decode.exit_at=0.9."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; 0 if it worked, 2 for bad input, 130 if interrupted."""
     args = parse(argv)
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # reward functions of the user's own; last, so that nothing installed is shadowed
     try:
         return args.run(args) or 0
     except (ValueError, OSError) as error:
@@ -111,8 +116,12 @@ def _add_variance(commands: argparse._SubParsersAction) -> None:
 def _add_frontier(commands: argparse._SubParsersAction) -> None:
     frontier = commands.add_parser("frontier", help="accuracy against denoiser calls: fixed steps, thresholds, learned sampler")
     frontier.add_argument("models", nargs="+", metavar="MODEL", help="checkpoint folders, or shipped ones: mini, zero")
-    frontier.add_argument("--task", required=True, help="countdown or sudoku; settings as task.key=value")
-    frontier.add_argument("--data", metavar="F.jsonl", help="problems from a file instead of the generated ones")
+    frontier.add_argument(
+        "--task",
+        required=True,
+        help=TASK_HELP,
+    )
+    frontier.add_argument("--data", metavar="F.jsonl", help=DATA_HELP)
     frontier.add_argument("--split", default="test", choices=("train", "validation", "test"))
     frontier.add_argument("--size", type=int, default=512, help="number of problems (default 512)")
     frontier.add_argument("--gammas", help="fixed thresholds in nats, comma-separated (default: the head's grid)")
@@ -145,8 +154,12 @@ def _add_inspection(commands: argparse._SubParsersAction) -> None:
 
 def _model_arguments(sub: argparse.ArgumentParser, task_required: bool = True) -> None:
     sub.add_argument("model", help="checkpoint folder, or a shipped one: mini, zero")
-    sub.add_argument("--task", required=task_required, help="countdown or sudoku; settings as task.key=value")
-    sub.add_argument("--data", metavar="F.jsonl", help="problems from a file instead of the generated ones")
+    sub.add_argument(
+        "--task",
+        required=task_required,
+        help=TASK_HELP,
+    )
+    sub.add_argument("--data", metavar="F.jsonl", help=DATA_HELP)
     sub.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--threads", type=int, default=0, help="CPU threads; 0 measures")

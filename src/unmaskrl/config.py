@@ -119,6 +119,10 @@ class TrainConfig(Section):
     group_size: int = Field(default=8, ge=2)
     num_iterations: int = Field(default=4, ge=1, description="inner updates per rollout batch, each with its own masks")
     num_prompts: int | None = Field(default=None, ge=1, description="use only the first so many training problems")
+    max_prompt_length: int | None = Field(default=None, ge=1, description="longest prompt in tokens; prompts are never cut")
+    long_prompts: Literal["refuse", "drop"] = Field(
+        default="refuse", description="longer ones stop the run, or are left out of training and evaluation and counted"
+    )
     lr: float = Field(default=1e-4, gt=0)
     warmup: int = Field(default=8, ge=0, description="updates of linear warm-up")
     schedule: Literal["constant", "linear", "cosine"] = "constant"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .build import make_estimator, make_loss
 from .config import Recipe, asset
@@ -80,15 +81,17 @@ def open_blocks(recipe: Recipe, keep: float) -> list[int]:
 
 
 def model_size(path: str) -> tuple[int, int]:
-    """Width of the logits and number of parameters, from config.json alone (a tied head counts once).
-
-    Released models are known by their hub id; of others only config.json is fetched. ValueError if there is none.
-    """
-    raw, where = None if Path(asset(path)).is_dir() else known_config(path), f"model.path {path}"
-    if raw is None:
-        folder = checkpoint_folder(asset(path), patterns=("config.json",))
-        if not (folder / "config.json").is_file():
-            raise ValueError(f"{where}: there is no {folder / 'config.json'}; give a checkpoint folder or a shipped name")
-        raw, where = read_json(folder / "config.json"), str(folder / "config.json")
-    config, model_class = parse_config(raw, where)
+    """Width of the logits and number of parameters, from config.json alone (a tied head counts once)."""
+    config, model_class = parse_config(model_config(path), f"model.path {path}")
     return config.embedding_size, sum(p.numel() for p in model_class(config).parameters())
+
+
+def model_config(path: str) -> dict[str, Any]:
+    """A checkpoint's config.json: from its folder, by heart for released models, else fetched alone. ValueError if none."""
+    known = None if Path(asset(path)).is_dir() else known_config(path)
+    if known is not None:
+        return known
+    folder = checkpoint_folder(asset(path), patterns=("config.json",))
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"model.path {path}: there is no {folder / 'config.json'}; give a checkpoint folder or a shipped name")
+    return read_json(folder / "config.json")

@@ -95,6 +95,12 @@ class ModelDenoiser:
         """Where the weights are."""
         return next(self.model.parameters()).device
 
+    @property
+    def max_length(self) -> int:
+        """Positions of the model: prompt and completion together."""
+        config: Any = self.model.config
+        return getattr(config, "max_sequence_length", None) or config.max_position_embeddings
+
     def hidden(self, ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"] | None = None) -> Float[Tensor, "B L D"]:
         """Hidden states after the final norm."""
         model: Any = self.model

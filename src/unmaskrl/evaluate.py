@@ -16,6 +16,7 @@ from .config import DecodeConfig
 from .decoding import RULES, decode
 from .denoiser import ModelDenoiser
 from .priors import blank_canvas
+from .prompts import check_room
 from .rng import named_generator
 from .tasks import Example, Task
 from .thresholds import ThresholdHead, best_gamma
@@ -43,6 +44,7 @@ class EvalResult:
     samples: int
     seconds: float
     decode: dict[str, Any]
+    dropped: int = 0  # problems left out because their prompts are too long
 
     @property
     def accuracy(self) -> float:
@@ -72,6 +74,7 @@ class EvalResult:
             "accuracy_high": high,
             "num_problems": len(self.items) // self.samples,
             "samples": self.samples,
+            "num_dropped": self.dropped,
             "nfe": calls / max(1, len(self.items)),
             "tokens_per_call": sum(i.num_tokens for i in self.items) / max(1, calls),
             "seconds": self.seconds,
@@ -114,6 +117,7 @@ def evaluate(
     start, items = time.perf_counter(), []
     rows = [(n, s) for n in range(len(examples)) for s in range(samples)]
     prompts = [encode_prompt(tokenizer, task.prompt(example)) for example in examples]
+    check_room(prompts, settings.gen_length, denoiser.max_length)
     for at in range(0, len(rows), batch_size):
         batch = rows[at : at + batch_size]
         rollout = decode_blank(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 
 from .adapters import merged_tensors, save_adapter
 from .checkpoint import write_json
@@ -11,6 +12,7 @@ from .denoiser import save_model
 from .evaluate import evaluate
 from .loading import write_tokenizer
 from .progress import SilentProgress, TrainProgress
+from .prompts import fitting
 from .run import Run
 from .run_log import log_eval
 from .thresholds import save_threshold
@@ -21,17 +23,20 @@ from .weights import swapped
 def evaluate_run(run: Run, split: str, weights: Sequence[str], progress: TrainProgress | SilentProgress) -> None:
     """Greedy, anchor-free accuracy of the weights (raw, base: as they are; ema) on a held-out split, by the main process."""
     e = run.recipe.eval
+    examples = run.task.examples(split)[: e.size if split == "test" else e.size_during]
+    fits = fitting(run.recipe, run.task, run.tokenizer, examples, run.denoiser.max_length)
+    for note in fits.notes:
+        progress.note(f"{split}: {note}")
     for name in weights:
         with averaged(run, name == "ema"), run.inference() as policy:
             if not run.accelerator.is_main_process:
                 continue
-            examples = run.task.examples(split)[: e.size if split == "test" else e.size_during]
             rollouts: list[Rollout] = []
             result = evaluate(
                 policy,
                 run.tokenizer,
                 run.task,
-                examples,
+                fits.examples,
                 run.recipe.decode,
                 temperature=e.temperature,
                 seed=run.recipe.train.seed,
@@ -39,7 +44,8 @@ def evaluate_run(run: Run, split: str, weights: Sequence[str], progress: TrainPr
                 head=None if run.sampler is None else run.sampler.head,
                 on_rollout=rollouts.append,
             )
-            progress.eval(log_eval(run, split, name, result, rollouts[0], examples))
+            result = replace(result, dropped=fits.dropped)
+            progress.eval(log_eval(run, split, name, result, rollouts[0], fits.examples))
     run.accelerator.wait_for_everyone()
 
 

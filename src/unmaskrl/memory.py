@@ -8,17 +8,15 @@ Every figure is of one process. Caches, fragmentation and the CUDA context are l
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from math import ceil
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from .build import make_estimator, make_loss
-from .config import Recipe, asset
-from .cost import step_cost
+from .config import Recipe
+from .cost import model_config, step_cost
 from .decoding.sample import CHUNK_ELEMENTS
 
 GIB = 2**30
@@ -369,11 +367,8 @@ def adapted_layers(targets: tuple[str, ...] | None) -> tuple[str, ...]:
 
 
 def model_shape(path: str) -> ModelShape:
-    """The shape of a checkpoint folder or a shipped model, from its config.json."""
-    config = Path(asset(path)) / "config.json"
-    if not config.is_file():
-        raise ValueError(f"model.path {path}: there is no {config}; give a checkpoint folder or a shipped name (mini, zero)")
-    return ModelShape.of(json.loads(config.read_text()))
+    """The shape of a checkpoint folder, a shipped model or a released one, from its config.json."""
+    return ModelShape.of(model_config(path))
 
 
 def size_text(size: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from .memory import (
     verdict,
 )
 from .rollouts import Problems, make_task
-from .tokenizer import load_tokenizer
+from .tokenizer import has_tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     from .run import Run
@@ -43,7 +44,7 @@ def print_memory(recipe: Recipe, console: Console, processes: int = 1) -> None:
     shape = model_shape(recipe.model.path)
     setup = Setup.of(recipe, processes=processes, prompt_tokens=tokens, cuda=cuda)
     console.print(memory_table(memory_plan(shape, setup)))
-    source = "the longest of the first training prompts" if counted else "assumed: there is no tokenizer in model.path"
+    source = "the longest of the first training prompts" if counted else "assumed: no tokenizer or no problems at hand"
     console.print(f"canvas: {tokens} tokens of prompt ({source}) and {recipe.decode.gen_length} of completion", highlight=False)
     cards = [verdict(shape, replace(setup, cuda=True), name, gib) for name, gib in CARDS.items()]
     for line in cards if cuda else [*cards, verdict(shape, setup, *this_machine(processes))]:
@@ -81,11 +82,14 @@ def longest_prompt(problems: Problems) -> int:
 
 
 def prompt_tokens(recipe: Recipe) -> tuple[int, bool]:
-    """``longest_prompt`` and True, or an assumption and False where the model's tokenizer is not at hand."""
+    """``longest_prompt`` and True, or an assumption and False where the tokenizer or the task's data is not at hand."""
     path = asset(recipe.model.path)
-    if not (Path(path) / "tokenizer_config.json").is_file():
+    if not Path(path).is_dir() or not has_tokenizer(Path(path)):
         return ASSUMED_PROMPT, False
-    return longest_prompt(Problems(recipe, make_task(recipe), load_tokenizer(path))), True
+    try:
+        return longest_prompt(Problems(recipe, make_task(recipe), load_tokenizer(path), sys.maxsize)), True
+    except (ValueError, OSError):
+        return ASSUMED_PROMPT, False
 
 
 def this_machine(processes: int) -> tuple[str, float]:

@@ -4,12 +4,11 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,13 +18,13 @@ from .config import Recipe
 from .decoding import Gamma, decode
 from .denoiser import ModelDenoiser, end_ids
 from .priors import anchored_canvas, choose_anchors, predictability, random_scores
+from .prompts import fitting
 from .rng import named_generator, named_seed
 from .shell import DTYPES
-from .tasks import Example, Task, call_trl_rewards
-from .tokenizer import decode_texts, encode_prompt, encode_reference
+from .tasks import Example, Task, TrlReward, call_trl_rewards
+from .tokenizer import decode_texts, encode_reference
 from .types import Rollout
 
-RewardFunction = Callable[..., list[float]]
 ADAPT_RATE = 0.3  # of keep per step, at a success rate that is off by 1
 
 
@@ -45,9 +44,10 @@ class Rewarded:
 class Problems:
     """Training problems in seeded order, as ids; epochs are reshuffled, and a step's prompts depend on its number."""
 
-    def __init__(self, recipe: Recipe, task: Task, tokenizer: Any) -> None:
+    def __init__(self, recipe: Recipe, task: Task, tokenizer: Any, max_length: int) -> None:
         self.recipe, self.task, self.tokenizer = recipe, task, tokenizer
-        self.examples = task.examples("train")[: recipe.train.num_prompts]
+        fits = fitting(recipe, task, tokenizer, task.examples("train")[: recipe.train.num_prompts], max_length)
+        self.examples, self.prompts, self.notes = fits.examples, fits.prompts, fits.notes
         if len(self.examples) < recipe.train.prompts_per_step:
             raise ValueError(
                 f"task {task.name} has {len(self.examples)} training problems, fewer than "
@@ -66,7 +66,7 @@ class Problems:
 
     def prompt(self, index: int) -> list[int]:
         """Prompt ids."""
-        return encode_prompt(self.tokenizer, self.task.prompt(self.examples[index]))
+        return self.prompts[index]
 
 
 class Anchors:
@@ -147,24 +147,12 @@ def read_priors(path: Path) -> dict[str, tuple[list[int], list[bool]]]:
     return result
 
 
-def load_function(name: str) -> RewardFunction:
-    """The function behind 'package.module:function'."""
-    module, _, attribute = name.partition(":")
-    try:
-        function = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"train.reward_functions: cannot load {name!r} ({error}); expected package.module:function") from None
-    if not callable(function):
-        raise ValueError(f"train.reward_functions: {name!r} is a {type(function).__name__}, not a function")
-    return cast(RewardFunction, function)
-
-
 def rollout_step(
     recipe: Recipe,
     problems: Problems,
     anchors: Anchors,
     denoiser: ModelDenoiser,
-    functions: dict[str, RewardFunction],
+    functions: dict[str, TrlReward],
     step: int,
     share_done: float,
     rank: int = 0,
@@ -215,7 +203,7 @@ def rollout_step(
 
 
 def reward_parts(
-    task: Task, examples: Sequence[Example], texts: Sequence[str], functions: dict[str, RewardFunction]
+    task: Task, examples: Sequence[Example], texts: Sequence[str], functions: dict[str, TrlReward]
 ) -> dict[str, list[float]]:
     """The task's own parts and those of user functions (TRL's contract: prompts, completions, columns)."""
     parts = {

@@ -27,11 +27,11 @@ from .loading import open_model
 from .losses import PolicyLoss
 from .probe import check_probe, masked_accuracy
 from .rng import named_generator
-from .rollouts import Anchors, Problems, RewardFunction, load_function, make_task
+from .rollouts import Anchors, Problems, make_task
 from .sampler import Choices, Sampler
 from .shard import Gathered, Lockstep, clip_gradients, finish_lockstep, is_split, shard_blocks
 from .shell import file_size, run_folder, set_threads, truncate_file
-from .tasks import Task
+from .tasks import Task, TrlReward, load_function
 from .tokenizer import encode_reference
 from .types import Rollout
 from .weights import frozen_copy, like, load_trainable, start_average, trainable, whole
@@ -75,7 +75,7 @@ class Run:
     estimator: Estimator
     advantage: Callable[[Tensor, Tensor], Tensor]
     loss: PolicyLoss
-    functions: dict[str, RewardFunction]
+    functions: dict[str, TrlReward]
     optimizer: torch.optim.Optimizer
     sampler: Sampler | None
     threads: int = 1
@@ -173,8 +173,8 @@ def start_run(recipe: Recipe, *, resume: bool, force: bool) -> Run:
         _compare_config(recipe, out)
     denoiser, tokenizer, folder = open_model(recipe.model, accelerator.device, recipe.train.seed)
     task = make_task(recipe)
-    problems = Problems(recipe, task, tokenizer)
-    notes = [] if resume else probe_model(recipe, denoiser, problems)
+    problems = Problems(recipe, task, tokenizer, denoiser.max_length)
+    notes = [*problems.notes, *([] if resume else probe_model(recipe, denoiser, problems))]
     loss = make_loss(recipe)
     frozen, gathered, base = denoiser, None, denoiser
     if shard != "none" and recipe.train.gather_rollout:
@@ -205,7 +205,7 @@ def start_run(recipe: Recipe, *, resume: bool, force: bool) -> Run:
         estimator=make_estimator(recipe),
         advantage=COMPONENTS["advantage"][recipe.advantage["name"]],
         loss=loss,
-        functions={name: load_function(name) for name in recipe.train.reward_functions},
+        functions={name: load_function(name, "train.reward_functions") for name in recipe.train.reward_functions},
         optimizer=optimizer,
         sampler=Sampler.start(recipe, denoiser, folder),
         notes=notes,

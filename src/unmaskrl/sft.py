@@ -7,6 +7,7 @@ filled up with EOS, which is learnt as well. Batches and masks depend on (seed, 
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .build import COMPONENTS, component
+from .build import COMPONENTS, check_component, component
 from .checkpoint import (
     load_latest,
     load_optimizer,
@@ -30,7 +31,7 @@ from .denoiser import ModelDenoiser, save_model
 from .loading import open_checkpoint
 from .rng import named_generator
 from .shell import append_jsonl, default_device, file_size, learning_rate, run_folder, set_threads, truncate_file
-from .tasks import Task
+from .tasks import LazyTask, Task
 from .tokenizer import build_mini_tokenizer, copy_tokenizer, encode_prompt, encode_reference, load_tokenizer
 from .weights import load_trainable
 
@@ -89,12 +90,19 @@ def run_sft(recipe: SFTRecipe, *, resume: bool = False, report: Report | None = 
 
 def encode_mixture(part: SFTMixture, tokenizer: Any, denoiser: ModelDenoiser) -> SFTData:
     """References and lazy demonstrations of a task's training problems as ids."""
-    task: Task = component({**part.task, "train_size": part.num_examples}, COMPONENTS["task"], "data.task")
+    task = mixture_task(part)
+    examples = task.examples("train")[: part.num_examples][: part.first]
     # a problem without a known solution teaches nothing here
-    pairs = [(e, text) for e in task.examples("train")[: part.first] if (text := task.reference(e)) is not None]
+    pairs = [(e, text) for e in examples if (text := task.reference(e)) is not None]
+    if not pairs:
+        raise ValueError(f"{task.name}: none of {len(examples)} problems has a reference to learn from: give others")
     prompts = [encode_prompt(tokenizer, task.prompt(example)) for example, _ in pairs]
     references = [encode_reference(tokenizer, text, [])[0] for _, text in pairs]
-    lazy = [encode_reference(tokenizer, task.lazy(example), [])[0] for example, _ in pairs]
+    lazy = references
+    if isinstance(task, LazyTask):
+        lazy = [encode_reference(tokenizer, task.lazy(example), [])[0] for example, _ in pairs]
+    elif part.lazy_share > 0:
+        raise ValueError(f"data.lazy_share is {part.lazy_share}, but task {task.name} has no lazy policy: set it to 0")
     longest = max(map(len, references + lazy)) + 1
     if longest > part.gen_length:
         raise ValueError(f"{task.name}: a completion has {longest} tokens, gen_length is {part.gen_length}: raise it")
@@ -106,6 +114,14 @@ def encode_mixture(part: SFTMixture, tokenizer: Any, denoiser: ModelDenoiser) ->
         lazy=torch.tensor([r + [denoiser.eos_id] * (part.gen_length - len(r)) for r in lazy]),
         part=part,
     )
+
+
+def mixture_task(part: SFTMixture) -> Task:
+    """The task of one part of the data; one that generates its problems makes ``num_examples`` of them."""
+    check_component(part.task, COMPONENTS["task"], "data.task")
+    generates = "train_size" in inspect.signature(COMPONENTS["task"][part.task["name"]]).parameters
+    size = {"train_size": part.num_examples} if generates else {}
+    return component({**part.task, **size}, COMPONENTS["task"], "data.task")
 
 
 def masked_loss(

@@ -175,10 +175,15 @@ def copy_tokenizer(source: str | os.PathLike[str], folder: str | os.PathLike[str
 
 
 def encode_prompt(tokenizer: Any, messages: Sequence[dict[str, str]]) -> list[int]:
-    """Ids of a chat up to where the answer starts; ValueError on unknown words and on the mask token."""
+    """Ids of a chat up to where the answer starts; ValueError on unknown words and on the mask token.
+
+    A last message of the assistant is the beginning of the answer: a prefill, in the prompt.
+    """
     if not tokenizer.chat_template:
         raise ValueError("the tokenizer has no chat template; add chat_template to tokenizer_config.json")
-    text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+    prefill = messages[-1]["content"] if messages[-1]["role"] == "assistant" else ""
+    asked = list(messages[:-1] if prefill else messages)
+    text = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True) + prefill
     ids, _ = _encode(tokenizer, text)
     return ids
 

@@ -106,7 +106,7 @@ def _anchored_rollout(
     for example in examples if args.keep else []:
         if task.reference(example) is None:
             raise ValueError(f"--keep {args.keep}: problem {example.id} has no known reference answer to take anchors from")
-    problems = Problems(recipe, task, tokenizer)
+    problems = Problems(recipe, task, tokenizer, denoiser.max_length)
     anchors, given = Anchors(recipe, problems, denoiser), []
     for i in range(len(examples)):
         given += anchors.of_group(i, 0, 0.0, range(i * args.samples, (i + 1) * args.samples))

@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from unmaskrl.build import component, warnings_for
-from unmaskrl.config import Recipe, build_recipe, load_recipe
+from unmaskrl.config import ASSETS, Recipe, build_recipe, load_recipe
 from unmaskrl.cost import open_blocks, step_cost
 from unmaskrl.denoiser import ModelDenoiser
 from unmaskrl.models.llada import LLaDA, LLaDAConfig
@@ -17,6 +17,7 @@ from unmaskrl.rollouts import Anchors, Problems, make_task
 from unmaskrl.run import _compare_config
 from unmaskrl.sft import masked_loss
 from unmaskrl.shell import learning_rate, read_jsonl, truncate_file
+from unmaskrl.tokenizer import load_tokenizer
 
 
 def tiny_model() -> ModelDenoiser:
@@ -61,7 +62,7 @@ def test_masked_loss_is_the_elbo_per_token() -> None:
 
 def test_problems_cover_an_epoch_before_they_repeat() -> None:
     recipe = load_recipe("sudoku-mini", ["task.train_size=20", "train.prompts_per_step=8"])
-    problems = Problems(recipe, make_task(recipe), None)
+    problems = Problems(recipe, make_task(recipe), load_tokenizer(ASSETS / "mini"), 4096)
     seen = [i for step in range(5) for i in problems.indices(step)]
     assert sorted(seen[:20]) == list(range(20)) and sorted(seen[20:]) == list(range(20))
     assert seen[:20] != seen[20:]
@@ -70,7 +71,7 @@ def test_problems_cover_an_epoch_before_they_repeat() -> None:
 
 def anchors(*overrides: str) -> Anchors:
     recipe = load_recipe("countdown-zero-elbo", ["prior.name=anchors", *overrides])
-    return Anchors(recipe, Problems(recipe, make_task(recipe), None), tiny_model())
+    return Anchors(recipe, Problems(recipe, make_task(recipe), load_tokenizer(ASSETS / "mini"), 4096), tiny_model())
 
 
 def test_keep_is_annealed_or_adapted() -> None:

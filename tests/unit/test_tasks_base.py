@@ -6,9 +6,11 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from tests.offline_tasks import offline_task
 from unmaskrl import tasks
 from unmaskrl.tasks import Example, as_trl_reward, call_trl_rewards, trl_reward_parts
 from unmaskrl.tasks.base import answer_spans, last_answer, only_answer, stable_hash
@@ -22,8 +24,8 @@ def test_load_passes_settings_on() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(tasks.TASKS))
-def test_every_task_keeps_the_protocol(name: str) -> None:
-    task = tasks.load(name, train_size=20, eval_size=10)
+def test_every_task_keeps_the_protocol(name: str, tmp_path: Path) -> None:
+    task = offline_task(name, tmp_path)
     example = task.examples("validation")[0]
     assert task.name == name
     assert set(task.columns) <= set(example.fields)
@@ -32,14 +34,14 @@ def test_every_task_keeps_the_protocol(name: str) -> None:
     reference = task.reference(example)
     assert reference is not None
     assert sum(part(example, reference) for part in task.rewards.values()) == pytest.approx(1.1)
-    assert len(task.answer_spans(reference)) == 1
+    assert len(task.answer_spans(reference)) == (2 if name == "math" else 1)  # its worked solution boxes the answer too
 
 
 @pytest.mark.parametrize(
     ("name", "kwargs", "message"),
     [
         ("sudoko", {}, "unknown task 'sudoko': did you mean 'sudoku'"),
-        ("chess", {}, "unknown task 'chess': expected one of countdown, sudoku"),
+        ("chess", {}, "unknown task 'chess': expected one of countdown, sudoku, gsm8k, math, jsonl"),
         ("countdown", {"number": 3}, "task 'countdown' has no setting 'number': did you mean 'numbers'"),
         ("sudoku", {"numbers": 3}, "task 'sudoku' has no setting 'numbers'"),
         ("countdown", {"numbers": 5}, "numbers is 5, expected an integer in 3..4"),
@@ -59,9 +61,9 @@ def test_bad_settings_are_refused(name: str, kwargs: dict[str, object], message:
 
 
 @pytest.mark.parametrize("name", sorted(tasks.TASKS))
-def test_unknown_split_names_the_nearest(name: str) -> None:
+def test_unknown_split_names_the_nearest(name: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"split 'valid' is not one of .* did you mean 'validation'"):
-        tasks.load(name).examples("valid")
+        offline_task(name, tmp_path).examples("valid")
 
 
 def test_tasks_import_no_torch() -> None:
@@ -107,10 +109,14 @@ def columns_of(examples: list[Example]) -> dict[str, list[object]]:
 
 
 @pytest.mark.parametrize("name", sorted(tasks.TASKS))
-def test_trl_rewards_equal_the_parts(name: str) -> None:
-    task = tasks.load(name, train_size=20)
+def test_trl_rewards_equal_the_parts(name: str, tmp_path: Path) -> None:
+    task = offline_task(name, tmp_path)
     examples = task.examples("train")
-    completions = [task.lazy(e) if row % 2 else task.reference(e) for row, e in enumerate(examples)]
+    wrong = "<answer> \\boxed{0} </answer>" if name == "math" else "<answer> 0 </answer>"
+    completions = [
+        task.reference(e) if row % 2 == 0 else task.lazy(e) if isinstance(task, tasks.LazyTask) else wrong
+        for row, e in enumerate(examples)
+    ]
     prompts = [task.prompt(example) for example in examples]
     functions = [as_trl_reward(task, part) for part in task.rewards]
     totals = call_trl_rewards(functions, prompts, completions, columns_of(examples))

@@ -1,17 +1,37 @@
-"""Tasks: problems with a verifiable answer. Standard library only; no torch."""
+"""Tasks: problems with a verifiable answer. No torch; the extras datasets and math-verify are imported where needed."""
 
 from __future__ import annotations
 
 from dataclasses import fields
 from typing import Any
 
-from unmaskrl.tasks.base import Example, Task, as_trl_reward, call_trl_rewards, nearest, trl_reward_parts
+from unmaskrl.tasks.base import (
+    Example,
+    LazyTask,
+    Task,
+    TrlReward,
+    as_trl_reward,
+    call_trl_rewards,
+    nearest,
+    trl_reward_parts,
+)
 from unmaskrl.tasks.countdown import Countdown
+from unmaskrl.tasks.functions import load_function
+from unmaskrl.tasks.gsm8k import GSM8K
 from unmaskrl.tasks.guard import Guard
+from unmaskrl.tasks.jsonl import Jsonl
+from unmaskrl.tasks.mathematics import MathProblems
 from unmaskrl.tasks.reasoning_gym import ReasoningGym
 from unmaskrl.tasks.sudoku import Sudoku
 
-TASKS: dict[str, type[Any]] = {"countdown": Countdown, "sudoku": Sudoku, "reasoning_gym": ReasoningGym}
+TASKS: dict[str, type[Any]] = {
+    "countdown": Countdown,
+    "sudoku": Sudoku,
+    "gsm8k": GSM8K,
+    "math": MathProblems,
+    "reasoning_gym": ReasoningGym,
+    "jsonl": Jsonl,
+}
 
 
 def load(name: str, **kwargs: Any) -> Task:
@@ -21,7 +41,7 @@ def load(name: str, **kwargs: Any) -> Task:
     """
     if name not in TASKS:
         raise ValueError(f"unknown task {name!r}: {nearest(name, TASKS)}")
-    known = [field.name for field in fields(TASKS[name])]
+    known = [field.name for field in fields(TASKS[name]) if field.init]
     for key in kwargs:
         if key not in known:
             raise ValueError(f"task {name!r} has no setting {key!r}: {nearest(key, known)}")
@@ -29,15 +49,21 @@ def load(name: str, **kwargs: Any) -> Task:
 
 
 __all__ = [
+    "GSM8K",
     "TASKS",
     "Countdown",
     "Example",
     "Guard",
+    "Jsonl",
+    "LazyTask",
+    "MathProblems",
     "ReasoningGym",
     "Sudoku",
     "Task",
+    "TrlReward",
     "as_trl_reward",
     "call_trl_rewards",
     "load",
+    "load_function",
     "trl_reward_parts",
 ]

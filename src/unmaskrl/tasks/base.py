@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 OPEN_TAG, CLOSE_TAG = "<answer>", "</answer>"
 SPLITS = ("train", "validation", "test")
@@ -59,16 +59,21 @@ class Task(Protocol):
         """A right completion: worked steps and the answer; None if the problem has no known solution."""
         ...
 
-    def lazy(self, example: Example) -> str:
-        """The completion of a policy that keeps the layout and does not think."""
-        ...
-
     def answer_spans(self, text: str) -> list[tuple[int, int]]:
         """Character spans (start, end) of the insides of the answer tags."""
         ...
 
     def correct(self, example: Example, text: str) -> bool:
         """Whether the last answer in ``text`` solves it; the one judge of training and evaluation."""
+        ...
+
+
+@runtime_checkable
+class LazyTask(Task, Protocol):
+    """A task that knows a lazy policy, for bases that have to be taught to think."""
+
+    def lazy(self, example: Example) -> str:
+        """The completion of a policy that keeps the layout and does not think."""
         ...
 
 

@@ -1,0 +1,20 @@
+"""Functions of the user's own, named 'package.module:function' in a recipe."""
+
+from __future__ import annotations
+
+import importlib
+from typing import cast
+
+from unmaskrl.tasks.base import TrlReward
+
+
+def load_function(name: str, setting: str) -> TrlReward:
+    """The function behind 'package.module:function'. Raises ValueError, naming the ``setting``, if there is none."""
+    module, _, attribute = name.partition(":")
+    try:
+        function = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"{setting}: cannot load {name!r} ({error}); expected package.module:function") from None
+    if not callable(function):
+        raise ValueError(f"{setting}: {name!r} is a {type(function).__name__}, not a function")
+    return cast(TrlReward, function)
