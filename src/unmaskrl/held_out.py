@@ -35,7 +35,7 @@ def evaluate_run(run: Run, split: str, weights: dict[str, Any], progress: TrainP
                 head=None if run.sampler is None else run.sampler.head,
                 on_rollout=rollouts.append,
             )
-            progress.eval(log_eval(run, split, name, result, rollouts[0], examples))
+            progress.eval(log_eval(run, split, name, result, rollouts, examples))
     run.accelerator.wait_for_everyone()
 
 

@@ -49,7 +49,7 @@ def train(recipe: Recipe, *, resume: bool = False, force: bool = False, progress
     if resume:
         for note in load_run(run):
             progress.note(note)
-    for note in start_trackers(run):
+    for note in [*run.anchors.notes, *start_trackers(run)]:
         progress.note(note)
     progress.start(recipe.train.steps, f"{recipe.name} seed {recipe.train.seed}: {run.out}")
     try:
@@ -116,7 +116,7 @@ def collect(run: Run) -> Batch:
     )
     decoded = clock()
     metrics = rollout_metrics(run, done)
-    adapt_anchors(run, done.correct, done.anchored)
+    run.anchors.learn(done, run.step, run.reduce)
     group_ids = done.rollout.group_ids.cpu()
     advantages = advantages_of(run, done.rewards, group_ids).to(done.rollout.ids.device)
     used = trained_rows(run, groups_with_spread(done.rewards, group_ids)).to(done.rollout.ids.device)
@@ -182,13 +182,6 @@ def count(run: Run, rollout: Rollout, used: Tensor) -> dict[str, float]:
         "num_scored": actions[used].sum(),
     }
     return {name: run.total(float(value)) for name, value in local.items()}
-
-
-def adapt_anchors(run: Run, correct: Tensor, anchored: Tensor) -> None:
-    """Steer the share of anchored tokens by the success of anchored rollouts on all ranks."""
-    count = run.total(float(anchored.sum()))
-    if count:
-        run.anchors.adapt(run.total(float((correct & anchored).sum())) / count)
 
 
 def update(run: Run, batch: Batch, *, check_ratio: bool) -> None:
