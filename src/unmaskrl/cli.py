@@ -85,7 +85,7 @@ def _add_models(commands: argparse._SubParsersAction) -> None:
     evaluate.add_argument(
         "--items",
         metavar="F.jsonl",
-        help="keep finished completions here; started again after a kill, it goes on (default: beside --json until that is written)",
+        help="keep finished completions here; started again, it goes on (default: beside --json until that is written)",
     )
     evaluate.set_defaults(run=_eval)
     sample = commands.add_parser("sample", help="decode one prompt and show in which order the tokens appeared")

@@ -75,10 +75,9 @@ class Anchors:
 
     def __init__(self, recipe: Recipe, problems: Problems, base: ModelDenoiser) -> None:
         self.prior, self.recipe, self.problems, self.base = recipe.prior, recipe, problems, base
-        self.stored, self.notes = None, []
+        self.stored = None
         if self.prior.name == "anchors" and self.prior.source != "reference":
             self.stored = read_priors(Path(self.prior.source), only_correct=self.prior.only_correct)
-            self.notes = self._coverage()
         self.static: dict[int, list[float]] = {}
         self.adapted = recipe.prior.keep
         self.solved: dict[int, float] = {}  # by problem: running success of its blank rollouts
@@ -91,6 +90,12 @@ class Anchors:
         if p.keep_end is None:
             return p.keep
         return p.keep + (p.keep_end - p.keep) * min(1.0, share_done / p.anneal_until)
+
+    def adapt(self, success: float) -> None:
+        """Fix fewer tokens after a step in which more anchored rollouts succeeded than wanted, and more after fewer."""
+        if self.prior.adapt_to is not None:
+            change = ADAPT_RATE * (success - self.prior.adapt_to)
+            self.adapted = min(self.prior.keep, max(0.0, self.adapted - change))
 
     def num_anchored(self, index: int, group_size: int) -> int:
         """How many rollouts of a problem's group are anchored: a constant share of them, or 1 - its running blank success.
@@ -112,9 +117,8 @@ class Anchors:
         counts = torch.zeros(len(indices), 4, dtype=torch.float64).index_add(0, position, kinds.double())
         counts = reduce(counts)
         anchored, anchored_right = counts[:, :2].sum(0).tolist()
-        if anchored and self.prior.adapt_to is not None:
-            change = ADAPT_RATE * (anchored_right / anchored - self.prior.adapt_to)
-            self.adapted = min(self.prior.keep, max(0.0, self.adapted - change))
+        if anchored:
+            self.adapt(anchored_right / anchored)
         if self.prior.adapt_share:
             for index, (blank, right) in zip(indices, counts[:, 2:].tolist(), strict=True):
                 before = self.solved.get(index, 1 - self.prior.share)
@@ -139,15 +143,24 @@ class Anchors:
             result.append(choose_anchors(reference, scores, keep=keep, gen_length=gen_length, protected=protect, never=never))
         return result + blank[len(result) :]
 
-    def _coverage(self) -> list[str]:
-        """What is told at the start: how many problems the file has no answer for, and how many it has a wrong one for."""
-        stored, examples = self.stored or {}, self.problems.examples
-        missing = sum(e.id not in stored for e in examples)
-        skipped = sum(e.id in stored and not stored[e.id][0] for e in examples)
-        notes = [f"{missing} of {len(examples)} problems have no prior answer and start blank"] if missing else []
-        if self.prior.only_correct:
-            notes.append(f"{skipped} of {len(examples)} prior answers are wrong (or empty) and are left out")
-        return [f"{self.prior.source}: {note}" for note in notes]
+    def notes(self) -> list[str]:
+        """What is told at the start: problems without a prior answer, wrong answers left out, shares that cannot adapt."""
+        t, examples, notes = self.recipe.train, self.problems.examples, []
+        if self.stored is not None:
+            missing = sum(e.id not in self.stored for e in examples)
+            skipped = sum(e.id in self.stored and not self.stored[e.id][0] for e in examples)
+            if missing:
+                notes.append(f"prior.source: {missing} of {len(examples)} problems have no answer in the file and start blank")
+            if self.prior.only_correct:
+                notes.append(
+                    f"prior.only_correct: {skipped} of {len(examples)} answers are left out; their problems start blank"
+                )
+        if self.prior.adapt_share and t.steps * t.prompts_per_step <= len(examples):
+            notes.append(
+                f"prior.adapt_share: no problem comes twice in this run ({t.steps * t.prompts_per_step} visits, "
+                f"{len(examples)} problems), so no share can adapt; lower train.num_prompts"
+            )
+        return notes
 
     def reference(self, index: int) -> tuple[list[int], list[bool]]:
         """Ids of the prior answer and its protected (answer) positions; empty if there is none."""
@@ -169,9 +182,9 @@ class Anchors:
 
 
 def read_priors(path: Path, only_correct: bool = False) -> dict[str, tuple[list[int], list[bool]]]:
-    """Answers by problem id from a file of `unmaskrl prior`: rows with id, ids, protected and, to leave out wrong ones, correct.
+    """Answers by problem id from a file of `unmaskrl prior`: rows with id, ids, protected and correct.
 
-    An answer that is left out is an empty one.
+    With ``only_correct`` a wrong answer is an empty one.
     """
     if not path.is_file():
         raise ValueError(f"prior.source {path} is not a file; write one with `unmaskrl prior` or use 'reference'")

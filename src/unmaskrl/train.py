@@ -49,7 +49,7 @@ def train(recipe: Recipe, *, resume: bool = False, force: bool = False, progress
     if resume:
         for note in load_run(run):
             progress.note(note)
-    for note in [*run.anchors.notes, *start_trackers(run)]:
+    for note in [*run.anchors.notes(), *start_trackers(run)]:
         progress.note(note)
     progress.start(recipe.train.steps, f"{recipe.name} seed {recipe.train.seed}: {run.out}")
     try:
