@@ -184,9 +184,7 @@ def load_parts(args: argparse.Namespace) -> tuple[ModelDenoiser, Any, DecodeConf
         task = component(spec, COMPONENTS["task"], "task")
     path = asset(args.model)
     denoiser = load_denoiser(path, device=default_device(), dtype=DTYPES[args.dtype])
-    stored_path = Path(path) / DECODE_FILE
-    stored = json.loads(stored_path.read_text()) if stored_path.is_file() else {}
-    settings = {**_stored_settings(stored, args.task), **overrides.get("decode", {})}
+    settings = {**stored_decode(path, args.task), **overrides.get("decode", {})}
     decode_config = checked_decode(args.task, settings)
     return denoiser, load_tokenizer(path), decode_config, task, load_threshold(path, denoiser.device)
 
@@ -197,7 +195,10 @@ def checked_decode(task: str | None, settings: dict[str, Any]) -> DecodeConfig:
     return build_recipe(probe).decode
 
 
-def _stored_settings(stored: dict[str, Any], task: str | None) -> dict[str, Any]:
+def stored_decode(path: str, task: str | None) -> dict[str, Any]:
+    """The decode settings beside the weights for a task, or the first ones if no task is named; empty without any."""
+    file = Path(path) / DECODE_FILE
+    stored = json.loads(file.read_text()) if file.is_file() else {}
     if task in stored:
         return stored[task]
     return next(iter(stored.values())) if task is None and stored else {}

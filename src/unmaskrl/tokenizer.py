@@ -126,6 +126,13 @@ def encode_reference(tokenizer: Any, text: str, spans: Sequence[tuple[int, int]]
     return ids, [any(a < end and start < b for start, end in spans) for a, b in offsets]
 
 
+def encode_pair(tokenizer: Any, context: str, continuation: str) -> tuple[list[int], list[int]]:
+    """Ids of a context and of what follows, encoded as one text; blanks at the seam, and an id across it, go to the second."""
+    ids, offsets = _encode(tokenizer, context + continuation)
+    seam = sum(end <= len(context.rstrip()) for _, end in offsets)
+    return ids[:seam], ids[seam:]
+
+
 def protected_tokens(tokenizer: Any, ids: Sequence[int], spans: Sequence[tuple[int, int]]) -> list[bool]:
     """Which of the ids overlap one of the character ``spans`` (start, end) of their text, ``decode_texts``' own."""
     return [any(a < end and start < b for start, end in spans) for a, b in token_spans(tokenizer, ids)]
@@ -161,12 +168,14 @@ def _common_prefix(a: str, b: str) -> int:
 
 def decode_texts(tokenizer: Any, ids: Sequence[Sequence[int]]) -> list[str]:
     """Texts without special tokens."""
+    if not ids:
+        return []  # transformers says [""]
     return tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 def pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     """What each id reads like, special tokens included (for display)."""
-    return tokenizer.batch_decode([[i] for i in ids], clean_up_tokenization_spaces=False)
+    return tokenizer.batch_decode([[i] for i in ids], clean_up_tokenization_spaces=False) if ids else []
 
 
 def _encode(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]]]:

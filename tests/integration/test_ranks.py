@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 
 SETTINGS = (
     "train.steps=2 train.prompts_per_step=4 train.group_size=4 train.num_iterations=2 train.threads=1 train.log_with=[] "
-    "eval.size=8 eval.size_during=8 decode.select=eb threshold.mode=joint"
+    "eval.size=8 eval.size_during=8 decode.select=eb threshold.mode=joint "
+    "prior.name=anchors prior.adapt_share=true prior.share=0.5 prior.adapt_to=0.5 train.num_prompts=4"
 ).split()
 
 
@@ -29,6 +30,7 @@ def test_two_ranks_equal_one(tmp_path: Path) -> None:
     assert worst < 1e-5, f"weights differ by {worst}"
     ones, twos = ([json.loads(x) for x in (tmp_path / n / "metrics.jsonl").read_text().splitlines()] for n in ("one", "two"))
     assert len(ones) == 2 and any(row["loss"] for row in ones)
+    assert ones[0]["prior/share"] != ones[1]["prior/share"], "a prompt's next group, on another rank, knows of its last one"
     for key in (
         "loss",
         "grad_norm",
@@ -38,5 +40,7 @@ def test_two_ranks_equal_one(tmp_path: Path) -> None:
         "sampler/entropy",
         "sampler/grad_norm",
         "calls/total",
+        "prior/share",
+        "prior/keep",
     ):
         assert all(abs(a[key] - b[key]) < 1e-4 for a, b in zip(ones, twos, strict=True)), key
