@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 SETTINGS = (
     "train.steps=2 train.prompts_per_step=4 train.group_size=4 train.num_iterations=2 train.threads=1 train.log_with=[] "
     "eval.size=8 eval.size_during=8 decode.select=eb threshold.mode=joint "
-    "prior.name=anchors prior.adapt_share=true prior.share=0.5 prior.adapt_to=0.5 train.num_prompts=4"
+    "prior.name=anchors prior.adapt_share=true prior.share=0.5 prior.keep_end=null prior.adapt_to=0.5 train.num_prompts=4"
 ).split()
 
 
