@@ -1,7 +1,7 @@
 """Likelihood of given answers under a masked diffusion model, and whether greedy decoding would give them.
 
 log p(answer | context) has no closed form; this is the any-order ELBO of ``estimators.elbo`` on a canvas that is the context
-and exactly the answer, which is how such models are scored on multiple-choice tasks (LLaDA, arXiv 2502.09992, appendix B):
+and exactly the answer, which is how such models are scored on multiple-choice tasks (LLaDA, arXiv 2502.09992):
 (n / k) * sum over k hidden tokens of log p(token | the rest), averaged over ``num_mc`` draws, k stratified over 1..n. Nats.
 """
 

@@ -11,7 +11,8 @@ import torch
 
 from tests.conftest import finished_rollout
 from tests.unit.test_shell import anchors
-from unmaskrl.config import ASSETS
+from unmaskrl.build import warnings_for
+from unmaskrl.config import ASSETS, load_recipe
 from unmaskrl.rollouts import Anchors, Rewarded
 from unmaskrl.tokenizer import load_tokenizer
 
@@ -80,5 +81,9 @@ def test_what_is_told_about_priors_at_the_start(tmp_path: Path) -> None:
         anchors(*settings, "prior.only_correct=true")
     with pytest.raises(ValueError, match=r"prior\.only_correct needs prior\.source"):
         anchors("prior.only_correct=true")
+    unused = warnings_for(
+        load_recipe("sudoku-mini", ["prior.name=none", "prior.adapt_share=true", "prior.hide_in_views=false"])
+    )
+    assert any("prior.adapt_share and prior.only_correct do nothing" in note for note in unused)
     (note,) = anchors("prior.adapt_share=true", "train.steps=3").notes()
     assert "no problem comes twice" in note and "train.num_prompts" in note

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from itertools import combinations
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -20,8 +24,10 @@ from unmaskrl.evaluate import (
     wilson,
 )
 from unmaskrl.rng import named_generator
+from unmaskrl.run_log import log_eval
 from unmaskrl.tasks import load
 from unmaskrl.tokenizer import decode_texts, encode_prompt, load_tokenizer
+from unmaskrl.types import Rollout
 
 
 def result(groups: list[list[bool]]) -> EvalResult:
@@ -120,3 +126,24 @@ def test_only_what_is_random_may_be_repeated(mini: tuple) -> None:
     shuffled = DecodeConfig(gen_length=24, block_length=24, steps=24, select="random")
     texts = [item.text for item in evaluate(denoiser, tokenizer, task, examples, shuffled, samples=4).items]
     assert len(set(texts[:4])) > 1
+
+
+def test_logged_decodings_are_those_of_the_first_problems(mini: tuple, tmp_path: Path) -> None:
+    """Also where batches by length decode others first."""
+    denoiser, tokenizer, task = mini
+    longer = load("countdown", numbers=4).examples("test")[:3]
+    examples = [*longer, *task.examples("test")[:4]]
+    settings = DecodeConfig(gen_length=24, block_length=8, steps=12, select="entropy")
+    rollouts: list[Rollout] = []
+    result = evaluate(denoiser, tokenizer, task, examples, settings, batch_size=4, on_rollout=rollouts.append)
+    assert rollouts[0].row_ids.tolist() == [3, 4, 5, 6]
+    run = SimpleNamespace(step=7, out=tmp_path, tokenizer=tokenizer, trackers=False)
+    log_eval(cast(Any, run), "test", "base", result, rollouts, examples)
+    rows = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in rows] == [e.id for e in examples[:4]]
+    for row, example, item in zip(rows, examples, result.items, strict=False):
+        assert row["prompt"] == " ".join(
+            ["numbers", *map(str, example.fields["numbers"]), "target", str(example.fields["target"])]
+        )
+        assert row["completion"] == item.text
+        assert " ".join(row["pieces"][: item.num_tokens]).replace("<|endoftext|>", "").strip() == item.text
