@@ -95,6 +95,10 @@ def check_recipe(recipe: Recipe) -> Recipe:
             raise ValueError("prior.keep is 0, so nothing is anchored; raise it or set prior.name=none")
         if p.keep_end is not None and p.adapt_to is not None:
             raise ValueError("prior.keep_end and prior.adapt_to both steer prior.keep; set one of them to null")
+        if p.only_correct and p.source == "reference":
+            raise ValueError(
+                "prior.only_correct needs prior.source, a file of `unmaskrl prior`: the task's own answers are all right"
+            )
     _check_model(recipe)
     _check_threshold(recipe)
     _check_method(recipe)
@@ -207,6 +211,8 @@ def warnings_for(recipe: Recipe) -> list[str]:
         )
     if recipe.prior.hide_in_views and recipe.prior.name == "none":
         notes.append("prior.hide_in_views does nothing without anchors (prior.name=none)")
+    if recipe.prior.name == "none" and (recipe.prior.adapt_share or recipe.prior.only_correct):
+        notes.append("prior.adapt_share and prior.only_correct do nothing without anchors (prior.name=none)")
     if recipe.model.rollout_dtype not in (None, recipe.model.dtype):
         notes.append("model.rollout_dtype differs from model.dtype: scoring is not sampling; watch health/behavior_gap")
     if make_loss(recipe).kl_coef > 0 and recipe.loss.get("kl") == "k1":

@@ -78,7 +78,20 @@ def _add_models(commands: argparse._SubParsersAction) -> None:
     evaluate.add_argument("--split", default="test", choices=("train", "validation", "test"))
     evaluate.add_argument("--size", type=int, default=512, help="number of problems (default 512)")
     evaluate.add_argument("--samples", type=int, default=1, help="completions per problem, for pass@k")
+    evaluate.add_argument(
+        "--decode",
+        action="append",
+        metavar='"key=value ..."',
+        help='a way of decoding, as changes of the model\'s settings, e.g. "select=eb gamma=0.1"; may be given several times',
+    )
+    evaluate.add_argument("--seeds", metavar="0,1,2", help="several seeds instead of --seed: mean and spread (not if greedy)")
+    evaluate.add_argument("--batch-size", type=int, default=256, help="completions decoded at once (default 256)")
     evaluate.add_argument("--json", metavar="OUT", help="write summary, decode settings and every item")
+    evaluate.add_argument(
+        "--items",
+        metavar="F.jsonl",
+        help="keep finished completions here; started again, it goes on (default: beside --json until that is written)",
+    )
     evaluate.set_defaults(run=_eval)
     sample = commands.add_parser("sample", help="decode one prompt and show in which order the tokens appeared")
     _model_arguments(sample, task_required=False)
@@ -86,10 +99,14 @@ def _add_models(commands: argparse._SubParsersAction) -> None:
     sample.add_argument("--index", type=int, default=0, help="which test problem of --task")
     sample.add_argument("--keep", type=float, default=0.0, help="fix this share of the reference answer (spatial pruning)")
     sample.set_defaults(run=_sample)
-    prior = commands.add_parser("prior", help="build static prior answers for spatial pruning")
+    prior = commands.add_parser(
+        "prior", help="build static prior answers for spatial pruning; killed and started again, it goes on"
+    )
     _model_arguments(prior)
     prior.add_argument("--out", required=True, metavar="F", help="JSONL file to write")
-    prior.add_argument("--size", type=int, default=512, help="number of training problems")
+    prior.add_argument("--size", type=int, default=512, help="number of training problems (default 512)")
+    prior.add_argument("--samples", type=int, default=1, help="answers per problem; keeps the first right one, else the first")
+    prior.add_argument("--batch-size", type=int, default=64, help="answers decoded at once (default 64)")
     prior.set_defaults(run=_prior)
 
 
@@ -130,7 +147,7 @@ def _add_frontier(commands: argparse._SubParsersAction) -> None:
     frontier.add_argument("--threads", type=int, default=0, help="CPU threads; 0 measures")
     frontier.add_argument("--json", metavar="OUT", help="write every point")
     frontier.add_argument("--plot", metavar="OUT.png", help="write a picture")
-    frontier.set_defaults(run=_frontier, overrides=[])
+    frontier.set_defaults(run=_frontier, overrides=[], dtype="float32")
 
 
 def _add_inspection(commands: argparse._SubParsersAction) -> None:
@@ -163,6 +180,7 @@ def _model_arguments(sub: argparse.ArgumentParser, task_required: bool = True) -
     sub.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--threads", type=int, default=0, help="CPU threads; 0 measures")
+    sub.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float64"), help="precision of the weights")
     sub.add_argument("overrides", nargs="*", metavar="key=value", help="decode.key=value or task.key=value")
 
 
@@ -205,7 +223,7 @@ def _sft(args: argparse.Namespace) -> int:
 
 
 def _eval(args: argparse.Namespace) -> int:
-    from .commands import eval_command
+    from .eval_command import eval_command
 
     return eval_command(args)
 
@@ -225,7 +243,7 @@ def _frontier(args: argparse.Namespace) -> int:
 
 
 def _prior(args: argparse.Namespace) -> int:
-    from .commands import prior_command
+    from .prior_command import prior_command
 
     return prior_command(args)
 

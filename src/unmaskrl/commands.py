@@ -1,16 +1,14 @@
-"""What the commands eval, sample, prior, check and the end of sft do (shell)."""
+"""What the commands sample and check and the end of sft do, and what commands that load a model share (shell)."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import yaml
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from .build import COMPONENTS, component, warnings_for
@@ -25,42 +23,19 @@ from .config import (
 from .cost import Cost, step_cost
 from .decoding import decode
 from .denoiser import ModelDenoiser, end_ids
-from .evaluate import EvalResult, decode_blank, decode_options, evaluate, result_dict
+from .evaluate import EvalResult, decode_options, evaluate
 from .loading import open_checkpoint
 from .memory_view import print_memory
 from .priors import anchored_canvas, choose_anchors, random_scores
 from .recipe_files import PARTS, RECIPES, headline, is_diffpo, is_method, part_names, recipe_names
 from .rng import named_generator, named_seed
-from .shell import default_device, set_threads
+from .shell import DTYPES, default_device, set_threads
 from .tasks import Task
 from .thresholds import ThresholdHead, load_threshold
 from .tokenizer import decode_texts, encode_prompt, encode_reference
 from .trajectory_view import print_trajectory, sample_row
 
 DECODE_FILE = "decode.json"
-
-
-def eval_command(args: argparse.Namespace) -> int:
-    """unmaskrl eval."""
-    denoiser, tokenizer, settings, task, head = load_parts(args)
-    if args.size < 1 or args.samples < 1:
-        raise ValueError(f"--size and --samples must be at least 1, got {args.size} and {args.samples}")
-    examples = task_of(args, task).examples(args.split)[: args.size]
-    result = evaluate(
-        denoiser,
-        tokenizer,
-        task_of(args, task),
-        examples,
-        settings,
-        temperature=args.temperature,
-        samples=args.samples,
-        seed=args.seed,
-        head=head,
-    )
-    Console().print(eval_table(f"{args.model} on {args.task} ({args.split})", result))
-    if args.json:
-        write_json(Path(args.json), {"model": args.model, "task": args.task, "seed": args.seed, **result_dict(result)})
-    return 0
 
 
 def eval_table(title: str, result: EvalResult) -> Table:
@@ -113,39 +88,6 @@ def sample_command(args: argparse.Namespace) -> int:
         correct=correct,
     )
     print_trajectory(row, Console(), graded=task is not None)
-    return 0
-
-
-def prior_command(args: argparse.Namespace) -> int:
-    """unmaskrl prior: sampled answers of a model to the training problems, as ids, with log-probs and correctness."""
-    denoiser, tokenizer, settings, task, head = load_parts(args)
-    task = task_of(args, task)
-    examples = task.examples("train")[: args.size]
-    partial = Path(f"{args.out}.partial")
-    with partial.open("w") as file:
-        for start in track(range(0, len(examples), 64), description="prior answers"):
-            part = examples[start : start + 64]
-            prompts = [encode_prompt(tokenizer, task.prompt(e)) for e in part]
-            rollout = decode_blank(
-                denoiser,
-                prompts,
-                settings,
-                temperature=args.temperature,
-                row_ids=list(range(start, start + len(part))),
-                generator=named_generator(args.seed, "prior"),
-                head=head,
-            )
-            for i, (example, ids) in enumerate(zip(part, rollout.completions(), strict=True)):
-                kept = [t for t in ids if t not in end_ids(denoiser)]
-                text = decode_texts(tokenizer, [kept])[0]
-                _, protected = encode_reference(tokenizer, text, task.answer_spans(text))
-                logps = rollout.behavior_logps[i][rollout.completion_mask[i]][: len(kept)].tolist()
-                row = {"id": example.id, "ids": kept, "logps": logps, "correct": task.correct(example, text), "text": text}
-                # the answer's tokens are found on the text; ids that do not survive the round trip protect everything
-                row["protected"] = protected if len(protected) == len(kept) else [True] * len(kept)
-                file.write(json.dumps(row) + "\n")
-    os.replace(partial, args.out)
-    Console().print(f"{len(examples)} prior answers: {args.out}", highlight=False)
     return 0
 
 
@@ -237,21 +179,30 @@ def load_parts(args: argparse.Namespace) -> tuple[ModelDenoiser, Any, DecodeConf
     unknown = overrides.keys() - {"decode", "task"}
     if unknown:
         raise ValueError(f"{sorted(unknown)[0]}: expected decode.key=value or task.key=value")
+    if "temperature" in overrides.get("decode", {}):
+        raise ValueError("decode.temperature is that of training's rollouts; here it is --temperature")
     task = None
     if args.task is not None:
         spec = {"name": args.task, **overrides.get("task", {})}
         if args.data:
             spec["data"] = args.data
         task = component(spec, COMPONENTS["task"], "task")
-    denoiser, tokenizer, folder = open_checkpoint(args.model, default_device())
-    stored_path = folder / DECODE_FILE
-    stored = json.loads(stored_path.read_text()) if stored_path.is_file() else {}
-    settings = {**_stored_settings(stored, args.task), **overrides.get("decode", {})}
-    probe = {"task": {"name": args.task or "sudoku"}, "decode": {**settings, "temperature": 1.0}}
-    return denoiser, tokenizer, build_recipe(probe).decode, task, load_threshold(folder, denoiser.device)
+    denoiser, tokenizer, folder = open_checkpoint(args.model, default_device(), DTYPES[args.dtype])
+    settings = {**stored_decode(folder, args.task), **overrides.get("decode", {})}
+    decode_config = checked_decode(args.task, settings)
+    return denoiser, tokenizer, decode_config, task, load_threshold(folder, denoiser.device)
 
 
-def _stored_settings(stored: dict[str, Any], task: str | None) -> dict[str, Any]:
+def checked_decode(task: str | None, settings: dict[str, Any]) -> DecodeConfig:
+    """Decode settings that a recipe would accept; the temperature is not theirs, commands have --temperature."""
+    probe = {"task": {"name": task or "sudoku"}, "decode": {**settings, "temperature": 1.0}}
+    return build_recipe(probe).decode
+
+
+def stored_decode(path: str | Path, task: str | None) -> dict[str, Any]:
+    """The decode settings beside the weights for a task, or the first ones if no task is named; empty without any."""
+    file = Path(path) / DECODE_FILE
+    stored = json.loads(file.read_text()) if file.is_file() else {}
     if task in stored:
         return stored[task]
     return next(iter(stored.values())) if task is None and stored else {}

@@ -65,11 +65,15 @@ class PriorConfig(Section):
     )
     anneal_until: float = Field(default=0.9, gt=0, le=1, description="share of the run at which keep_end is reached")
     share: float = Field(default=1.0, ge=0, le=1, description="share of each group's rollouts that is anchored")
+    adapt_share: bool = Field(
+        default=False, description="share is the start; the more of a prompt's blank rollouts succeed, the fewer are anchored"
+    )
     hide_in_views: bool = Field(
         default=False,
         description="may anchors be hidden in the likelihood's masks (never in the loss)? False is STP as published",
     )
     source: str = Field(default="reference", description="'reference' (the task's own solutions) or a file of `unmaskrl prior`")
+    only_correct: bool = Field(default=False, description="leave out the file's wrong answers: those problems start blank")
 
 
 class DecodeConfig(Section):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ from .types import Canvas, Rollout
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalItem:
-    """One completion of one problem."""
+    """One completion of one problem; ``parts`` are its reward's, ``seconds`` its share of its batch's time."""
 
     id: str
     correct: bool
@@ -34,6 +34,11 @@ class EvalItem:
     nfe: int
     num_tokens: int
     kind: str
+    prompt: str = ""
+    seed: int = 0
+    sample: int = 0
+    parts: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +108,6 @@ def evaluate(
     batch_size: int = 256,
     head: ThresholdHead | None = None,
     gammas: Sequence[float] | None = None,
-    on_batch: Callable[[int, int], None] | None = None,
     on_rollout: Callable[[Rollout], None] | None = None,
 ) -> EvalResult:
     """Decode every example ``samples`` times from a blank canvas and grade it with the task's own verifier.
@@ -112,44 +116,99 @@ def evaluate(
     """
     if not examples:
         raise ValueError("nothing to evaluate: the list of examples is empty")
-    if samples > 1 and temperature == 0:
+    if samples > 1 and not is_random(settings, temperature):
         raise ValueError(f"{samples} samples at temperature 0 are all the same; set a temperature above 0")
-    start, items = time.perf_counter(), []
-    rows = [(n, s) for n in range(len(examples)) for s in range(samples)]
-    prompts = [encode_prompt(tokenizer, task.prompt(example)) for example in examples]
-    check_room(prompts, settings.gen_length, denoiser.max_length)
-    for at in range(0, len(rows), batch_size):
-        batch = rows[at : at + batch_size]
-        rollout = decode_blank(
-            denoiser,
-            [prompts[n] for n, _ in batch],
-            settings,
-            temperature=temperature,
-            row_ids=[n * samples + s for n, s in batch],
-            generator=named_generator(seed, "eval"),
-            head=head,
-            gammas=None if gammas is None else torch.tensor([gammas[n] for n, _ in batch], dtype=torch.float64),
-        )
-        texts = decode_texts(tokenizer, rollout.completions())
-        lengths = rollout.action_mask.sum(-1).tolist()
-        for (n, _), text, nfe, length in zip(batch, texts, rollout.nfe.tolist(), lengths, strict=True):
-            example = examples[n]
-            items.append(
-                EvalItem(
-                    id=example.id,
-                    correct=task.correct(example, text),
-                    text=text,
-                    nfe=nfe,
-                    num_tokens=length,
-                    kind=str(example.fields.get("kind", "")),
-                )
-            )
+    items: dict[int, EvalItem] = {}
+    for rollout, done in evaluated_rows(
+        denoiser,
+        tokenizer,
+        task,
+        examples,
+        settings,
+        temperature=temperature,
+        samples=samples,
+        seed=seed,
+        batch_size=batch_size,
+        head=head,
+        gammas=gammas,
+    ):
+        items |= done
         if on_rollout:
             on_rollout(rollout)
-        if on_batch:
-            on_batch(len(items), len(rows))
+    ordered = [items[row] for row in sorted(items)]
     described = {**settings.model_dump(), "temperature": temperature}
-    return EvalResult(items=items, samples=samples, seconds=time.perf_counter() - start, decode=described)
+    return EvalResult(items=ordered, samples=samples, seconds=sum(i.seconds for i in ordered), decode=described)
+
+
+def evaluated_rows(
+    denoiser: ModelDenoiser,
+    tokenizer: Any,
+    task: Task,
+    examples: Sequence[Example],
+    settings: DecodeConfig,
+    *,
+    temperature: float,
+    samples: int,
+    seed: int,
+    batch_size: int,
+    head: ThresholdHead | None,
+    gammas: Sequence[float] | None = None,
+    done: Collection[int] = (),
+) -> Iterator[tuple[Rollout, dict[int, EvalItem]]]:
+    """Decode and grade every row (problem * samples + sample), batch by batch; items by row.
+
+    Which rows share a batch changes nothing but rounding: a row's draws are keyed by its number. Batches whose rows are all
+    ``done`` are left out; the others are what they would be without, so that a resumed evaluation is the same to the bit.
+    """
+    prompts = [encode_prompt(tokenizer, task.prompt(example)) for example in examples]
+    check_room(prompts, settings.gen_length, denoiser.max_length)
+    for batch in batches_by_length([len(prompt) for prompt in prompts for _ in range(samples)], batch_size):
+        if all(row in done for row in batch):
+            continue
+        start = time.perf_counter()
+        rollout = decode_blank(
+            denoiser,
+            [prompts[row // samples] for row in batch],
+            settings,
+            temperature=temperature,
+            row_ids=batch,
+            generator=named_generator(seed, "eval"),
+            head=head,
+            gammas=None if gammas is None else torch.tensor([gammas[row // samples] for row in batch], dtype=torch.float64),
+        )
+        texts = decode_texts(tokenizer, rollout.completions())
+        lengths, calls = rollout.action_mask.sum(-1).tolist(), rollout.nfe.tolist()
+        share = (time.perf_counter() - start) / len(batch)
+        items = {}
+        for row, text, nfe, length in zip(batch, texts, calls, lengths, strict=True):
+            example = examples[row // samples]
+            items[row] = EvalItem(
+                id=example.id,
+                correct=task.correct(example, text),
+                text=text,
+                nfe=nfe,
+                num_tokens=length,
+                kind=str(example.fields.get("kind", "")),
+                prompt="\n".join(message["content"] for message in task.prompt(example)),
+                seed=seed,
+                sample=row % samples,
+                parts={name: float(part(example, text)) for name, part in task.rewards.items()},
+                seconds=share,
+            )
+        yield rollout, items
+
+
+def batches_by_length(lengths: Sequence[int], size: int) -> list[list[int]]:
+    """Rows 0, 1, ... in batches of ``size``, those with prompts of similar length together: little is spent on padding."""
+    if size < 1:
+        raise ValueError(f"the batch size must be at least 1, got {size}")
+    order = sorted(range(len(lengths)), key=lambda row: lengths[row])
+    return [order[at : at + size] for at in range(0, len(order), size)]
+
+
+def is_random(settings: DecodeConfig, temperature: float) -> bool:
+    """Whether two decodings of a prompt can differ."""
+    return temperature > 0 or settings.select == "random"
 
 
 def decode_blank(
@@ -191,8 +250,3 @@ def wilson(share: float, n: int, z: float = 1.959964) -> tuple[float, float]:
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
     return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def result_dict(result: EvalResult) -> dict[str, Any]:
-    """Summary plus the per-item log, for --json."""
-    return {**result.summary(), "items": [asdict(item) for item in result.items]}

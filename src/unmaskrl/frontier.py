@@ -83,7 +83,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
                 on_rollout=kept.append,
             )
             if kind == "learned":
-                drawn = torch.cat([r.gamma for r in kept]).tolist()
+                drawn = torch.cat([r.gamma for r in kept])[torch.cat([r.row_ids for r in kept]).argsort()].tolist()
             low, high = evaluated.interval
             nfe = evaluated.summary()["nfe"]
             point = {"kind": kind, "label": label, "accuracy": evaluated.accuracy, "low": low, "high": high, "nfe": nfe}

@@ -45,7 +45,7 @@ def evaluate_run(run: Run, split: str, weights: Sequence[str], progress: TrainPr
                 on_rollout=rollouts.append,
             )
             result = replace(result, dropped=fits.dropped)
-            progress.eval(log_eval(run, split, name, result, rollouts[0], fits.examples))
+            progress.eval(log_eval(run, split, name, result, rollouts, fits.examples))
     run.accelerator.wait_for_everyone()
 
 

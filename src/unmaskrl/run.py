@@ -256,6 +256,7 @@ def save_run(run: Run) -> None:
         "calls": run.calls,
         "elapsed": run.elapsed,
         "keep": run.anchors.adapted,
+        "solved": run.anchors.solved,
         "num_ranks": run.accelerator.num_processes,
         "log_bytes": {name: file_size(run.out / name) for name in LOGS},
     }
@@ -302,6 +303,7 @@ def load_run(run: Run) -> list[str]:
     for name in ("step", "inner", "updates", "calls", "elapsed"):
         setattr(run, name, state[name])
     run.anchors.adapted = state["keep"]
+    run.anchors.solved = {int(index): share for index, share in state.get("solved", {}).items()}
     run.batch = restore_batch(tensors["batch"], state["batch"]) if "batch" in state else None
     for name, size in state["log_bytes"].items():
         truncate_file(run.out / name, size)

@@ -46,6 +46,7 @@ def rollout_metrics(run: Run, done: Rewarded) -> dict[str, float | None]:
         "rollout/anchors": float(rollout.anchor_mask.sum(-1).float().mean()),
         "rollout/exit_tokens": float(rollout.exit_mask.sum(-1).float().mean()),
         "prior/keep": run.anchors.keep(run.share_done) if run.recipe.prior.name == "anchors" else 0.0,
+        "prior/share": float(done.anchored.float().mean()),
         "likelihood/behavior_per_token": float((rollout.behavior_logps * rollout.action_mask).sum() / actions.clamp(min=1)),
         "calls/rollout": run.total(float(rollout.nfe.sum())),
     }
@@ -117,28 +118,28 @@ def alarms(row: dict[str, Any]) -> list[str]:
 
 
 def log_eval(
-    run: Run, split: str, weights: str, result: EvalResult, rollout: Rollout, examples: Sequence[Example]
+    run: Run, split: str, weights: str, result: EvalResult, rollouts: Sequence[Rollout], examples: Sequence[Example]
 ) -> dict[str, Any]:
     """One line of eval.jsonl and, for the test set, a few decodings in samples.jsonl."""
     row = {"step": run.step, "split": split, "weights": weights, **result.summary()}
     append_jsonl(run.out / "eval.jsonl", [row])
     if split == "test":
+        where = {row: (rollout, i) for rollout in rollouts for i, row in enumerate(rollout.row_ids.tolist())}
         append_jsonl(
             run.out / "samples.jsonl",
             [
                 sample_row(
-                    rollout,
-                    i,
+                    *where[n],
                     run.tokenizer,
                     step=run.step,
                     split=f"test-{weights}",
-                    example_id=examples[i].id,
-                    prompt_text=_prompt_text(run, rollout, i),
-                    completion_text=result.items[i].text,
-                    reward=float(result.items[i].correct),
-                    correct=result.items[i].correct,
+                    example_id=examples[n].id,
+                    prompt_text=_prompt_text(run, *where[n]),
+                    completion_text=result.items[n].text,
+                    reward=float(result.items[n].correct),
+                    correct=result.items[n].correct,
                 )
-                for i in range(min(4, len(rollout.ids)))
+                for n in range(min(4, len(examples)))
             ],
         )
     _track(run, {f"eval/{split}-{weights}": row["accuracy"], "step": run.step})

@@ -26,6 +26,7 @@ TOKENIZER_FILES = (
 END_OF_TURN = "<|eot|>"
 SPECIAL = (MASK, EOS, USER, ASSISTANT, UNK)
 WORDS = ("sudoku", "numbers", "target", "<answer>", "</answer>", *"+-*/()=;,", *map(str, range(101)))
+_BROKEN = "\N{REPLACEMENT CHARACTER}"
 _WORD_REGEX = r"</?answer>|[A-Za-z]+|[0-9]+|\S"
 _CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] }}{% endfor %}"
@@ -194,14 +195,56 @@ def encode_reference(tokenizer: Any, text: str, spans: Sequence[tuple[int, int]]
     return ids, [any(a < end and start < b for start, end in spans) for a, b in offsets]
 
 
+def encode_pair(tokenizer: Any, context: str, continuation: str) -> tuple[list[int], list[int]]:
+    """Ids of a context and of what follows, encoded as one text; blanks at the seam, and an id across it, go to the second."""
+    ids, offsets = _encode(tokenizer, context + continuation)
+    seam = sum(end <= len(context.rstrip()) for _, end in offsets)
+    return ids[:seam], ids[seam:]
+
+
+def protected_tokens(tokenizer: Any, ids: Sequence[int], spans: Sequence[tuple[int, int]]) -> list[bool]:
+    """Which of the ids overlap one of the character ``spans`` (start, end) of their text, ``decode_texts``' own."""
+    return [any(a < end and start < b for start, end in spans) for a, b in token_spans(tokenizer, ids)]
+
+
+def token_spans(tokenizer: Any, ids: Sequence[int]) -> list[tuple[int, int]]:
+    """Characters (start, end) of the ids' text that each id has a part in; found by decoding, never by encoding again.
+
+    The text of the first i ids tells what they settle; an id whose bytes begin or continue a character that a later id
+    completes has a part in that character. In doubt a span is too large.
+    """
+    prefixes = decode_texts(tokenizer, [list(ids[:i]) for i in range(len(ids) + 1)])
+    text = prefixes[-1]
+    settled = [_common_prefix(prefix, text) for prefix in prefixes]
+    for i in range(len(ids) - 1, -1, -1):  # a later id may still change what seemed settled
+        settled[i] = min(settled[i], settled[i + 1])
+    spans = []
+    for i, alone in enumerate(pieces(tokenizer, ids)):
+        start, end = settled[i], settled[i + 1]
+        if end < len(text) and len(prefixes[i + 1]) > end:
+            end += 1  # a character begun, not complete
+        if text[start:end] == f" {alone}":
+            start += 1  # the blank that joins words is no id's
+        elif text[start - 1 : start] == _BROKEN:
+            start -= 1  # bytes that are no character: which ids they came from is not known
+        spans.append((start, end))
+    return spans
+
+
+def _common_prefix(a: str, b: str) -> int:
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
 def decode_texts(tokenizer: Any, ids: Sequence[Sequence[int]]) -> list[str]:
     """Texts without special tokens."""
+    if not ids:
+        return []  # transformers says [""]
     return tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 def pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     """What each id reads like, special tokens included (for display)."""
-    return tokenizer.batch_decode([[i] for i in ids], clean_up_tokenization_spaces=False)
+    return tokenizer.batch_decode([[i] for i in ids], clean_up_tokenization_spaces=False) if ids else []
 
 
 def _encode(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]]]:

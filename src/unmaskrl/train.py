@@ -52,7 +52,7 @@ def train(recipe: Recipe, *, resume: bool = False, force: bool = False, progress
     progress, began = progress or SilentProgress(), time.perf_counter()
     run = start_run(recipe, resume=resume, force=force)
     notes = load_run(run) if resume else []
-    for note in [*notes, *run.notes, *start_trackers(run), *memory_notes(run)]:
+    for note in [*notes, *run.notes, *run.anchors.notes(), *start_trackers(run), *memory_notes(run)]:
         progress.note(note)
     progress.start(recipe.train.steps, f"{recipe.name} seed {recipe.train.seed}: {run.out}")
     try:
@@ -116,7 +116,7 @@ def collect(run: Run) -> Batch:
         few = done.rollout.rows(torch.arange(min(2, len(done.texts))))
         gap = behavior_gap(policy, few, max_canvases=recipe.train.max_canvases)
     metrics = rollout_metrics(run, done)
-    adapt_anchors(run, done.correct, done.anchored)
+    run.anchors.learn(done, run.step, run.reduce)
     group_ids = done.rollout.group_ids.cpu()
     advantages = advantages_of(run, done.rewards, group_ids).to(done.rollout.ids.device)
     used = trained_rows(run, groups_with_spread(done.rewards, group_ids)).to(done.rollout.ids.device)
@@ -185,13 +185,6 @@ def count(run: Run, rollout: Rollout, used: Tensor) -> dict[str, float]:
         "num_scored": actions[used].sum(),
     }
     return {name: run.total(float(value)) for name, value in local.items()}
-
-
-def adapt_anchors(run: Run, correct: Tensor, anchored: Tensor) -> None:
-    """Steer the share of anchored tokens by the success of anchored rollouts on all ranks."""
-    count = run.total(float(anchored.sum()))
-    if count:
-        run.anchors.adapt(run.total(float((correct & anchored).sum())) / count)
 
 
 def update(run: Run, batch: Batch, *, check_ratio: bool) -> None:

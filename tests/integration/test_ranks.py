@@ -19,11 +19,14 @@ from unmaskrl.denoiser import load_denoiser
 SETTINGS = (
     "model.dtype=float64 train.steps=2 train.prompts_per_step=4 train.group_size=4 train.num_iterations=2 train.threads=1 "
     "train.log_with=[] train.save_every=2 eval.size=8 eval.size_during=8 decode.select=eb threshold.mode=joint "
+    "prior.name=anchors prior.adapt_share=true prior.share=0.5 prior.keep_end=null prior.adapt_to=0.5 train.num_prompts=4 "
     "train.max_canvases=7"
 ).split()
 TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 ADAPTERS = ("model.lora.rank=4", "loss.kl_coef=0.01")
-COMPARED = "loss grad_norm reward/mean nfe/mean groups/live sampler/entropy sampler/grad_norm calls/total".split()
+COMPARED = (
+    "loss grad_norm reward/mean nfe/mean groups/live sampler/entropy sampler/grad_norm calls/total prior/share prior/keep"
+).split()
 
 
 def train(out: Path, *settings: str, launcher: tuple[str, ...] = (), flag: str = "--force") -> dict[str, Tensor]:
@@ -60,6 +63,7 @@ def test_two_ranks_equal_one(tmp_path: Path, one: tuple[Path, dict[str, Tensor]]
     assert distance(model, {name: two[name] for name in model}) < 1e-12
     ones, twos = metrics(one[0]), metrics(tmp_path / "two")
     assert len(ones) == 2 and any(row["loss"] for row in ones)
+    assert ones[0]["prior/share"] != ones[1]["prior/share"], "a prompt's next group, on another rank, knows of its last one"
     for key in COMPARED:
         assert all(abs(a[key] - b[key]) < 1e-4 for a, b in zip(ones, twos, strict=True)), key
 

@@ -98,6 +98,16 @@ def test_the_threshold_head_resumes_with_the_run(tmp_path: Path) -> None:
     assert rows(tmp_path / "run" / "metrics.jsonl")[-1]["sampler/entropy"] > 0
 
 
+def test_shares_of_anchored_rollouts_resume_with_the_run(tmp_path: Path) -> None:
+    """Every step visits every prompt again; killed after some have moved, inside a step."""
+    priors = ("prior.name=anchors", "prior.adapt_share=true", "prior.share=0.5", "train.num_prompts=4", "train.save_every=1")
+    finish(tmp_path / "straight", *priors)
+    kill_when(tmp_path / "run", 2, 0.1, *priors)
+    finish(tmp_path / "run", *priors, "--resume")
+    assert_same_run(tmp_path / "run", tmp_path / "straight")
+    assert len({row["prior/share"] for row in rows(tmp_path / "run" / "metrics.jsonl")}) > 1
+
+
 def test_half_written_checkpoint_is_passed_over(straight: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     kill_when(out, 4, 0.3)

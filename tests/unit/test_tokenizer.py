@@ -1,6 +1,7 @@
 """The small tokenizer, and what is refused."""
 
 import json
+import random
 import shutil
 import socket
 from pathlib import Path
@@ -16,13 +17,20 @@ from unmaskrl.tokenizer import (
     check_tokenizer,
     copy_tokenizer,
     decode_texts,
+    encode_pair,
     encode_prompt,
     encode_reference,
     load_tokenizer,
     pieces,
+    protected_tokens,
+    token_spans,
 )
 
 DATA = Path(__file__).parents[1] / "data" / "llada-tiny"
+# GPT-2's letters for bytes: printable ones stand for themselves, the others for letters from 256 on.
+_PLAIN = [*range(33, 127), *range(161, 173), *range(174, 256)]
+_ODD = [b for b in range(256) if b not in _PLAIN]
+BYTES = {chr(b): bytes([b]) for b in _PLAIN} | {chr(256 + n): bytes([b]) for n, b in enumerate(_ODD)}
 TEXT = "3 * 7 = 21 ; <answer> ( 3 * 7 ) + 12 </answer>"
 
 
@@ -233,3 +241,90 @@ def test_a_larger_model_is_fine(copy: Path) -> None:
     shutil.copyfile(DATA / "config.json", copy / "config.json")
     write_config(copy, **json.loads((copy / "config.json").read_text()) | {"mask_token_id": 0})
     assert len(load_tokenizer(copy)) == 120
+
+
+@pytest.fixture(scope="module")
+def byte_level() -> Any:
+    """A byte-level BPE with few merges: a character that is not ASCII takes a token per byte."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=270, initial_alphabet=alphabet, show_progress=False)
+    backend.train_from_iterator(["<answer> 12 </answer> and more"] * 3, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=backend)
+
+
+def characters(data: bytes) -> list[tuple[int, int]]:
+    """The bytes (start, end) of every character of data.decode(errors="replace")."""
+    spans, at = [], 0
+    while at < len(data):
+        for size in (1, 2, 3, 4):
+            try:
+                data[at : at + size].decode()
+            except UnicodeDecodeError as error:
+                end = error.end
+                continue
+            end = size
+            break
+        spans.append((at, at + end))
+        at += end
+    return spans
+
+
+@pytest.mark.parametrize("text", [TEXT, "x <answer> 12 </answer>\n", "\u6f22 <answer>\u00e9\u5b57</answer> \U0001f600!"])
+def test_spans_of_kept_ids_are_those_of_encoding_where_both_exist(text: str, byte_level: Any) -> None:
+    encoded = byte_level(text, return_offsets_mapping=True)
+    assert token_spans(byte_level, encoded["input_ids"]) == encoded["offset_mapping"]
+
+
+def test_every_token_with_a_byte_in_the_span_is_protected(byte_level: Any) -> None:
+    """Random tokens, broken characters included, against bytes counted by hand."""
+    pieces_of = {i: byte_level.backend_tokenizer.id_to_token(i) for i in range(len(byte_level))}
+    size_of = {i: len(piece) for i, piece in pieces_of.items()}  # one letter of the piece stands for one byte
+    some = byte_level("\u6f22\u00e9\U0001f600 <answer> 12</answer>")["input_ids"]
+    generator = random.Random(3)
+    broken = 0
+    for _ in range(300):
+        ids = [generator.choice(some) for _ in range(12)]
+        text = decode_texts(byte_level, [ids])[0]
+        data = b"".join(BYTES[letter] for i in ids for letter in pieces_of[i])
+        assert data.decode(errors="replace") == text
+        starts = [sum(size_of[i] for i in ids[:n]) for n in range(len(ids) + 1)]
+        where = characters(data)
+        assert len(where) == len(text)
+        broken += "\ufffd" in text
+        for n, (a, b) in enumerate(token_spans(byte_level, ids)):
+            own = [c for c, (x, y) in enumerate(where) if x < starts[n + 1] and starts[n] < y]
+            assert a <= own[0] and own[-1] < b, (ids, n)
+    assert broken > 200
+
+
+def test_kept_ids_are_not_encoded_again(byte_level: Any) -> None:
+    """Ids that encoding would never give: the answer in single bytes."""
+    ids = [i for letter in "<answer>12</answer>!" for i in byte_level(letter)["input_ids"]]
+    text = decode_texts(byte_level, [ids])[0]
+    assert len(ids) == len(text) > len(byte_level(text)["input_ids"])
+    assert protected_tokens(byte_level, ids, [(8, 10)]) == [8 <= i < 10 for i in range(len(ids))]
+
+
+def test_protected_words_are_those_of_encoding(tokenizer: Any) -> None:
+    """The blank that joins two words belongs to neither."""
+    span = [(TEXT.index("<answer>") + 8, TEXT.index("</answer>"))]
+    ids, wanted = encode_reference(tokenizer, TEXT, span)
+    assert protected_tokens(tokenizer, ids, span) == wanted and 0 < sum(wanted) < len(ids)
+    assert protected_tokens(tokenizer, [], []) == pieces(tokenizer, []) == decode_texts(tokenizer, []) == []
+
+
+def test_a_pair_is_encoded_as_one_text(tokenizer: Any, byte_level: Any) -> None:
+    context, answer = encode_pair(tokenizer, "3 * 7 =", " 21 ; 5")
+    assert (pieces(tokenizer, context), pieces(tokenizer, answer)) == (["3", "*", "7", "="], ["21", ";", "5"])
+    assert encode_pair(tokenizer, "3 * 7 = ", "21 ; 5") == (context, answer)
+    assert encode_pair(tokenizer, "", "3") == ([], encode_reference(tokenizer, "3", [])[0])
+    for before, after in (("a", " 12"), ("a ", "12"), ("<an", "swer> 12")):  # a token across the seam is scored
+        first, second = encode_pair(byte_level, before, after)
+        assert first + second == byte_level(before + after)["input_ids"]
+        assert "".join(pieces(byte_level, first)) == before[0]
