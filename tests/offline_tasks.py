@@ -41,7 +41,7 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> str:
 
 def offline_task(name: str, folder: Path, **settings: Any) -> tasks.Task:
     """A task by name with problems in all three splits, without the network."""
-    if name in ("countdown", "sudoku"):
+    if name in ("countdown", "sudoku", "reasoning_gym"):
         return tasks.load(name, **{"train_size": 20, "eval_size": 10, **settings})
     rows = {"gsm8k": GSM8K_ROWS, "math": MATH_ROWS, "jsonl": CHAT_ROWS}[name]
     extra = {"verifier": "number"} if name == "jsonl" and "reward" not in settings else {}

@@ -268,10 +268,10 @@ def recomputed_bytes(shape: ModelShape, s: Setup) -> float:
 
 
 def pass_bytes(shape: ModelShape, s: Setup, tokens: int) -> float:
-    """Working set of a block without gradient: the wider of its MLP (3 inner tensors) and the rotation of keys in fp32."""
+    """Working set of a block without gradient: the wider of its MLP (3 inner tensors) and the rotation of queries in fp32."""
     b, d, kv = s.dtype, shape.d_model, shape.kv
     mlp = (2 * d + 3 * shape.mlp) * b + adapter_work(shape, s)
-    rotation = (3 * d + kv) * b + kv * (3 * max(b, 4) + max(b, 4) * (b < 4))
+    rotation = (3 * d + 2 * kv) * b + d * (3 * max(b, 4) + max(b, 4) * (b < 4))
     return max(mlp, rotation) * s.together(tokens)
 
 

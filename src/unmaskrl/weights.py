@@ -32,9 +32,10 @@ def start_average(module: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def update_average(average: Mapping[str, Tensor], module: nn.Module, decay: float) -> None:
-    """average <- decay * average + (1 - decay) * parameters."""
-    for name, p in trainable(module).items():
-        average[name].lerp_(p.to(average[name].dtype), 1 - decay)
+    """average <- decay * average + (1 - decay) * parameters; nothing if no average is kept."""
+    learning = trainable(module)
+    for name, mean in average.items():
+        mean.lerp_(learning[name].to(mean.dtype), 1 - decay)
 
 
 @contextmanager

@@ -183,6 +183,6 @@ def test_a_checkpointed_backward_does_not_touch_global_generators(monkeypatch) -
 def test_the_models_own_row_chunks_change_nothing(monkeypatch) -> None:
     """On CPU the model runs large batches in chunks of rows."""
     want = run(canvas_of(EVERYONE), "entropy", OPTIONS[1])
-    monkeypatch.setattr("unmaskrl.models.llada._CPU_CHUNK", 3 * want.ids.shape[1])
     assert isinstance(DENOISER, ModelDenoiser) and isinstance(DENOISER.model, LLaDA)
+    monkeypatch.setattr(DENOISER.model, "cpu_chunk", 3 * want.ids.shape[1])
     same_completions(run(canvas_of(EVERYONE), "entropy", OPTIONS[1]), want, EVERYONE)

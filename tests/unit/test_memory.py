@@ -38,7 +38,7 @@ from unmaskrl.memory import (
     smaller_settings,
     verdict,
 )
-from unmaskrl.models import llada
+from unmaskrl.models.common import CPU_CHUNK
 from unmaskrl.models.llada import LLaDA, LLaDAConfig
 from unmaskrl.priors import blank_canvas
 from unmaskrl.scoring import target_logps
@@ -168,7 +168,7 @@ def test_parameters_are_those_of_the_module(settings: dict[str, Any]) -> None:
 def test_shipped_models_have_a_shape_and_others_are_refused() -> None:
     cost, shape = step_cost(load_recipe("sudoku-mini")), model_shape("mini")
     assert (shape.vocab, shape.parameters) == (120, cost.parameters)
-    with pytest.raises(ValueError, match=r"there is no nowhere/config\.json; give a checkpoint folder"):
+    with pytest.raises(ValueError, match=r"nowhere is not a folder, nor a hub id"):
         model_shape("nowhere")
     with pytest.raises(ValueError, match="no mlp_hidden_size or intermediate_size"):
         ModelShape.of({**LLADA_8B, "mlp_hidden_size": None})
@@ -305,7 +305,7 @@ def test_a_recipe_becomes_a_setup() -> None:
 
 
 def test_cpu_batches_are_cut_as_the_plan_says() -> None:
-    assert CPU_TOKENS == llada._CPU_CHUNK
+    assert CPU_TOKENS == CPU_CHUNK
 
 
 @pytest.mark.parametrize("kv", [8, 2])

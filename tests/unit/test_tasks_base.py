@@ -41,7 +41,7 @@ def test_every_task_keeps_the_protocol(name: str, tmp_path: Path) -> None:
     ("name", "kwargs", "message"),
     [
         ("sudoko", {}, "unknown task 'sudoko': did you mean 'sudoku'"),
-        ("chess", {}, "unknown task 'chess': expected one of countdown, sudoku, gsm8k, math, jsonl"),
+        ("chess", {}, "unknown task 'chess': expected one of countdown, sudoku, gsm8k, math, reasoning_gym, jsonl"),
         ("countdown", {"number": 3}, "task 'countdown' has no setting 'number': did you mean 'numbers'"),
         ("sudoku", {"numbers": 3}, "task 'sudoku' has no setting 'numbers'"),
         ("countdown", {"numbers": 5}, "numbers is 5, expected an integer in 3..4"),

@@ -1,0 +1,73 @@
+"""Large runs, composed of model, task and method: each resolves and is priced; a few train on tiny models of the family."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.offline_tasks import GSM8K_ROWS, MATH_ROWS, write_rows
+from unmaskrl import load_denoiser
+from unmaskrl.config import load_recipe
+from unmaskrl.cost import step_cost
+from unmaskrl.memory import Setup, memory_plan, model_shape
+from unmaskrl.models import Dream, LLaDA
+from unmaskrl.recipe_files import composed_names
+from unmaskrl.train import train
+
+TINY = (
+    "model.random_init=tiny model.lora.rank=2 train.steps=2 train.prompts_per_step=2 train.group_size=2 train.num_iterations=2 "
+    "train.threads=1 train.log_with=[] decode.gen_length=32 decode.steps=16 eval.size=2 eval.size_during=2"
+).split()
+
+
+def test_names_are_all_combinations() -> None:
+    names = composed_names()
+    assert len(names) == len(set(names)) == 2 * 4 * 4
+    assert {"llada-8b-gsm8k-diffu_grpo", "llada-8b-countdown-stp", "dream-7b-sudoku-diffpo", "dream-7b-math-elbo_grpo"} <= set(
+        names
+    )
+    with pytest.raises(ValueError, match="did you mean 'llada-8b-gsm8k-stp'"):
+        load_recipe("llada-8b-gsm8k-spt")
+
+
+@pytest.mark.parametrize("name", composed_names())
+def test_every_large_run_resolves_and_fits_80_gb(name: str) -> None:
+    recipe = load_recipe(name)
+    family, task, method = name.rsplit("-", 2)
+    assert recipe.name == name and recipe.task == {**recipe.task, "name": task, "protocol": "d1"}
+    assert ("LLaDA" in recipe.model.path) == (family == "llada-8b")
+    assert recipe.decode.gen_length == 256 and recipe.train.group_size == 6 and recipe.train.lr == 3e-6
+    assert recipe.train.num_iterations == {"diffu_grpo": 8 if task in ("countdown", "sudoku") else 12, "diffpo": 8}.get(
+        method, 4
+    )
+    assert recipe.decode.temperature == (0.3 if task == "sudoku" else 0.9)
+    cost = step_cost(recipe)
+    assert cost.parameters > 7e9
+    assert memory_plan(model_shape(recipe.model.path), Setup.of(recipe)).total < 0.9 * 80 * 2**30
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "llada-8b-gsm8k-stp",
+        "llada-8b-math-diffpo",
+        "llada-8b-countdown-elbo_grpo",
+        "llada-8b-sudoku-diffu_grpo",
+        "dream-7b-gsm8k-diffpo",
+        "dream-7b-countdown-stp",
+    ],
+)
+def test_a_rehearsal_without_a_download(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two steps, evaluation, saved weights: everything but the size is the large run's."""
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: pytest.fail("a download was started"))
+    task = name.rsplit("-", 2)[1]
+    rows = {"gsm8k": GSM8K_ROWS, "math": MATH_ROWS}.get(task)
+    data = [f"task.data={write_rows(tmp_path / 'rows.jsonl', rows)}"] if rows else ["task.train_size=8", "task.eval_size=4"]
+    train(load_recipe(name, [*TINY, *data, f"train.out={tmp_path / 'run'}"]))
+    steps = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert len(steps) == 2 and all(step["health/behavior_gap"] < 0.2 for step in steps)
+    model = load_denoiser(tmp_path / "run" / "model").model
+    assert isinstance(model, LLaDA if name.startswith("llada") else Dream)
+    assert (tmp_path / "run" / "model" / "adapter" / "adapter_config.json").is_file()
