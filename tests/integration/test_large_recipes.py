@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.offline_tasks import GSM8K_ROWS, MATH_ROWS, write_rows
 from unmaskrl import load_denoiser
@@ -14,7 +16,11 @@ from unmaskrl.cost import step_cost
 from unmaskrl.memory import Setup, memory_plan, model_shape
 from unmaskrl.models import Dream, LLaDA
 from unmaskrl.recipe_files import composed_names
+from unmaskrl.tokenizer import EOS, MASK, build_byte_tokenizer
 from unmaskrl.train import train
+
+LINEAR = "q_proj k_proj v_proj attn_out ff_proj up_proj ff_out o_proj gate_proj down_proj".split()
+DATA = Path(__file__).parents[1] / "data"
 
 TINY = (
     "model.random_init=tiny model.lora.rank=2 train.steps=2 train.prompts_per_step=2 train.group_size=2 train.num_iterations=2 "
@@ -71,3 +77,43 @@ def test_a_rehearsal_without_a_download(name: str, tmp_path: Path, monkeypatch: 
     model = load_denoiser(tmp_path / "run" / "model").model
     assert isinstance(model, LLaDA if name.startswith("llada") else Dream)
     assert (tmp_path / "run" / "model" / "adapter" / "adapter_config.json").is_file()
+
+
+def fixture_with_tokenizer(name: str, folder: Path) -> Path:
+    """A copy of a parity checkpoint, and a byte-level tokenizer with its special ids (mask 511, EOS 501)."""
+    folder.mkdir()
+    for file in ("config.json", "model.safetensors"):
+        shutil.copyfile(DATA / name / file, folder / file)
+    build_byte_tokenizer(folder)
+    path = folder / "tokenizer.json"
+    data = json.loads(path.read_text())
+    ids = {MASK: 511, EOS: 501}
+    for token in data["added_tokens"]:
+        token["id"] = ids.get(token["content"], token["id"])
+    data["model"]["vocab"] |= ids
+    path.write_text(json.dumps(data))
+    return folder
+
+
+def distinct(prompts: list, completions: list[str], **columns: list) -> list[float]:
+    """A reward that differs between random completions."""
+    return [float(len(set(text))) for text in completions]
+
+
+@pytest.mark.parametrize(("family", "name"), [("llada-8b", "llada-tiny"), ("dream-7b", "dream-tiny")])
+def test_a_checkpoint_of_the_layout_trains_by_its_path_alone(family: str, name: str, tmp_path: Path) -> None:
+    """The published layout with random weights: adapters are trained on it and merged; no other tensor has changed."""
+    folder, out = fixture_with_tokenizer(name, tmp_path / "model"), tmp_path / "run"
+    settings = (
+        "model.dtype=float32 train.steps=1 train.prompts_per_step=1 train.group_size=4 train.num_iterations=1 train.lr=0.01 "
+        "train.threads=1 train.log_with=[] eval.size=2 eval.size_during=2 decode.gen_length=16 decode.block_length=16 "
+        "decode.steps=8 task.train_size=4 task.eval_size=4 task.protocol=strict task.prompt_style=short "
+        f"train.reward_functions=[{__name__}:distinct] model.path={folder} train.out={out}"
+    ).split()
+    train(load_recipe(f"{family}-countdown-stp", settings))
+    before, after = load_denoiser(folder).model.state_dict(), load_denoiser(out / "model").model.state_dict()
+    assert before.keys() == after.keys()
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    assert len(changed) > 10
+    for key in changed:
+        assert key.endswith(".weight") and key.split(".")[-2] in LINEAR and (".blocks." in key or ".layers." in key), key

@@ -20,8 +20,9 @@ from unmaskrl.adapters import (
     quantize_blocks,
     save_adapter,
 )
-from unmaskrl.config import LoRAConfig, asset, load_recipe
+from unmaskrl.config import LoRAConfig, ModelConfig, asset, load_recipe
 from unmaskrl.denoiser import ModelDenoiser, load_denoiser, save_model
+from unmaskrl.loading import open_model
 from unmaskrl.weights import start_average, swapped, trainable, update_average
 
 IDS = torch.arange(24).reshape(2, 12) % 7
@@ -158,3 +159,22 @@ def test_four_bit_base_trains_adapters_and_merges_what_it_computes(tmp_path: Pat
 def test_settings_that_do_not_go_together(settings: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load_recipe("sudoku-mini", settings)
+
+
+@pytest.mark.parametrize("family", ["GSAI-ML/LLaDA-8B-Instruct", "Dream-org/Dream-v0-Instruct-7B"])
+@pytest.mark.parametrize("lora", [None, LoRAConfig(rank=2)])
+def test_activation_checkpointing_changes_memory_and_no_number(family: str, lora: LoRAConfig | None) -> None:
+    """Same gradients to the bit; what a pass keeps for its backward falls to the blocks' inputs."""
+    saved, grads = {}, {}
+    for recompute in (False, True):
+        section = ModelConfig(path=family, random_init="tiny", lora=lora, activation_checkpointing=recompute)
+        denoiser, _, _ = open_model(section, "cpu")
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: sizes.append(t.numel()) or t, lambda t: t):
+            hidden = denoiser.hidden(torch.arange(80).reshape(2, 40))
+        hidden.square().sum().backward()
+        saved[recompute] = sum(sizes)
+        grads[recompute] = {name: p.grad for name, p in trainable(denoiser.model).items() if p.grad is not None}
+    assert saved[True] < 0.3 * saved[False]
+    assert grads[True].keys() == grads[False].keys() and len(grads[True]) > 10
+    assert all(torch.equal(grads[True][name], grad) for name, grad in grads[False].items())
