@@ -1,4 +1,4 @@
-"""Write the tables of README.md, docs/recipes.md and docs/variance.md from the committed results in benchmarks/.
+"""Write the tables of README.md and of docs/{recipes,diffpo,variance}.md from the committed results in benchmarks/.
 
     python benchmarks/tables.py
 
@@ -14,7 +14,19 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-PAGES = (ROOT / "README.md", ROOT / "docs" / "recipes.md", ROOT / "docs" / "variance.md")
+PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("recipes", "diffpo", "variance")))
+# The arms of DiFFPO's study in the order of their table, and what each is.
+DIFFPO = {
+    "diffpo-mf,estimator.p_mask_prompt=0.15": "diffu-GRPO (prompt masking)",
+    "diffpo-mf": "mean field",
+    "diffpo-mf-is": "mean field, weights",
+    "diffpo-2mf": "2-MF",
+    "diffpo-2mf-is": "2-MF, weights",
+    "diffpo-2mf-is,decode.gamma=0.1": "2-MF, weights, gamma 0.1",
+    "diffpo-2mf-is,decode.gamma=0.003": "2-MF, weights, gamma 0.003",
+    "diffpo-sampler": "sampler alone",
+    "diffpo-joint": "policy and sampler",
+}
 
 
 def main() -> None:
@@ -26,6 +38,7 @@ def main() -> None:
 def fill(text: str) -> str:
     """``text`` with every marked table replaced by the one from the results."""
     tables = {"demo": demo_table, "study": study_tables, "bench": bench_table, "variance": variance_tables}
+    tables |= {"diffpo": diffpo_table}
     for name, table in tables.items():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.S)
         if pattern.search(text):
@@ -73,6 +86,20 @@ def study_table(path: Path) -> str:
             f"| {arm.replace(',', ' ')} | {len(runs)} | {' | '.join(cells)} | {spread([p['accuracy'] for p in at if p])} |\n"
         )
     return text
+
+
+def diffpo_table() -> str:
+    """An arm of ``benchmarks/diffpo.json`` per row: mean (range) over seeds of accuracy and calls per answer, and its cost."""
+    results: dict[str, Any] = json.loads((ROOT / "benchmarks" / "diffpo.json").read_text())
+    lines = ["| arm | command | accuracy | calls per answer | steps | calls spent in training |\n|---|---|---|---|---|---|\n"]
+    for arm, label in DIFFPO.items():
+        runs = [run for key, run in sorted(results.items()) if key.rsplit(" seed ", 1)[0] == arm]
+        calls = [run["nfe"] for run in runs]
+        cells = [label, f"`{arm.replace(',', ' ')}`", spread([run["ema"] for run in runs])]
+        cells += [f"{sum(calls) / len(calls):.1f} ({min(calls):.1f}..{max(calls):.1f})"]
+        cells += [f"{mean(runs, 'steps'):.0f}", f"{mean(runs, 'calls') / 1000:.0f}k"]
+        lines.append(f"| {' | '.join(cells)} |\n")
+    return "".join(lines)
 
 
 def bench_table() -> str:

@@ -99,7 +99,10 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def merged_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """All weights under their published names, adapters added in, shards gathered (every rank must call)."""
+    """All weights under their published names, copied to the CPU one by one: adapters added in, shards gathered.
+
+    Every rank must call.
+    """
     deltas = {name: _delta(layer) for name, layer in lora_layers(model)}
     result = {}
     for name, tensor in model.state_dict().items():
@@ -110,7 +113,7 @@ def merged_tensors(model: nn.Module) -> dict[str, Tensor]:
         if layer in deltas and name.endswith(".weight"):
             value = _base_weight(model.get_submodule(f"{layer}.base_layer"), value)
             value = (value.to(deltas[layer].dtype) + deltas[layer]).to(value.dtype)
-        result[name.replace(".base_layer.", ".")] = value
+        result[name.replace(".base_layer.", ".")] = value.detach().to("cpu", copy=True)
     return result
 
 

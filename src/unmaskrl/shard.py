@@ -68,9 +68,12 @@ class Lockstep(ModelDenoiser):
 
 @torch.no_grad()
 def finish_lockstep(denoiser: Lockstep) -> None:
-    """Go on with calls of one token until every rank is done."""
+    """Go on with calls of one token until every rank is done, then give back the blocks that zero2 still holds."""
     while _someone_calls(denoiser.device, False):
         ModelDenoiser.hidden(denoiser, torch.full((1, 1), denoiser.mask_id, device=denoiser.device))
+    for module in denoiser.model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def is_split(parameter: Tensor) -> bool:
