@@ -98,22 +98,26 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def merged_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """All weights under their published names, copied to the CPU one by one: adapters added in, shards gathered.
+def merged_tensors(model: nn.Module, *, keep: bool = True) -> dict[str, Tensor]:
+    """All weights under their published names, adapters added in, shards gathered: every rank must call, and may keep none.
 
-    Every rank must call.
+    Layer by layer, and what is gathered or merged goes to the CPU: no second model on the device. Other tensors are the
+    model's own.
     """
-    deltas = {name: _delta(layer) for name, layer in lora_layers(model)}
-    result = {}
+    adapted, result = dict(lora_layers(model)), {}
     for name, tensor in model.state_dict().items():
         if ".lora_" in name or ".weight." in name:  # adapters; statistics of 4-bit weights
             continue
-        layer = name.replace(".base_layer.", ".").rpartition(".")[0]
+        published = name.replace(".base_layer.", ".")
+        layer, _, leaf = name.rpartition(".")
         value = whole(tensor)
-        if layer in deltas and name.endswith(".weight"):
-            value = _base_weight(model.get_submodule(f"{layer}.base_layer"), value)
-            value = (value.to(deltas[layer].dtype) + deltas[layer]).to(value.dtype)
-        result[name.replace(".base_layer.", ".")] = value.detach().to("cpu", copy=True)
+        if leaf == "weight":
+            value = _dequantized(model.get_submodule(layer), value)
+        if leaf == "weight" and (adapter := adapted.get(published.rpartition(".")[0])) is not None:
+            delta = _delta(adapter)
+            value = (value.to(delta.dtype) + delta).to(value.dtype)
+        if keep:
+            result[published] = tensor if value is tensor else value.cpu()
     return result
 
 
@@ -163,7 +167,7 @@ def _delta(layer: Any) -> Tensor:
     return layer.scaling[_NAME] * (b @ a)
 
 
-def _base_weight(layer: Any, stored: Tensor) -> Tensor:
+def _dequantized(layer: Any, stored: Tensor) -> Tensor:
     state = getattr(layer.weight, "quant_state", None)
     if state is None:
         return stored

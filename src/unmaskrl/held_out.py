@@ -57,12 +57,14 @@ def save_models(run: Run) -> None:
     model, main, lora = run.denoiser.model, run.accelerator.is_main_process, run.recipe.model.lora
     for name in ("model", "model-raw"):
         with averaged(run, name == "model"):
-            tensors = merged_tensors(model)
+            # written inside: tensors that are neither split nor merged are the model's own
+            tensors = merged_tensors(model, keep=main)
+            if main:
+                save_model(model, run.out / name, tensors=tensors)
             if lora and name == "model":
                 save_adapter(model, run.out / name / "adapter", lora, run.recipe.model.path, write=main)
         if main:
             write_tokenizer(run.tokenizer_folder, run.out / name)
-            save_model(model, run.out / name, tensors=tensors)
             if run.sampler is not None:
                 save_threshold(run.sampler.head, run.out / name)
             write_json(run.out / name / "decode.json", {run.recipe.task["name"]: run.recipe.decode.model_dump()})

@@ -8,13 +8,14 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, ProjectConfiguration
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, ProjectConfiguration
 from torch import Tensor, nn
 
 from .adapters import WithoutAdapters
@@ -37,6 +38,7 @@ from .types import Rollout
 from .weights import frozen_copy, like, load_trainable, start_average, trainable, whole
 
 PROBE_PROBLEMS = 32
+WAIT = timedelta(days=1)  # of ranks while one evaluates or saves; a rank that dies is noticed by the launcher, not by this
 LOGS = ("metrics.jsonl", "eval.jsonl", "samples.jsonl")
 
 
@@ -114,12 +116,9 @@ class Run:
         if isinstance(self.frozen, Lockstep):
             finish_lockstep(self.frozen)
 
-    def most(self, value: int) -> int:
+    def most(self, value: float) -> float:
         """Maximum of a number over ranks."""
-        if self.accelerator.num_processes == 1:
-            return value
-        accelerator: Any = self.accelerator
-        return int(accelerator.gather(torch.tensor([value], device=self.denoiser.device)).max())
+        return float(self._gather(torch.tensor([[value]], dtype=torch.float64)).max())
 
     def total(self, value: float) -> float:
         """Sum of a number over ranks."""
@@ -130,24 +129,28 @@ class Run:
         if self.accelerator.num_processes == 1:
             return tensor
         accelerator: Any = self.accelerator  # typed for nested containers, which these are not
-        return accelerator.reduce(tensor, "sum")
+        return accelerator.reduce(tensor.to(accelerator.device), "sum").to(tensor.device)  # NCCL takes no tensor on the CPU
 
     def reduce_metrics(self, metrics: dict[str, Tensor]) -> dict[str, float]:
         """Local sums over global counts add up over ranks; maxima stay maxima."""
-        if self.accelerator.num_processes == 1:
-            return {key: float(value) for key, value in metrics.items()}
-        accelerator: Any = self.accelerator
-        gathered = {k: accelerator.gather(v.detach().double().reshape(1)) for k, v in metrics.items()}
-        return {k: float(g.max() if k.endswith("max_dev") else g.sum()) for k, g in gathered.items()}
+        gathered = self._gather(torch.tensor([[float(value) for value in metrics.values()]], dtype=torch.float64))
+        return {
+            key: float(values.max() if key.endswith("max_dev") else values.sum())
+            for key, values in zip(metrics, gathered.unbind(1), strict=True)
+        }
 
     def mean_over_ranks(self, metrics: dict[str, float | None]) -> dict[str, float | None]:
-        """Means of the ranks' figures (they hold equally many rows); None where no rank has one. Totals stay what they are."""
+        """Means of the ranks' figures; None where no rank has one. Totals, the same everywhere, stay what they are."""
         if self.accelerator.num_processes == 1:
             return metrics
-        accelerator: Any = self.accelerator
         own = torch.tensor([[float("nan") if v is None else float(v) for v in metrics.values()]], dtype=torch.float64)
-        means = accelerator.gather(own.to(self.denoiser.device)).nanmean(0).tolist()
+        means = self._gather(own).nanmean(0).tolist()
         return {k: None if math.isnan(v) else v for k, v in zip(metrics, means, strict=True)}
+
+    def _gather(self, own: Tensor) -> Tensor:
+        """A (1, N) tensor of every rank, (ranks, N), on the CPU."""
+        accelerator: Any = self.accelerator
+        return own if accelerator.num_processes == 1 else accelerator.gather(own.to(accelerator.device)).cpu()
 
     def sum_gradients(self, module: nn.Module, max_norm: float) -> float:
         """Sum gradients over ranks, clip, and return their norm before clipping."""
@@ -164,8 +167,14 @@ class Run:
 
 def start_run(recipe: Recipe, *, resume: bool, force: bool) -> Run:
     """Build a run from its recipe; only when all of it could be built is its folder written (or, by ``force``, replaced)."""
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    patience = InitProcessGroupKwargs(timeout=WAIT)
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[patience])
     shard = _shard_mode(recipe, accelerator)
+    if recipe.train.prompts_per_step % accelerator.num_processes:
+        raise ValueError(
+            f"train.prompts_per_step={recipe.train.prompts_per_step} on {accelerator.num_processes} processes: every process "
+            "takes as many prompts, so set a multiple of their number"
+        )
     alone = accelerator.is_main_process  # the other ranks may look when the folder is already there
     out = run_folder(recipe.train.out, recipe.name, recipe.train.seed, resume=resume and alone, force=force or not alone)
     accelerator.project_configuration = ProjectConfiguration(project_dir=str(out), logging_dir=str(out / "tensorboard"))
@@ -244,9 +253,7 @@ def save_run(run: Run) -> None:
         "optimizer": optimizer_tensors(run.denoiser.model, run.optimizer),
     }
     main = run.accelerator.is_main_process
-    tensors = {
-        group: {n: v for n, t in named.items() if (v := whole(t)) is not None and main} for group, named in groups.items()
-    }
+    tensors = {group: {n: v.cpu() for n, t in named.items() for v in [whole(t)] if main} for group, named in groups.items()}
     if not main:
         return
     state: dict[str, Any] = {
@@ -280,8 +287,7 @@ def load_run(run: Run) -> list[str]:
     """Put the run where its newest whole checkpoint stands and cut the logs back to it; returns what to tell."""
     checkpoint, notes = load_latest(run.out / "checkpoints")
     if checkpoint is None:
-        for name in LOGS:
-            truncate_file(run.out / name, 0)
+        cut_logs(run, dict.fromkeys(LOGS, 0))
         return [*notes, "no checkpoint yet: starting from the beginning"]
     state, tensors = checkpoint.state, checkpoint.tensors
     ranks = run.accelerator.num_processes
@@ -304,10 +310,15 @@ def load_run(run: Run) -> list[str]:
         setattr(run, name, state[name])
     run.anchors.adapted = state["keep"]
     run.anchors.solved = {int(index): share for index, share in state.get("solved", {}).items()}
-    run.batch = restore_batch(tensors["batch"], state["batch"]) if "batch" in state else None
-    for name, size in state["log_bytes"].items():
-        truncate_file(run.out / name, size)
+    run.batch = restore_batch(tensors["batch"], state["batch"], run.denoiser.device) if "batch" in state else None
+    cut_logs(run, state["log_bytes"])
     return [*notes, f"resumed from {checkpoint.path.name} (step {run.step}, inner update {run.inner})"]
+
+
+def cut_logs(run: Run, sizes: dict[str, int]) -> None:
+    """By the main process alone: another, if late, would cut off what it has written since."""
+    for name, size in sizes.items() if run.accelerator.is_main_process else ():
+        truncate_file(run.out / name, size)
 
 
 def batch_tensors(batch: Batch) -> dict[str, Tensor]:
@@ -323,9 +334,9 @@ def batch_tensors(batch: Batch) -> dict[str, Tensor]:
     return tensors if batch.ref_logps is None else tensors | {"ref_logps": batch.ref_logps}
 
 
-def restore_batch(tensors: dict[str, Tensor], state: dict[str, Any]) -> Batch:
-    """The inverse of ``batch_tensors``."""
-    prefix = "rollout/"
+def restore_batch(tensors: dict[str, Tensor], state: dict[str, Any], device: torch.device) -> Batch:
+    """The inverse of ``batch_tensors``, on ``device``."""
+    prefix, tensors = "rollout/", {name: tensor.to(device) for name, tensor in tensors.items()}
     rollout: dict[str, Any] = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
     rollout |= {key: state[key] for key in ("gen_length", "temperature", "exact")}
     choices = {k.removeprefix("choices/"): v for k, v in tensors.items() if k.startswith("choices/")}

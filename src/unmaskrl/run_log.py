@@ -31,7 +31,7 @@ def rollout_metrics(run: Run, done: Rewarded) -> dict[str, float | None]:
     """Rewards, success with and without anchors, calls and lengths of one step's rollouts (this rank's)."""
     rollout, rewards = done.rollout, done.rewards
     actions = rollout.action_mask.sum()
-    live = groups_with_spread(rewards, rollout.group_ids).float().mean()
+    live = groups_with_spread(rewards, rollout.group_ids.cpu()).float().mean()
     metrics: dict[str, float | None] = {
         "reward/mean": float(rewards.mean()),
         "reward/std": float(rewards.std()),

@@ -68,7 +68,10 @@ class Lockstep(ModelDenoiser):
 
 @torch.no_grad()
 def finish_lockstep(denoiser: Lockstep) -> None:
-    """Go on with calls of one token until every rank is done, then give back the blocks that zero2 still holds."""
+    """Go on with calls of one token until every rank is done; then let go of blocks that ``zero2`` holds for a backward pass.
+
+    Gathered blocks would hide the shards: weights that are then averaged, loaded or saved would be the wrong tensors.
+    """
     while _someone_calls(denoiser.device, False):
         ModelDenoiser.hidden(denoiser, torch.full((1, 1), denoiser.mask_id, device=denoiser.device))
     for module in denoiser.model.modules():
@@ -117,7 +120,8 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float, total: C
 
 
 def _squares(tensors: list[Tensor]) -> float:
-    return float(sum(t.double().square().sum() for t in tensors))
+    # vector_norm sums in double without a copy in double
+    return float(sum(torch.linalg.vector_norm(t, dtype=torch.float64) ** 2 for t in tensors))
 
 
 def _someone_calls(device: torch.device, calling: bool) -> bool:

@@ -80,8 +80,8 @@ class ThresholdHead(nn.Module):
 
 def prompt_features(hidden: Float[Tensor, "B L D"], prompt_mask: Bool[Tensor, "B L"]) -> Float[Tensor, "B D"]:
     """Mean hidden state over the prompt, fp32, without gradient."""
-    weight = prompt_mask[..., None].to(hidden.dtype)
-    return ((hidden * weight).sum(1) / weight.sum(1).clamp(min=1)).detach().float()
+    weight, wide = prompt_mask[..., None], torch.promote_types(hidden.dtype, torch.float32)
+    return ((hidden * weight).sum(1, dtype=wide) / weight.sum(1).clamp(min=1)).detach().float()
 
 
 def best_gamma(head: ThresholdHead, prompt_mask: Bool[Tensor, "B L"]) -> Callable[[Tensor, Tensor], Tensor]:

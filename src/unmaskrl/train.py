@@ -90,7 +90,7 @@ def do_step(run: Run, progress: Progress, *, check_ratio: bool) -> None:
             save(run, progress)
             due = False
     run.step, run.inner = run.step + 1, 0
-    run.elapsed += time.perf_counter() - began
+    run.elapsed += run.most(time.perf_counter() - began)  # one clock: rates, modes and the end follow from it
     row = log_step(run, run.batch)
     progress.step(row)
     run.batch = None
@@ -219,7 +219,7 @@ def backward(run: Run, batch: Batch, views: Views, loss_fn: Callable[[Tensor], L
     limit, frozen, own, most = run.recipe.train.max_canvases, None, 0, 0
     if run.sharded:
         own = num_passes(batch.rollout, views, limit)
-        most = run.most(own)
+        most = int(run.most(own))
         frozen = run.inference if most > 1 else None
     out = backward_in_chunks(run.denoiser, batch.rollout, run.estimator, views, loss_fn, max_canvases=limit, frozen=frozen)
     extra_passes(run.denoiser, own, most)

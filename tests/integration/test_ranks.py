@@ -53,7 +53,11 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Tenso
 
 @pytest.mark.parametrize(
     "settings",
-    [(), ("train.shard=fsdp", "model.activation_checkpointing=true"), ("train.shard=zero2", "train.gather_rollout=false")],
+    [
+        (),
+        ("train.shard=fsdp", "model.activation_checkpointing=true"),
+        ("train.shard=zero2", "train.gather_rollout=false", "eval.every=1"),
+    ],
     ids=["whole", "fsdp", "zero2-lockstep"],
 )
 def test_two_ranks_equal_one(tmp_path: Path, one: tuple[Path, dict[str, Tensor]], settings: tuple[str, ...]) -> None:

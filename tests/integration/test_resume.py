@@ -72,6 +72,9 @@ def test_the_run_moved_the_weights(straight: Path) -> None:
     raw = load_file(straight / "model-raw" / "model.safetensors")
     mean = load_file(straight / "model" / "model.safetensors")
     assert any(not raw[k].equal(mean[k]) for k in raw)
+    stored = {name: load_file(straight / "checkpoints" / "update-000012" / f"{name}.safetensors") for name in ("model", "ema")}
+    assert all(raw[k].equal(value) for k, value in stored["model"].items())
+    assert all(mean[k].equal(value) for k, value in stored["ema"].items()), "model/ does not hold the average"
     assert len(rows(straight / "metrics.jsonl")) == 6
 
 

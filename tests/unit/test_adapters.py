@@ -73,6 +73,7 @@ def test_merged_weights_are_the_same_function_and_the_reference_is_the_base(tmp_
     with torch.no_grad():
         assert torch.equal(reference.logits(IDS), before)
         assert torch.equal(denoiser.logits(IDS), after), "adapters stayed off"
+    assert merged_tensors(denoiser.model, keep=False) == {}
     tensors = merged_tensors(denoiser.model)
     assert set(tensors) == names
     save_model(denoiser.model, tmp_path, tensors=tensors)
@@ -128,13 +129,14 @@ def test_linear_names_are_those_inside_blocks() -> None:
     assert all("blocks." in name for name in names)
 
 
-def test_four_bit_base_trains_adapters_and_merges_what_it_computes(tmp_path: Path) -> None:
-    """NF4 blocks: near the base, adapters get gradients, merged weights give the logits of the quantised model."""
+@pytest.mark.parametrize("targets", [None, ("q_proj",)])
+def test_four_bit_base_trains_adapters_and_merges_what_it_computes(tmp_path: Path, targets: tuple[str, ...] | None) -> None:
+    """NF4 blocks: near the base, adapters get gradients, merged weights (of layers without adapters too) give its logits."""
     pytest.importorskip("bitsandbytes")
     base = load_denoiser(asset("mini"))
     denoiser = load_denoiser(asset("mini"))
     quantize_blocks(denoiser.model, torch.device("cpu"), torch.float32)
-    add_lora(denoiser.model, LoRAConfig(rank=2), torch.Generator().manual_seed(1))
+    add_lora(denoiser.model, LoRAConfig(rank=2, targets=targets), torch.Generator().manual_seed(1))
     shake(denoiser.model)
     ids = torch.arange(24).reshape(2, 12)
     logits = denoiser.logits(ids)
