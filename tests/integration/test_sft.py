@@ -12,12 +12,12 @@ from unmaskrl.config import ASSETS, SFTRecipe, load_recipe
 from unmaskrl.sft import run_sft
 
 
-def test_first_fifty_steps_reproduce_the_logged_losses(tmp_path: Path) -> None:
+def test_first_twenty_steps_reproduce_the_logged_losses(tmp_path: Path) -> None:
     """Same data, masks and weights; sums may differ in the last bits between machines, hence 1e-3."""
-    run_sft(load_recipe("mini-base", [f"train.out={tmp_path / 'run'}"], SFTRecipe), stop_at=50)
+    run_sft(load_recipe("mini-base", [f"train.out={tmp_path / 'run'}"], SFTRecipe), stop_at=20)
     ours = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
-    logged = [json.loads(line) for line in (ASSETS / "mini" / "log.jsonl").read_text().splitlines()][:5]
-    assert [row["step"] for row in ours] == [row["step"] for row in logged] == [10, 20, 30, 40, 50]
+    logged = [json.loads(line) for line in (ASSETS / "mini" / "log.jsonl").read_text().splitlines()][:2]
+    assert [row["step"] for row in ours] == [row["step"] for row in logged] == [10, 20]
     for a, b in zip(ours, logged, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
 
