@@ -211,8 +211,8 @@ def warnings_for(recipe: Recipe) -> list[str]:
         )
     if recipe.model.dtype == "bfloat16" and not recipe.model.lora and recipe.train.lr < 1e-4:
         notes.append(
-            f"train.lr={recipe.train.lr:g} on bfloat16 weights: they have 8 bits of precision, and most updates of this size round "
-            "away; train adapters (model.lora.rank=128), which are float32, or model.dtype=float32"
+            f"train.lr={recipe.train.lr:g} on bfloat16 weights: they have 8 bits of precision, and most updates of this size "
+            "round away; train adapters (model.lora.rank=128), which are float32, or model.dtype=float32"
         )
     if recipe.prior.hide_in_views and recipe.prior.name == "none":
         notes.append("prior.hide_in_views does nothing without anchors (prior.name=none)")

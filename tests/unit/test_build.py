@@ -67,7 +67,7 @@ def test_refused_combinations_say_what_to_change(recipe: str, overrides: list[st
         ("justgrpo", ["decode.exit_at=0.8"], "one token at a time in reading order"),
         ("elbo_grpo", ["prior.hide_in_views=true"], "does nothing without anchors"),
         ("elbo_grpo", ["decode.block_length=20", "decode.exit_at=0.5"], "one full-length block"),
-        ("sudoku-mini", ["model.dtype=bfloat16", "train.lr=3e-6"], "most updates of this size round away"),
+        ("sudoku-mini", ["model.dtype=bfloat16", "train.lr=3e-6"], "most updates of this size"),
     ],
 )
 def test_odd_combinations_are_named(recipe: str, overrides: list[str], words: str) -> None:
