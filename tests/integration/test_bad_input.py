@@ -46,7 +46,7 @@ def changed_mini(folder: Path, name: str, text: str) -> str:
         ((*EVAL, "--items", "folder"), "--items folder is a folder"),
         (("prior", "mini", "--task", "sudoku", "--out", "folder"), "--out folder is a folder"),
         ((*TRAIN, "train.out=runs/{step}"), "only {recipe} and {seed} are filled in"),
-        ((*TRAIN, "train.out=afile"), "train.out 'afile' is a file"),
+        ((*TRAIN, "train.out=plain"), "train.out 'plain' is a file"),
         ((*TRAIN, "model.lora.targets=[]"), "model.lora.targets: tuple should have at least 1 item"),
         ((*TRAIN, "prior.source=other.jsonl"), "holds 1 problems, but no answer to any of the 4096 to train on"),
         ((*EVAL, "decode.gen_length=5000", "decode.block_length=5000", "--json", "out.json"), "positions: lower gen_length\n"),
@@ -57,10 +57,10 @@ def test_words_that_cannot_work(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
-    (tmp_path / "afile").write_text("")
+    (tmp_path / "plain").write_text("")
     (tmp_path / "other.jsonl").write_text(json.dumps({"id": "x", "ids": [5], "protected": [True]}) + "\n")
     assert said in refused(capsys, *argv)
-    assert sorted(p.name for p in tmp_path.rglob("*")) == ["afile", "folder", "other.jsonl"]
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["folder", "other.jsonl", "plain"]
 
 
 @pytest.mark.parametrize(
