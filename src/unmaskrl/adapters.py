@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -175,6 +176,7 @@ def _dequantized(layer: Any, stored: Tensor) -> Tensor:
 
 
 def _import(package: str, extra: str) -> Any:
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it, and it warns of kernels we do not use
     try:
         return importlib.import_module(package)
     except ImportError as error:

@@ -6,13 +6,26 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from . import __version__
 
 SELECTIONS = ("random", "protect_answer", "most_predictable", "protect_answer+most_predictable")  # priors imports torch
-TASK_HELP = "countdown, sudoku, gsm8k, math or jsonl (docs/tasks.md); settings as task.key=value"
+MODEL_HELP = "checkpoint folder, hub id (owner/name), or a shipped one: mini, zero"
+TASK_HELP = "countdown, sudoku, gsm8k, math, reasoning_gym or jsonl (docs/tasks.md); settings as task.key=value"
 DATA_HELP = "task.data: problems from a JSONL file; gsm8k, math and jsonl also take a folder or a hub id"
+RECIPE_HELP = "name of a shipped recipe (`unmaskrl recipes`), or a YAML file"
+SEED_HELP = "of every random draw (default 0)"
+SPLIT_HELP = "which problems (default test)"
 EPILOG = "Shipped recipes: see `unmaskrl recipes`. Settings are changed as section.key=value, e.g. decode.exit_at=0.9."
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line, as every other error is."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit code 2; the usage is what --help is for."""
+        self.exit(2, f"unmaskrl: error: {message}; see `{self.prog} --help`\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,9 +57,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def parser() -> argparse.ArgumentParser:
     """The argument parser with all sub-commands."""
-    top = argparse.ArgumentParser(
-        prog="unmaskrl", description="RL post-training of masked diffusion language models.", epilog=EPILOG
-    )
+    top = Parser(prog="unmaskrl", description="RL post-training of masked diffusion language models.", epilog=EPILOG)
     top.add_argument("--version", action="version", version=f"unmaskrl {__version__}")
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_training(commands)
@@ -59,15 +70,15 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_training(commands: argparse._SubParsersAction) -> None:
     train = commands.add_parser("train", help="RL: improve a model on a task with a verifiable reward", epilog=EPILOG)
-    train.add_argument("recipe", help="name of a shipped recipe, or a YAML file")
-    train.add_argument("overrides", nargs="*", metavar="section.key=value")
+    train.add_argument("recipe", help=RECIPE_HELP)
+    train.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes a setting of the recipe")
     train.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint of the run")
     train.add_argument("--force", action="store_true", help="replace a run that is already in the folder")
     train.add_argument("--quiet", action="store_true", help="no progress display, only the closing table")
     train.set_defaults(run=_train)
     sft = commands.add_parser("sft", help="supervised masked-diffusion training, e.g. of the shipped base")
     sft.add_argument("recipe", help="mini-base, zero-base, or a YAML file")
-    sft.add_argument("overrides", nargs="*", metavar="section.key=value")
+    sft.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes a setting of the recipe")
     sft.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint of the run")
     sft.set_defaults(run=_sft)
 
@@ -75,9 +86,9 @@ def _add_training(commands: argparse._SubParsersAction) -> None:
 def _add_models(commands: argparse._SubParsersAction) -> None:
     evaluate = commands.add_parser("eval", help="accuracy, NFE and tokens per call of a model on a task")
     _model_arguments(evaluate)
-    evaluate.add_argument("--split", default="test", choices=("train", "validation", "test"))
+    evaluate.add_argument("--split", default="test", choices=("train", "validation", "test"), help=SPLIT_HELP)
     evaluate.add_argument("--size", type=int, default=512, help="number of problems (default 512)")
-    evaluate.add_argument("--samples", type=int, default=1, help="completions per problem, for pass@k")
+    evaluate.add_argument("--samples", type=int, default=1, help="completions per problem, for pass@k (default 1)")
     evaluate.add_argument(
         "--decode",
         action="append",
@@ -96,8 +107,8 @@ def _add_models(commands: argparse._SubParsersAction) -> None:
     sample = commands.add_parser("sample", help="decode one prompt and show in which order the tokens appeared")
     _model_arguments(sample, task_required=False)
     sample.add_argument("--prompt", help="text of the user's message (instead of --task)")
-    sample.add_argument("--index", type=int, default=0, help="which test problem of --task")
-    sample.add_argument("--keep", type=float, default=0.0, help="fix this share of the reference answer (spatial pruning)")
+    sample.add_argument("--index", type=int, default=0, help="which test problem of --task, from 0 (default 0)")
+    sample.add_argument("--keep", type=float, default=0.0, help="fix this share of the reference answer (default 0)")
     sample.set_defaults(run=_sample)
     prior = commands.add_parser(
         "prior", help="build static prior answers for spatial pruning; killed and started again, it goes on"
@@ -105,7 +116,7 @@ def _add_models(commands: argparse._SubParsersAction) -> None:
     _model_arguments(prior)
     prior.add_argument("--out", required=True, metavar="F", help="JSONL file to write")
     prior.add_argument("--size", type=int, default=512, help="number of training problems (default 512)")
-    prior.add_argument("--samples", type=int, default=1, help="answers per problem; keeps the first right one, else the first")
+    prior.add_argument("--samples", type=int, default=1, help="answers per problem (default 1); the first right is kept")
     prior.add_argument("--batch-size", type=int, default=64, help="answers decoded at once (default 64)")
     prior.set_defaults(run=_prior)
 
@@ -118,7 +129,9 @@ def _add_variance(commands: argparse._SubParsersAction) -> None:
     variance.set_defaults(temperature=1.0)
     variance.add_argument("--keep", type=float, default=0.3, help="share of the reference answer that is fixed (default 0.3)")
     variance.add_argument("--exit-at", type=float, help="share decided before the exit call (default: the model's decode.json)")
-    variance.add_argument("--select-anchors", dest="select", default="protect_answer", choices=SELECTIONS)
+    variance.add_argument(
+        "--select-anchors", dest="select", default="protect_answer", choices=SELECTIONS, help="which tokens are fixed"
+    )
     variance.add_argument("--size", type=int, default=16, help="number of training problems (default 16)")
     variance.add_argument("--samples", type=int, default=1, help="completions per problem (default 1)")
     variance.add_argument("--draws", type=int, default=64, help="draws of masks per completion (default 64)")
@@ -132,19 +145,19 @@ def _add_variance(commands: argparse._SubParsersAction) -> None:
 
 def _add_frontier(commands: argparse._SubParsersAction) -> None:
     frontier = commands.add_parser("frontier", help="accuracy against denoiser calls: fixed steps, thresholds, learned sampler")
-    frontier.add_argument("models", nargs="+", metavar="MODEL", help="checkpoint folders, or shipped ones: mini, zero")
+    frontier.add_argument("models", nargs="+", metavar="MODEL", help="checkpoint folders, hub ids, or shipped ones: mini, zero")
     frontier.add_argument(
         "--task",
         required=True,
         help=TASK_HELP,
     )
     frontier.add_argument("--data", metavar="F.jsonl", help=DATA_HELP)
-    frontier.add_argument("--split", default="test", choices=("train", "validation", "test"))
+    frontier.add_argument("--split", default="test", choices=("train", "validation", "test"), help=SPLIT_HELP)
     frontier.add_argument("--size", type=int, default=512, help="number of problems (default 512)")
     frontier.add_argument("--gammas", help="fixed thresholds in nats, comma-separated (default: the head's grid)")
-    frontier.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
-    frontier.add_argument("--seed", type=int, default=0)
-    frontier.add_argument("--threads", type=int, default=0, help="CPU threads; 0 measures")
+    frontier.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default 0)")
+    frontier.add_argument("--seed", type=int, default=0, help=SEED_HELP)
+    frontier.add_argument("--threads", type=int, default=0, help="CPU threads; 0 (default) measures")
     frontier.add_argument("--json", metavar="OUT", help="write every point")
     frontier.add_argument("--plot", metavar="OUT.png", help="write a picture")
     frontier.set_defaults(run=_frontier, overrides=[], dtype="float32")
@@ -152,36 +165,38 @@ def _add_frontier(commands: argparse._SubParsersAction) -> None:
 
 def _add_inspection(commands: argparse._SubParsersAction) -> None:
     check = commands.add_parser("check", help="resolve a recipe: cost per update in denoiser calls, memory, warnings")
-    check.add_argument("recipe")
-    check.add_argument("overrides", nargs="*", metavar="section.key=value")
-    check.add_argument("--processes", type=int, default=1, help="of the run, for the memory plan")
+    check.add_argument("recipe", help=RECIPE_HELP)
+    check.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes a setting of the recipe")
+    check.add_argument("--processes", type=int, default=1, help="of the run, for the memory plan (default 1)")
     check.set_defaults(run=_check)
     report = commands.add_parser("report", help="write report.html of a run folder: curves and decodings, one file")
     report.add_argument("folder", help="run folder, e.g. runs/sudoku-mini-s0")
     report.set_defaults(run=_report)
     bench = commands.add_parser("bench", help="speed of rollout, scoring and a whole step against a naive loop, in ratios")
     bench.add_argument("--quick", action="store_true", help="smaller shapes, under a minute")
-    bench.add_argument("--repeats", type=int, default=3)
-    bench.add_argument("--threads", type=int, default=1)
-    bench.add_argument("--json", metavar="OUT")
+    bench.add_argument("--repeats", type=int, default=3, help="timings per case (default 3)")
+    bench.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
+    bench.add_argument("--json", metavar="OUT", help="write every figure")
     bench.set_defaults(run=_bench)
     recipes = commands.add_parser("recipes", help="list the shipped recipes")
     recipes.set_defaults(run=_recipes)
 
 
 def _model_arguments(sub: argparse.ArgumentParser, task_required: bool = True) -> None:
-    sub.add_argument("model", help="checkpoint folder, or a shipped one: mini, zero")
+    sub.add_argument("model", help=MODEL_HELP)
     sub.add_argument(
         "--task",
         required=task_required,
         help=TASK_HELP,
     )
     sub.add_argument("--data", metavar="F.jsonl", help=DATA_HELP)
-    sub.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
-    sub.add_argument("--seed", type=int, default=0)
-    sub.add_argument("--threads", type=int, default=0, help="CPU threads; 0 measures")
-    sub.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float64"), help="precision of the weights")
-    sub.add_argument("overrides", nargs="*", metavar="key=value", help="decode.key=value or task.key=value")
+    sub.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default 0)")
+    sub.add_argument("--seed", type=int, default=0, help=SEED_HELP)
+    sub.add_argument("--threads", type=int, default=0, help="CPU threads; 0 (default) measures")
+    sub.add_argument(
+        "--dtype", default="float32", choices=("float32", "bfloat16", "float64"), help="of the weights (default float32)"
+    )
+    sub.add_argument("overrides", nargs="*", metavar="key=value", help="changes a setting: decode.key=value or task.key=value")
 
 
 def _train(args: argparse.Namespace) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from .config import (
 )
 from .cost import Cost, step_cost
 from .decoding import decode
-from .denoiser import ModelDenoiser, end_ids
+from .denoiser import ModelDenoiser, end_ids, read_json
 from .evaluate import EvalResult, decode_options, evaluate
 from .loading import open_checkpoint
 from .memory_view import print_memory
@@ -174,6 +174,8 @@ def finish_sft(recipe: SFTRecipe, out: Path, console: Console) -> None:
 
 def load_parts(args: argparse.Namespace) -> tuple[ModelDenoiser, Any, DecodeConfig, Task | None, ThresholdHead | None]:
     """Model, tokenizer, decode settings (stored beside the weights, then overridden), task, and threshold head."""
+    if not 0 <= args.temperature < math.inf:
+        raise ValueError(f"--temperature: expected a number of at least 0, got {args.temperature}")
     set_threads(args.threads)
     overrides = parse_overrides(args.overrides)
     unknown = overrides.keys() - {"decode", "task"}
@@ -188,9 +190,21 @@ def load_parts(args: argparse.Namespace) -> tuple[ModelDenoiser, Any, DecodeConf
             spec["data"] = args.data
         task = component(spec, COMPONENTS["task"], "task")
     denoiser, tokenizer, folder = open_checkpoint(args.model, default_device(), DTYPES[args.dtype])
-    settings = {**stored_decode(folder, args.task), **overrides.get("decode", {})}
+    stored = stored_decode(folder, args.task)
+    try:
+        checked_decode(args.task, stored)
+    except ValueError as error:
+        raise ValueError(f"{folder / DECODE_FILE}: {error}") from None
+    settings = {**stored, **overrides.get("decode", {})}
     decode_config = checked_decode(args.task, settings)
     return denoiser, tokenizer, decode_config, task, load_threshold(folder, denoiser.device)
+
+
+def check_counts(args: argparse.Namespace) -> None:
+    """Refuse sizes that ask for nothing, before a file is begun."""
+    for option in ("size", "samples", "batch_size"):
+        if getattr(args, option) < 1:
+            raise ValueError(f"--{option.replace('_', '-')} must be at least 1, got {getattr(args, option)}")
 
 
 def checked_decode(task: str | None, settings: dict[str, Any]) -> DecodeConfig:
@@ -202,7 +216,9 @@ def checked_decode(task: str | None, settings: dict[str, Any]) -> DecodeConfig:
 def stored_decode(path: str | Path, task: str | None) -> dict[str, Any]:
     """The decode settings beside the weights for a task, or the first ones if no task is named; empty without any."""
     file = Path(path) / DECODE_FILE
-    stored = json.loads(file.read_text()) if file.is_file() else {}
+    stored = read_json(file) if file.is_file() else {}
+    if not all(isinstance(settings, dict) for settings in stored.values()):
+        raise ValueError(f"{file}: expected an object of decode settings for each task; correct or delete it")
     if task in stored:
         return stored[task]
     return next(iter(stored.values())) if task is None and stored else {}

@@ -33,7 +33,9 @@ class LoRAConfig(Section):
 
     rank: int = Field(default=128, ge=1)
     alpha: float = Field(default=64.0, gt=0, description="adapters are scaled by alpha / rank")
-    targets: tuple[str, ...] | None = Field(default=None, description="linear layers by name; null: all of the family's")
+    targets: tuple[str, ...] | None = Field(
+        default=None, min_length=1, description="linear layers by name; null: all of the family's"
+    )
 
 
 class ModelConfig(Section):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,11 +15,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from .checkpoint import write_json
-from .commands import checked_decode, eval_table, load_parts, task_of
+from .commands import check_counts, checked_decode, eval_table, load_parts, task_of
 from .config import DecodeConfig, parse_overrides
 from .denoiser import ModelDenoiser
 from .evaluate import EvalItem, EvalResult, evaluated_rows, is_random
 from .item_log import ItemLog, described_model, described_problems, versions
+from .shell import check_output
 from .tasks import Example, Task
 from .thresholds import ThresholdHead
 
@@ -49,8 +51,10 @@ class Parts:
 
 def eval_command(args: argparse.Namespace) -> int:
     """unmaskrl eval."""
-    if args.size < 1 or args.samples < 1:
-        raise ValueError(f"--size and --samples must be at least 1, got {args.size} and {args.samples}")
+    check_counts(args)
+    for option, path in (("--json", args.json), ("--items", args.items)):
+        if path:
+            check_output(path, option)
     seeds = [args.seed] if args.seeds is None else parse_seeds(args.seeds)
     denoiser, tokenizer, settings, task, head = load_parts(args)
     task = task_of(args, task)
@@ -59,8 +63,6 @@ def eval_command(args: argparse.Namespace) -> int:
         raise ValueError(f"task {task.name} has no problems in its {args.split} split; choose another --split")
     ways = parse_ways(args, settings)
     check_repeats(ways, len(seeds), args.samples)
-    if args.json and not Path(args.json).parent.is_dir():
-        raise ValueError(f"{args.json}: the folder {Path(args.json).parent} does not exist; make it first")
     about = described_evaluation(args, parts, seeds)
     log = ItemLog.open(items_path(args), {**about, "configs": [way.described() for way in ways]})
     if log.rows:
@@ -98,9 +100,15 @@ def parse_ways(args: argparse.Namespace, settings: DecodeConfig) -> list[Way]:
         words = [f"decode.{word.removeprefix('decode.')}" for word in text.replace(",", " ").split()]
         changes = parse_overrides(words).get("decode", {})
         temperature = changes.pop("temperature", args.temperature)
-        if isinstance(temperature, bool) or not isinstance(temperature, int | float) or temperature < 0:
+        if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not 0 <= temperature < math.inf:
             raise ValueError(f"--decode {text!r}: temperature must be a number of at least 0, got {temperature!r}")
-        ways.append(Way(" ".join(text.split()), checked_decode(args.task, {**settings.model_dump(), **changes}), temperature))
+        ways.append(
+            Way(
+                " ".join(text.split()) or "as stored",
+                checked_decode(args.task, {**settings.model_dump(), **changes}),
+                temperature,
+            )
+        )
     return ways or [Way("as stored", settings, args.temperature)]
 
 

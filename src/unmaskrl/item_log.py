@@ -28,6 +28,7 @@ class ItemLog:
 
     path: Path | None
     rows: list[dict[str, Any]] = field(default_factory=list)
+    head: dict[str, Any] | None = None  # the first line, until it is written
 
     @classmethod
     def open(cls, path: Path | None, settings: dict[str, Any]) -> ItemLog:
@@ -38,8 +39,7 @@ class ItemLog:
             raise ValueError(f"{path}: the folder {path.parent} does not exist; make it first")
         head = json.loads(json.dumps({"settings": settings}))  # as JSON gives it back: tuples are lists
         if not path.exists() or not (lines := _whole_lines(path)):
-            path.write_text(json.dumps(head) + "\n")
-            return cls(path)
+            return cls(path, head=head)  # written with the first rows: a command that fails before leaves no file
         first, *rows = lines
         if first.keys() != head.keys():
             raise ValueError(f"{path} is no log of an unfinished evaluation; name another file")
@@ -57,6 +57,9 @@ class ItemLog:
         self.rows.extend(rows)
         if self.path is not None:
             with self.path.open("a") as file:
+                if self.head is not None:
+                    file.write(json.dumps(self.head) + "\n")
+                    self.head = None
                 file.write("".join(json.dumps(row) + "\n" for row in rows))
                 file.flush()
                 os.fsync(file.fileno())

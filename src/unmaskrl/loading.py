@@ -54,6 +54,7 @@ def open_checkpoint(
 ) -> tuple[ModelDenoiser, Any, Path]:
     """Denoiser, tokenizer and folder of a checkpoint: a shipped name, a folder or a hub id."""
     folder = checkpoint_folder(asset(str(path)), revision)
+    parse_config(read_json(folder / CONFIG), folder / CONFIG)  # the family first: what else is wrong depends on it
     tokenizer = load_tokenizer(folder)
     return with_end_ids(load_denoiser(folder, device, dtype), tokenizer), tokenizer, folder
 

@@ -11,12 +11,13 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
-from .commands import load_parts, task_of
+from .commands import check_counts, load_parts, task_of
 from .config import DecodeConfig, parse_overrides
 from .denoiser import ModelDenoiser, end_ids, write_whole
 from .evaluate import batches_by_length, decode_blank, is_random
 from .item_log import ItemLog, described_model, described_problems
 from .rng import named_generator
+from .shell import check_output
 from .tasks import Example, Task
 from .thresholds import ThresholdHead
 from .tokenizer import decode_texts, encode_prompt, protected_tokens
@@ -24,8 +25,8 @@ from .tokenizer import decode_texts, encode_prompt, protected_tokens
 
 def prior_command(args: argparse.Namespace) -> int:
     """unmaskrl prior."""
-    if args.size < 1 or args.samples < 1:
-        raise ValueError(f"--size and --samples must be at least 1, got {args.size} and {args.samples}")
+    check_counts(args)
+    check_output(args.out, "--out")
     denoiser, tokenizer, settings, task, head = load_parts(args)
     task = task_of(args, task)
     if args.samples > 1 and not is_random(settings, args.temperature):

@@ -45,8 +45,8 @@ def check_room(prompts: Sequence[Sequence[int]], gen_length: int, max_length: in
     """Refuse prompts that leave no room for ``gen_length`` completion tokens among the model's positions."""
     room, longest = max_length - gen_length, max(map(len, prompts), default=0)
     if prompts and longest > room:
+        drop = f", or in training set train.max_prompt_length={room} train.long_prompts=drop" if room > 0 else ""
         raise ValueError(
             f"{sum(len(prompt) > room for prompt in prompts)} of {len(prompts)} prompts (the longest has {longest} tokens) and "
-            f"decode.gen_length {gen_length} exceed the model's {max_length} positions: lower gen_length, or in training set "
-            f"train.max_prompt_length={max(1, room)} train.long_prompts=drop"
+            f"decode.gen_length {gen_length} exceed the model's {max_length} positions: lower gen_length{drop}"
         )

@@ -78,9 +78,26 @@ class Anchors:
         self.stored = None
         if self.prior.name == "anchors" and self.prior.source != "reference":
             self.stored = read_priors(Path(self.prior.source), only_correct=self.prior.only_correct)
+            self._check_stored(self.stored)
         self.static: dict[int, list[float]] = {}
         self.adapted = recipe.prior.keep
         self.solved: dict[int, float] = {}  # by problem: running success of its blank rollouts
+
+    def _check_stored(self, stored: dict[str, tuple[list[int], list[bool]]]) -> None:
+        """The file belongs to this task and this vocabulary, and anchors something."""
+        source, own = self.prior.source, [stored.get(e.id, ([], []))[0] for e in self.problems.examples]
+        if not any(own):
+            kind = "right answer" if self.prior.only_correct else "answer"
+            raise ValueError(
+                f"prior.source {source} holds {len(stored)} problems, but no {kind} to any of the {len(own)} to train on: "
+                "nothing would be anchored; give the file that `unmaskrl prior` wrote for this task and these settings of it"
+            )
+        top = max(map(max, filter(None, own)))
+        if top >= self.base.vocab_size or min(map(min, filter(None, own))) < 0:
+            raise ValueError(
+                f"prior.source {source} has token ids up to {top}, the model's vocabulary ends at {self.base.vocab_size - 1}; "
+                "write it with a model of the same tokenizer"
+            )
 
     def keep(self, share_done: float) -> float:
         """Fraction of the reference fixed when ``share_done`` of the run is over: constant, annealed, or adapted."""

@@ -20,6 +20,8 @@ def set_threads(wanted: int) -> int:
 
     A second thread on a busy 2-core machine can be ten times slower than one, so the choice is measured, not guessed.
     """
+    if wanted < 0:
+        raise ValueError(f"threads is {wanted}; expected a number of CPU threads, or 0 to measure which is fastest")
     if wanted == 0:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         candidates = sorted({1, min(cores, 8)})
@@ -87,9 +89,23 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def check_output(path: str | Path, option: str) -> None:
+    """Refuse, before any work is done, a file that could not be written at the end."""
+    file = Path(path)
+    if not file.parent.is_dir():
+        raise ValueError(f"{option} {path}: the folder {file.parent} does not exist; make it first")
+    if file.is_dir():
+        raise ValueError(f"{option} {path} is a folder; name a file in it")
+
+
 def run_folder(out: str, name: str, seed: int, *, resume: bool, force: bool = False) -> Path:
     """Where a run goes; refuses to mix two runs in one folder. Creates nothing."""
-    folder = Path(out.format(recipe=name, seed=seed))
+    try:
+        folder = Path(out.format(recipe=name, seed=seed))
+    except (KeyError, IndexError, ValueError, AttributeError):
+        raise ValueError(f"train.out {out!r}: only {{recipe}} and {{seed}} are filled in; double other braces") from None
+    if folder.is_file():
+        raise ValueError(f"train.out {out!r} is a file; name a folder")
     if folder.exists() and any(folder.iterdir()) and not (resume or force):
         raise ValueError(f"{folder} already holds a run: add --resume to go on, --force to replace it, or set train.out")
     if resume and not folder.exists():

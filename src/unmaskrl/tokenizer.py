@@ -141,7 +141,7 @@ def end_of_turn_ids(tokenizer: Any) -> tuple[int, ...]:
     if not tokenizer.chat_template:
         return ()
     turns = [{"role": "user", "content": "0"}, {"role": "assistant", "content": _ANSWER}]
-    _, answer, rest = tokenizer.apply_chat_template(turns, tokenize=False).rpartition(_ANSWER)
+    _, answer, rest = _apply_template(tokenizer, turns).rpartition(_ANSWER)
     ids = tokenizer(rest, add_special_tokens=False)["input_ids"][:1] if answer else []
     special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     return tuple(i for i in ids if i in special and i != tokenizer.eos_token_id)
@@ -184,9 +184,21 @@ def encode_prompt(tokenizer: Any, messages: Sequence[dict[str, str]]) -> list[in
         raise ValueError("the tokenizer has no chat template; add chat_template to tokenizer_config.json")
     prefill = messages[-1]["content"] if messages[-1]["role"] == "assistant" else ""
     asked = list(messages[:-1] if prefill else messages)
-    text = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True) + prefill
+    text = _apply_template(tokenizer, asked, add_generation_prompt=True) + prefill
     ids, _ = _encode(tokenizer, text)
     return ids
+
+
+def _apply_template(tokenizer: Any, messages: Sequence[dict[str, str]], **options: Any) -> str:
+    """The chat as the template writes it; ValueError if it cannot be read or refuses these roles."""
+    try:
+        return tokenizer.apply_chat_template(messages, tokenize=False, **options)
+    except Exception as error:  # jinja2's own, and whatever the template raises
+        roles, reason = ", ".join(m["role"] for m in messages), f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(
+            f"the tokenizer's chat template fails on messages of {roles} ({reason}); correct chat_template in "
+            "tokenizer_config.json (or chat_template.jinja), or leave out messages that it does not take"
+        ) from None
 
 
 def encode_reference(tokenizer: Any, text: str, spans: Sequence[tuple[int, int]]) -> tuple[list[int], list[bool]]:

@@ -66,17 +66,17 @@ def test_prompts_that_are_solved_blank_get_fewer_anchored_rollouts() -> None:
 def test_what_is_told_about_priors_at_the_start(tmp_path: Path) -> None:
     file = tmp_path / "prior.jsonl"
     few = anchors("train.num_prompts=16").problems.examples
-    rows = [{"id": e.id, "ids": [24, 25], "protected": [False, True], "correct": n < 5} for n, e in enumerate(few[:12])]
+    rows = [{"id": e.id, "ids": [5, 6], "protected": [False, True], "correct": n < 5} for n, e in enumerate(few[:12])]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = (f"prior.source={file}", "train.num_prompts=16", "prior.keep=1")
     every, right = anchors(*settings), anchors(*settings, "prior.only_correct=true")
     assert every.notes() == ["prior.source: 4 of 16 problems have no answer in the file and start blank"]
     assert right.notes()[1] == "prior.only_correct: 7 of 16 answers are left out; their problems start blank"
-    assert every.reference(7) == ([24, 25], [False, True]) and right.reference(7) == ([], [])
-    assert right.reference(4) == ([24, 25], [False, True])
+    assert every.reference(7) == ([5, 6], [False, True]) and right.reference(7) == ([], [])
+    assert right.reference(4) == ([5, 6], [False, True])
     assert any(every.of_group(7, 0, 0.0, [0])) and not any(right.of_group(7, 0, 0.0, [0]))
-    file.write_text(json.dumps({"id": few[0].id, "ids": [24], "protected": [False]}) + "\n")
-    assert anchors(*settings).reference(0) == ([24], [False])
+    file.write_text(json.dumps({"id": few[0].id, "ids": [5], "protected": [False]}) + "\n")
+    assert anchors(*settings).reference(0) == ([5], [False])
     with pytest.raises(ValueError, match=r"prior\.jsonl:1: expected an object with id, ids, protected and correct"):
         anchors(*settings, "prior.only_correct=true")
     with pytest.raises(ValueError, match=r"prior\.only_correct needs prior\.source"):

@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import json
 import math
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -212,16 +213,32 @@ def trl_reward_parts(
 ) -> dict[str, list[float]]:
     """Call each TRL-style reward function; name -> one finite float per completion.
 
-    Raises ValueError, naming the function, if it returns anything else; and if two functions share a name.
+    Raises ValueError, naming the function, if it raises or returns anything else; and if two functions share a name.
     """
     parts: dict[str, list[float]] = {}
     for function in functions:
         name = getattr(function, "__name__", type(function).__name__)
         if name in parts:
             raise ValueError(f"two reward functions are named {name!r}: give each its own __name__")
-        scores = function(prompts=prompts, completions=completions, **columns)
+        scores = _called(name, function, prompts, completions, columns)
         parts[name] = _checked_scores(name, scores, len(completions))
     return parts
+
+
+def _called(
+    name: str, function: TrlReward, prompts: Sequence[Any], completions: Sequence[Any], columns: Mapping[str, Sequence[Any]]
+) -> object:
+    """What the function returns; whatever it raises in one line, with the place in its code."""
+    try:
+        return function(prompts=prompts, completions=completions, **columns)
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        where = f"{frames[-1].filename}:{frames[-1].lineno}: " if len(frames) > 1 else ""
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(
+            f"reward {name!r} raised {where}{reason}; it is called with prompts, completions"
+            f"{''.join(f', {column}' for column in columns)}, and has to return one float per completion"
+        ) from error
 
 
 def call_trl_rewards(

@@ -13,8 +13,9 @@ def load_function(name: str, setting: str) -> TrlReward:
     module, _, attribute = name.partition(":")
     try:
         function = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{setting}: cannot load {name!r} ({error}); expected package.module:function") from None
+    except Exception as error:  # the module runs when it is imported, and may raise anything
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(f"{setting}: cannot load {name!r} ({reason}); expected package.module:function") from None
     if not callable(function):
         raise ValueError(f"{setting}: {name!r} is a {type(function).__name__}, not a function")
     return cast(TrlReward, function)

@@ -7,9 +7,11 @@ column says), and rows of train or validation whose problem occurs in a later sp
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -124,7 +126,8 @@ def _read_hub(name: str, config: str | None) -> dict[str, tuple[Example, ...]]:
             "pip install 'unmaskrl[tasks]', or give a local JSONL file"
         ) from None
     try:
-        loaded = datasets.load_dataset(name, config)
+        with _quiet_hub():
+            loaded = datasets.load_dataset(name, config)
     except Exception as error:  # offline, no such id, no such config: as many exceptions as ways to fail
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         raise ValueError(
@@ -137,6 +140,18 @@ def _read_hub(name: str, config: str | None) -> dict[str, tuple[Example, ...]]:
         for split, rows in loaded.items()
         if split in SPLITS
     }
+
+
+@contextmanager
+def _quiet_hub() -> Iterator[None]:
+    """Without the hub client's lines on each retry: what fails in the end is said once."""
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _assign(source: Source, parts: dict[str, list[Row]]) -> dict[str, list[Row]]:
