@@ -2,6 +2,7 @@
 PYTHON ?= python3.11
 VENV := .venv
 STAMP := $(VENV)/.installed
+DEV := $(VENV)/.installed-dev
 DEMO := sudoku-mini
 SEED := 0
 
@@ -14,18 +15,18 @@ test: lint types unit integration
 
 check: lint types unit
 
-lint: $(STAMP)
+lint: $(DEV)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/codespell src tests docs README.md CHANGELOG.md dev
 
-types: $(STAMP)
+types: $(DEV)
 	$(VENV)/bin/pyright
 
-unit: $(STAMP)
+unit: $(DEV)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest tests/unit tests/contract tests/repo -n 2
 
-integration: $(STAMP)
+integration: $(DEV)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest tests/integration -n 2
 
 bench: $(STAMP)
@@ -37,5 +38,10 @@ clean:
 # torch is named with its exact version: a looser range can pull gigabytes of GPU packages onto a laptop
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet -c constraints.txt torch==2.13.0 -e ".[dev]"
+	$(VENV)/bin/python -m pip install --quiet -c constraints.txt torch==2.13.0 -e .
 	touch $(STAMP)
+
+# tools, and the optional packages (peft, datasets, lm-eval, ...) that tests use
+$(DEV): $(STAMP)
+	$(VENV)/bin/python -m pip install --quiet -c constraints.txt torch==2.13.0 -e ".[dev]"
+	touch $(DEV)

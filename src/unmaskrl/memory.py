@@ -336,11 +336,11 @@ def smaller_settings(shape: ModelShape, s: Setup, limit: float) -> str:
     adapters = {"rank": 128, "roles": tuple(_LINEARS), "reference": False}
     lora, nf4 = ("model.lora={rank: 128}", adapters), ("model.quantize=nf4", {"nf4": True})
     ladder = [[], [checkpoint]]
-    if s.processes > 1 and s.shard != "fsdp":
+    if s.processes > 1 and not s.nf4:
         ladder += [[shard], [shard, checkpoint], [shard, alone, checkpoint]]
     if not s.rank:
         ladder += [[lora], [lora, checkpoint]]
-    if not s.nf4 and s.cuda:
+    if not s.nf4 and s.cuda and s.shard == "none":  # 4-bit blocks cannot be split
         first = [] if s.rank else [lora]
         ladder += [[*first, nf4], [*first, nf4, checkpoint]]
     for changes in ladder:

@@ -34,7 +34,8 @@ def fitting(recipe: Recipe, task: Task, tokenizer: Any, examples: Sequence[Examp
         long = f"{total - len(kept)} of {total} prompts of task {task.name} are longer than train.max_prompt_length {limit}"
         long += f" (the longest has {max(map(len, prompts))} tokens)"
         if recipe.train.long_prompts == "refuse" or not kept:
-            raise ValueError(f"{long}: raise it, or leave long ones out with train.long_prompts=drop")
+            leave_out = ", or leave long ones out with train.long_prompts=drop" if kept else ""
+            raise ValueError(f"{long}: raise it{leave_out}")
         notes = [f"{long} and were dropped"]
     fits = [prompts[i] for i in kept]
     check_room(fits, recipe.decode.gen_length, max_length)

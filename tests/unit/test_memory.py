@@ -265,6 +265,13 @@ def test_verdicts_say_what_fits_and_what_to_change() -> None:
     assert "no setting here makes it fit" in verdict(shape, setup, "4 GB", 4)
 
 
+def test_split_weights_are_not_put_into_4_bits() -> None:
+    split = replace(LORA, processes=8, shard="fsdp", gather_rollout=True)
+    shape = ModelShape.of(LLADA_8B)
+    assert "train.gather_rollout=false" in verdict(shape, split, "24 GB", 24)
+    assert "nf4" not in verdict(shape, split, "24 GB", 24) + verdict(shape, split, "8 GB", 8)
+
+
 @pytest.mark.parametrize("base", [FULL, replace(FULL, processes=8), LORA, replace(LORA, eval_rows=4096)])
 @pytest.mark.parametrize("gib", [12, 16, 24, 48, 80])
 def test_suggested_settings_fit(base: Setup, gib: int) -> None:
@@ -280,6 +287,7 @@ def test_suggested_settings_fit(base: Setup, gib: int) -> None:
             "eval.batch_size": {"eval_rows": int(value) if value.isdigit() else 0},
             "model.activation_checkpointing": {"checkpointing": True},
             "train.shard": {"shard": "fsdp"},
+            "train.gather_rollout": {"gather_rollout": False},
             "model.lora": {"rank": 128, "roles": ALL},
             "model.quantize": {"nf4": True},
         }
