@@ -370,7 +370,7 @@ def _shard_mode(recipe: Recipe, accelerator: Accelerator) -> str:
 
 
 def _compare_config(recipe: Recipe, out: Path) -> None:
-    """On resume, refuse a recipe that is not the stored one."""
+    """On resume, refuse a recipe that is not the stored one; how weights are split changes rounding only."""
     path, data = out / "config.yaml", recipe.model_dump(mode="json")
     # settings that came after the run was started have their defaults in it
     stored = build_recipe(yaml.safe_load(path.read_text())).model_dump(mode="json") if path.exists() else data
@@ -378,7 +378,8 @@ def _compare_config(recipe: Recipe, out: Path) -> None:
         f"{section}.{key}" if key else section
         for section, values in data.items()
         for key in (values if isinstance(values, dict) else [""])
-        if (values[key] if key else values) != (stored.get(section, {}).get(key) if key else stored.get(section))
+        if key not in ("shard", "gather_rollout")
+        and (values[key] if key else values) != (stored.get(section, {}).get(key) if key else stored.get(section))
     ]
     if different:
         raise ValueError(f"--resume: {', '.join(different)} differ from {path}; use the settings of the stored run")

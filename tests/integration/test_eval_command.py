@@ -115,7 +115,7 @@ def test_a_way_is_what_it_would_be_alone(tmp_path: Path, capsys: pytest.CaptureF
         (["--decode", "steps"], ["decode.steps", "key=value"]),
         (["--decode", "temperature=hot"], ["temperature", "'hot'"]),
         (["--decode", "select=eb gamma=-1"], ["gamma", "-1"]),
-        (["--batch-size", "0"], ["batch size", "0"]),
+        (["--batch-size", "0"], ["--batch-size", "0"]),
         (["--json", "/nowhere/e.json"], ["/nowhere", "make it first"]),
         (["--items", "/nowhere/e.jsonl"], ["/nowhere", "make it first"]),
         (["decode.temperature=0.5"], ["--temperature"]),

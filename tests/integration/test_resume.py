@@ -88,27 +88,25 @@ def test_sigkill_at_several_points_and_resume(straight: Path, tmp_path: Path) ->
     assert_same_run(out, straight)
 
 
-def test_the_threshold_head_resumes_with_the_run(tmp_path: Path) -> None:
-    """Killed inside a step: the head, its optimiser and the draws of the open step come back."""
-    joint = ("decode.select=eb", "threshold.mode=joint", "estimator.name=two_mean_field", "loss.is_cap=2")
-    joint += ("prior.hide_in_views=false", "train.save_every=1", "train.steps=3")
+def test_the_head_and_shares_by_prompt_resume_with_the_run(tmp_path: Path) -> None:
+    """Killed inside a step: the head, its optimiser, the open step's draws, and what was learned of each prompt come back."""
+    joint = (
+        "decode.select=eb",
+        "threshold.mode=joint",
+        "estimator.name=two_mean_field",
+        "loss.is_cap=2",
+        "train.num_prompts=4",
+    )
+    joint += ("prior.name=anchors", "prior.adapt_share=true", "prior.share=0.5", "prior.hide_in_views=false")
+    joint += ("train.save_every=1", "train.steps=3")
     finish(tmp_path / "straight", *joint)
-    kill_when(tmp_path / "run", 1, 0.1, *joint)
+    kill_when(tmp_path / "run", 2, 0.1, *joint)
     finish(tmp_path / "run", *joint, "--resume")
     assert_same_run(tmp_path / "run", tmp_path / "straight")
     ours, theirs = (load_file(tmp_path / n / "model" / "threshold.safetensors") for n in ("run", "straight"))
     assert all(ours[k].equal(theirs[k]) for k in theirs)
-    assert rows(tmp_path / "run" / "metrics.jsonl")[-1]["sampler/entropy"] > 0
-
-
-def test_shares_of_anchored_rollouts_resume_with_the_run(tmp_path: Path) -> None:
-    """Every step visits every prompt again; killed after some have moved, inside a step."""
-    priors = ("prior.name=anchors", "prior.adapt_share=true", "prior.share=0.5", "train.num_prompts=4", "train.save_every=1")
-    finish(tmp_path / "straight", *priors)
-    kill_when(tmp_path / "run", 2, 0.1, *priors)
-    finish(tmp_path / "run", *priors, "--resume")
-    assert_same_run(tmp_path / "run", tmp_path / "straight")
-    assert len({row["prior/share"] for row in rows(tmp_path / "run" / "metrics.jsonl")}) > 1
+    steps = rows(tmp_path / "run" / "metrics.jsonl")
+    assert steps[-1]["sampler/entropy"] > 0 and len({row["prior/share"] for row in steps}) > 1
 
 
 def test_half_written_checkpoint_is_passed_over(straight: Path, tmp_path: Path) -> None:
