@@ -27,7 +27,7 @@ unit: $(DEV)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest tests/unit tests/contract tests/repo -n 2
 
 integration: $(DEV)
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest tests/integration -n 2
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest tests/integration -n 2 --dist worksteal
 
 bench: $(STAMP)
 	$(VENV)/bin/unmaskrl bench --json benchmarks/cpu.json
