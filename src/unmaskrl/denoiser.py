@@ -99,7 +99,7 @@ class ModelDenoiser:
     def max_length(self) -> int:
         """Positions of the model: prompt and completion together."""
         config: Any = self.model.config
-        return getattr(config, "max_sequence_length", None) or config.max_position_embeddings
+        return config.max_sequence_length
 
     def hidden(self, ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"] | None = None) -> Float[Tensor, "B L D"]:
         """Hidden states after the final norm."""

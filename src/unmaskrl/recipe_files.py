@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from .build import nearest
+from .tasks.base import nearest
 
 RECIPES = Path(__file__).parent / "recipes"
 PARTS = RECIPES / "parts"
@@ -56,7 +56,7 @@ def read_recipe(name_or_path: str) -> dict[str, Any]:
     path = shipped if shipped.is_file() else Path(name_or_path)
     if not path.is_file():
         known = [*recipe_names(), *composed_names()]
-        raise ValueError(f"no recipe {name_or_path!r}: neither a file nor a shipped recipe{nearest(name_or_path, known)}")
+        raise ValueError(f"no recipe {name_or_path!r}: neither a file nor a shipped recipe; {nearest(name_or_path, known)}")
     data = _read(path)
     data.setdefault("name", path.stem)
     return data

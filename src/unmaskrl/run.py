@@ -185,12 +185,9 @@ def start_run(recipe: Recipe, *, resume: bool, force: bool) -> Run:
     problems = Problems(recipe, task, tokenizer, denoiser.max_length)
     notes = [*problems.notes, *([] if resume else probe_model(recipe, denoiser, problems))]
     loss = make_loss(recipe)
-    frozen, gathered, base = denoiser, None, denoiser
-    if shard != "none" and recipe.train.gather_rollout:
-        frozen = frozen_copy(denoiser)
-        gathered = Gathered(denoiser.model, frozen)
-    elif shard != "none":
-        frozen = Lockstep.of(denoiser)
+    gathered = Gathered(denoiser.model, frozen_copy(denoiser)) if shard != "none" and recipe.train.gather_rollout else None
+    frozen = gathered.plain if gathered else Lockstep.of(denoiser) if shard != "none" else denoiser
+    base = denoiser
     if loss.uses_ref or "most_predictable" in recipe.prior.select:  # something looks at the model as it was
         base = WithoutAdapters.of(frozen, inner=frozen) if recipe.model.lora else frozen_copy(denoiser)
     if shard != "none":

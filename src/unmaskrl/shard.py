@@ -24,9 +24,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor
 
 from .denoiser import ModelDenoiser
-from .weights import whole
-
-MODES = ("none", "fsdp", "zero2")
+from .weights import trainable, whole
 
 
 def shard_blocks(model: Any, mode: str) -> None:
@@ -95,9 +93,8 @@ class Gathered:
     def refresh(self) -> ModelDenoiser:
         """Copy every trained tensor into the plain module."""
         target = dict(self.plain.model.named_parameters())
-        for name, parameter in self.sharded.named_parameters():
-            if parameter.requires_grad:
-                target[name].copy_(whole(parameter))
+        for name, parameter in trainable(self.sharded).items():
+            target[name].copy_(whole(parameter))
         return self.plain
 
 

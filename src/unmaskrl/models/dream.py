@@ -89,6 +89,11 @@ class DreamConfig:
         return self.hidden_size // self.num_attention_heads
 
     @property
+    def max_sequence_length(self) -> int:
+        """Positions, by the name that every family has."""
+        return self.max_position_embeddings
+
+    @property
     def d_model(self) -> int:
         """Width of the hidden states."""
         return self.hidden_size

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import re
 
+from unmaskrl.tasks.base import Example
+
 MAX_CHARACTERS = 8192
 
 TRAIN_SYSTEM = "\nRespond in the following format:\n<reasoning>\n...\n</reasoning>\n<answer>\n...\n</answer>\n"
@@ -30,6 +32,12 @@ _NUMBER = re.compile(r"-?\d+\.?\d*")
 _SOFT = re.compile(r"<reasoning>.*?</reasoning>\s*<answer>.*?</answer>")
 _STRICT = re.compile(r"^<reasoning>\n.*?\n</reasoning>\n<answer>\n.*?\n</answer>\n$")
 _BACKSPACE_BOX = "\boxed"  # sic: what the published test for a box looks for
+
+
+def published_prompt(example: Example, problem: str, task: str) -> list[dict[str, str]]:
+    """The chat of training for training problems, that of evaluation for the others."""
+    trains = example.fields.get("split", "train") == "train"
+    return train_prompt(problem, task) if trains else eval_prompt(problem, task)
 
 
 def train_prompt(problem: str, task: str) -> list[dict[str, str]]:

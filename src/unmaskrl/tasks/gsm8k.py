@@ -65,8 +65,7 @@ class GSM8K:
         question = example.fields["question"]
         if self.protocol == "strict":
             return [{"role": "user", "content": _STRICT.format_map({"question": question})}]
-        trains = example.fields.get("split", "train") == "train"
-        return d1_math.train_prompt(question, "gsm8k") if trains else d1_math.eval_prompt(question, "gsm8k")
+        return d1_math.published_prompt(example, question, "gsm8k")
 
     def reference(self, example: Example) -> str | None:
         """The worked solution in the layout that the prompt asks for."""

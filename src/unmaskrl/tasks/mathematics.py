@@ -55,8 +55,7 @@ class MathProblems:
         problem = example.fields["problem"]
         if self.protocol == "strict":
             return [{"role": "user", "content": _STRICT.format_map({"problem": problem})}]
-        trains = example.fields.get("split", "train") == "train"
-        return d1_math.train_prompt(problem, "math") if trains else d1_math.eval_prompt(problem, "math")
+        return d1_math.published_prompt(example, problem, "math")
 
     def reference(self, example: Example) -> str | None:
         """The worked solution (if there is one) in the layout that the prompt asks for."""
