@@ -1,4 +1,16 @@
-"""Every test: shapes checked (jaxtyping + beartype), one thread, torch's global generator untouched. And what tests share."""
+"""Every test: shapes checked (jaxtyping + beartype), one thread, torch's global generator untouched. And what tests share.
+
+What two numbers may differ by. The processor, its instruction set, the number of threads and the shape of a batch choose the
+order of sums. So only three comparisons hold everywhere:
+
+1. The same call on the same tensors twice: bit-equal (``torch.equal``, ``==``). So are copies, integers and picked entries.
+2. The same mathematics by another route (another batch shape, chunk, padding or formula): ``same_maths`` and ``rounded``,
+   relative to the largest magnitude that was added up, in units of the dtype's eps. A figure that another machine
+   computed and wrote down belongs here too.
+3. A mean over random draws against its exact value: some standard errors, or a p-value (``chi_square_p``).
+
+A token that was drawn or chosen from such numbers is equal by luck where two of them are close: compare laws or scores.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +34,35 @@ if "unmaskrl" in sys.modules:
     raise RuntimeError("unmaskrl was imported before tests/conftest.py: its shapes would go unchecked")
 jaxtyping.install_import_hook([f"unmaskrl.{room}" for room in CORE], "beartype.beartype")
 torch.set_num_threads(1)
+
+
+ROUNDING = 512  # eps: two layers of a small network, forward and backward, lose 10 to 100
+
+
+def rounded(want: float, size: float | None = None, dtype: torch.dtype = torch.float64, units: float = ROUNDING):
+    """``want`` up to rounding: |got - want| <= units * eps(dtype) * size.
+
+    ``size`` is the largest magnitude that was added up, by default |want|.
+    """
+    return pytest.approx(want, rel=0, abs=units * torch.finfo(dtype).eps * (abs(want) if size is None else size))
+
+
+def same_maths(got: Tensor, want: Tensor, size: float | None = None, units: float = ROUNDING) -> bool:
+    """Whether ``got`` is ``want`` [same shape] up to rounding: |got - want| <= units * eps * size in every entry.
+
+    eps is that of the coarser of the two dtypes; ``size`` the largest magnitude summed, by default the largest |want|. Infinite
+    entries must be the same, and nothing may be nan.
+    """
+    assert got.shape == want.shape, (got.shape, want.shape)
+    eps = max(torch.finfo(got.dtype).eps, torch.finfo(want.dtype).eps)
+    got, want = got.detach().double(), want.detach().double()
+    finite = want.isfinite()
+    if not torch.equal(got[~finite], want[~finite]):
+        return False
+    got, want = got[finite], want[finite]
+    largest = float(want.abs().max()) if want.numel() else 0.0
+    error = float((got - want).abs().max()) if want.numel() else 0.0
+    return error <= units * eps * (largest if size is None else size)
 
 
 @pytest.fixture(autouse=True)
