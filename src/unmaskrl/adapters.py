@@ -22,7 +22,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .config import LoRAConfig
-from .denoiser import ModelDenoiser, write_whole
+from .denoiser import ModelDenoiser
+from .files import write_whole
 from .weights import trainable, whole
 
 _IN_BLOCK = re.compile(r"\.\d+\.")

@@ -14,7 +14,8 @@ SELECTIONS = ("random", "protect_answer", "most_predictable", "protect_answer+mo
 MODEL_HELP = "checkpoint folder, hub id (owner/name), or a shipped one: mini, zero"
 TASK_HELP = "countdown, sudoku, gsm8k, math, reasoning_gym or jsonl (docs/tasks.md); settings as task.key=value"
 DATA_HELP = "task.data: problems from a JSONL file; gsm8k, math and jsonl also take a folder or a hub id"
-RECIPE_HELP = "name of a shipped recipe (`unmaskrl recipes`), or a YAML file"
+RECIPE_HELP = "name of a shipped recipe (`unmaskrl recipes`), a YAML file, or a run's folder"
+FORCE_HELP = "move a run that is already in the folder aside (NAME-old-1); a folder with other files is left alone"
 SEED_HELP = "of every random draw (default 0)"
 SPLIT_HELP = "which problems (default test)"
 EPILOG = "Shipped recipes: see `unmaskrl recipes`. Settings are changed as section.key=value, e.g. decode.exit_at=0.9."
@@ -73,13 +74,14 @@ def _add_training(commands: argparse._SubParsersAction) -> None:
     train.add_argument("recipe", help=RECIPE_HELP)
     train.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes a setting of the recipe")
     train.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint of the run")
-    train.add_argument("--force", action="store_true", help="replace a run that is already in the folder")
+    train.add_argument("--force", action="store_true", help=FORCE_HELP)
     train.add_argument("--quiet", action="store_true", help="no progress display, only the closing table")
     train.set_defaults(run=_train)
     sft = commands.add_parser("sft", help="supervised masked-diffusion training, e.g. of the shipped base")
-    sft.add_argument("recipe", help="mini-base, zero-base, or a YAML file")
+    sft.add_argument("recipe", help="mini-base, zero-base, a YAML file, or a run's folder")
     sft.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes a setting of the recipe")
     sft.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint of the run")
+    sft.add_argument("--force", action="store_true", help=FORCE_HELP)
     sft.set_defaults(run=_sft)
 
 
@@ -230,7 +232,7 @@ def _sft(args: argparse.Namespace) -> int:
     progress = SFTProgress(console)
     progress.start(recipe.train.steps, f"{recipe.name} seed {recipe.train.seed}")
     try:
-        out = run_sft(recipe, resume=args.resume, report=progress.step)
+        out = run_sft(recipe, resume=args.resume, force=args.force, report=progress.step)
     finally:
         progress.stop()
     finish_sft(recipe, out, console)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from .files import write_whole
 from .hub import checkpoint_folder
 from .models import FAMILIES
 
@@ -210,23 +211,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ValueError(f"{path} holds a JSON {type(data).__name__}; expected an object")
     return data
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary file, sync it and rename it: ``path`` is new and whole, or as it was."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.touch()
-        mode = part.stat().st_mode
-        write(part)
-        part.chmod(mode)  # safetensors makes files that only their owner can read
-        with open(part, "rb+") as handle:
-            os.fsync(handle.fileno())
-        os.replace(part, path)
-    except SafetensorError as error:  # how safetensors reports a full disk
-        raise OSError(f"{path} could not be written ({error})") from None
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _weight_files(folder: Path) -> list[Path]:

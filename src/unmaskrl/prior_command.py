@@ -13,8 +13,9 @@ from rich.progress import track
 
 from .commands import check_counts, load_parts, task_of
 from .config import DecodeConfig, parse_overrides
-from .denoiser import ModelDenoiser, end_ids, write_whole
+from .denoiser import ModelDenoiser, end_ids
 from .evaluate import batches_by_length, decode_blank, is_random
+from .files import write_whole
 from .item_log import ItemLog, described_model, described_problems
 from .rng import named_generator
 from .shell import check_output

@@ -253,8 +253,9 @@ class _Display:
         return Group(head, body)
 
 
-def summary_table(before: Row, after: dict[str, Row], minutes: float, report: Path | str) -> RenderableType:
+def summary_table(before: Row | None, after: dict[str, Row], minutes: float, report: Path | str) -> RenderableType:
     """The closing table: eval rows before and after (by weights), verdict, wall time, the report's place."""
+    before = before or {}  # eval.jsonl lost its first line
     table = Table(title=f"Held-out accuracy on {before.get('num_problems', '?')} problems", title_justify="left")
     table.add_column("weights")
     for name in ("accuracy", "95% interval", "calls per problem", "tokens per call"):

@@ -49,26 +49,42 @@ def headline(path: Path) -> str:
 
 
 def read_recipe(name_or_path: str) -> dict[str, Any]:
-    """A shipped recipe, a composed one, or a YAML file, as a mapping with its name in it. ValueError if there is none."""
+    """A shipped recipe, a composed one, a YAML file, or that of a run folder, as a mapping with its name in it.
+
+    ValueError if there is none.
+    """
     if name_or_path in composed_names():
         return {**_compose(name_or_path), "name": name_or_path}
     shipped = RECIPES / f"{name_or_path}.yaml"
     path = shipped if shipped.is_file() else Path(name_or_path)
+    if path.is_dir() and (stored := _stored_recipe(path)):
+        return stored
     if not path.is_file():
         known = [*recipe_names(), *composed_names()]
         raise ValueError(f"no recipe {name_or_path!r}: neither a file nor a shipped recipe; {nearest(name_or_path, known)}")
-    data = _read(path)
+    data = read_mapping(path)
     data.setdefault("name", path.stem)
     return data
+
+
+def _stored_recipe(folder: Path) -> dict[str, Any] | None:
+    """The recipe of a run, with the place where the run is now; None if the folder holds none."""
+    for name in ("config.yaml", "config.json"):
+        data = read_mapping(folder / name) if (folder / name).is_file() else {}
+        if isinstance(data.get("train"), dict):
+            data["train"]["out"] = str(folder).replace("{", "{{").replace("}", "}}")
+            return data
+    return None
 
 
 def _compose(name: str) -> dict[str, Any]:
     model = next(m for m in part_names("model") if name.startswith(f"{m}-"))
     task, _, method = name.removeprefix(f"{model}-").partition("-")
-    given = _read(PARTS / "task" / f"{task}.yaml")
+    given = read_mapping(PARTS / "task" / f"{task}.yaml")
     own = given.pop("methods", {}).get(method, {})
     result: dict[str, Any] = {}
-    for part in (_read(PARTS / "model" / f"{model}.yaml"), _read(PARTS / "method" / f"{method}.yaml"), given, own):
+    parts = [read_mapping(PARTS / kind / f"{part}.yaml") for kind, part in (("model", model), ("method", method))]
+    for part in (*parts, given, own):
         result = _merged(result, part)
     return result
 
@@ -79,9 +95,10 @@ def _merged(below: Any, above: Any) -> Any:
     return above
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_mapping(path: Path) -> dict[str, Any]:
+    """A YAML (or JSON) file that holds a mapping; ValueError in one line if it does not."""
     try:
-        data = yaml.safe_load(path.read_text())
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(data, dict):

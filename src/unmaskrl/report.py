@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import html
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import yaml
 
 from .charts import CHART_CSS, COLOURS, Chart, Line, draw_chart, figure_html, style_axes, thin
+from .files import write_text
 from .progress import PHASES, decimal, duration, estimate, interval, number, percent, preferred, verdict
 from .trajectory_view import decoding_png as decoding_png
 from .trajectory_view import is_sample, legend_html, trajectory_html
@@ -96,9 +96,8 @@ def write_report(run: Path) -> Path:
         f'<meta name="viewport" content="width=device-width,initial-scale=1"><style>{_CSS}</style></head>\n'
         f"<body><main>{body}</main></body></html>\n"
     )
-    path, part_path = data.folder / "report.html", data.folder / "report.html.part"
-    part_path.write_text(page, encoding="utf-8")
-    os.replace(part_path, path)
+    path = data.folder / "report.html"
+    write_text(path, page)
     return path
 
 

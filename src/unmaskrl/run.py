@@ -2,44 +2,43 @@
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, ProjectConfiguration
 from torch import Tensor, nn
 
 from .adapters import WithoutAdapters
 from .build import COMPONENTS, make_estimator, make_loss
-from .checkpoint import load_latest, load_optimizer, optimizer_tensors, save_checkpoint, write_json
-from .config import Recipe, build_recipe
-from .denoiser import ModelDenoiser
+from .checkpoint import write_json
+from .config import Recipe
+from .denoiser import ModelDenoiser, read_json
 from .estimators import Estimator
 from .loading import open_model
+from .lock import Lock
 from .losses import PolicyLoss
 from .probe import check_probe, masked_accuracy
 from .rng import named_generator
 from .rollouts import Anchors, Problems, make_task
+from .run_config import CONFIG, check_changes, describe_changes, read_config, write_config
+from .run_folder import check_folder, claim_folder, folder_of, hold_folder
 from .sampler import Choices, Sampler
 from .shard import Gathered, Lockstep, clip_gradients, finish_lockstep, is_split, shard_blocks
-from .shell import file_size, run_folder, set_threads, truncate_file
+from .shell import set_threads
 from .tasks import Task, TrlReward, load_function
 from .tokenizer import encode_reference
 from .types import Rollout
-from .weights import frozen_copy, like, load_trainable, start_average, trainable, whole
+from .weights import frozen_copy, start_average, trainable
 
 PROBE_PROBLEMS = 32
 WAIT = timedelta(days=1)  # of ranks while one evaluates or saves; a rank that dies is noticed by the launcher, not by this
-LOGS = ("metrics.jsonl", "eval.jsonl", "samples.jsonl")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -89,6 +88,17 @@ class Run:
     batch: Batch | None = None
     trackers: bool = field(default=False)
     notes: list[str] = field(default_factory=list)
+    lock: Lock | None = None  # the main process's, of the folder
+    changed: list[str] = field(default_factory=list)  # settings that are not those of the stored run
+    saved: int = -1  # updates at the last checkpoint that was written or read
+
+    def check_place(self) -> None:
+        """ValueError if the folder is not this process's any more: deleted, moved, or taken over."""
+        if self.lock is not None and not self.lock.is_held():
+            raise ValueError(
+                f"{self.out} was deleted, moved or taken by another process while this one trained (its {self.lock.path.name} "
+                f"file is gone): stopped at step {self.step}, nothing more is written there"
+            )
 
     @property
     def share_done(self) -> float:
@@ -166,20 +176,43 @@ class Run:
 
 
 def start_run(recipe: Recipe, *, resume: bool, force: bool) -> Run:
-    """Build a run from its recipe; only when all of it could be built is its folder written (or, by ``force``, replaced)."""
+    """Build a run from its recipe; only when all of it could be built is its folder made (by ``force``: the old one moved).
+
+    The main process holds the folder's lock when this returns (``Run.lock``).
+    """
     patience = InitProcessGroupKwargs(timeout=WAIT)
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[patience])
+    out, lock = folder_of(recipe.train.out, recipe.name, recipe.train.seed), None
+    accelerator.project_configuration = ProjectConfiguration(project_dir=str(out), logging_dir=str(out / "tensorboard"))
+    if accelerator.is_main_process:  # the other ranks may look when the folder is already there
+        check_folder(out, resume=resume, force=force)
+        lock = hold_folder(out) if resume else None
+    try:
+        changed, notes = _check_stored(recipe, out) if resume else ([], [])
+        run = _build_run(recipe, accelerator, out, resume=resume)
+        if accelerator.is_main_process and not resume:
+            lock, moved = claim_folder(out, force=force)
+            notes += moved
+            write_config(recipe, out)
+        if accelerator.is_main_process:
+            _choose_threads(recipe, out)
+    except BaseException:
+        if lock is not None:
+            lock.release()
+        raise
+    run.lock, run.changed, run.notes = lock, changed, [*notes, *run.notes]
+    accelerator.wait_for_everyone()
+    run.threads = _choose_threads(recipe, out)
+    return run
+
+
+def _build_run(recipe: Recipe, accelerator: Accelerator, out: Path, *, resume: bool) -> Run:
     shard = _shard_mode(recipe, accelerator)
     if recipe.train.prompts_per_step % accelerator.num_processes:
         raise ValueError(
             f"train.prompts_per_step={recipe.train.prompts_per_step} on {accelerator.num_processes} processes: every process "
             "takes as many prompts, so set a multiple of their number"
         )
-    alone = accelerator.is_main_process  # the other ranks may look when the folder is already there
-    out = run_folder(recipe.train.out, recipe.name, recipe.train.seed, resume=resume and alone, force=force or not alone)
-    accelerator.project_configuration = ProjectConfiguration(project_dir=str(out), logging_dir=str(out / "tensorboard"))
-    if resume:
-        _compare_config(recipe, out)
     denoiser, tokenizer, folder = open_model(recipe.model, accelerator.device, recipe.train.seed)
     task = make_task(recipe)
     problems = Problems(recipe, task, tokenizer, denoiser.max_length)
@@ -194,7 +227,7 @@ def start_run(recipe: Recipe, *, resume: bool, force: bool) -> Run:
         shard_blocks(denoiser.model, shard)
     t, learning = recipe.train, trainable(denoiser.model)
     optimizer = torch.optim.AdamW(learning.values(), lr=t.lr, betas=t.betas, weight_decay=t.weight_decay)
-    run = Run(
+    return Run(
         recipe=recipe,
         out=out,
         accelerator=accelerator,
@@ -216,16 +249,6 @@ def start_run(recipe: Recipe, *, resume: bool, force: bool) -> Run:
         sampler=Sampler.start(recipe, denoiser, folder),
         notes=notes,
     )
-    if accelerator.is_main_process:
-        if force and not resume and out.exists():
-            shutil.rmtree(out)
-        out.mkdir(parents=True, exist_ok=True)
-        if not resume:
-            (out / "config.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
-        _choose_threads(recipe, out)
-    accelerator.wait_for_everyone()
-    run.threads = _choose_threads(recipe, out)
-    return run
 
 
 def probe_model(recipe: Recipe, denoiser: ModelDenoiser, problems: Problems) -> list[str]:
@@ -240,114 +263,6 @@ def probe_model(recipe: Recipe, denoiser: ModelDenoiser, problems: Problems) -> 
     probe = masked_accuracy(denoiser, prompts, references, named_generator(recipe.train.seed, "probe"))
     note = check_probe(probe)
     return [] if note is None else [f"model.path {recipe.model.path}: {note}"]
-
-
-def save_run(run: Run) -> None:
-    """Checkpoint everything that the rest of the run depends on. All ranks call; the main one writes."""
-    groups = {
-        "model": trainable(run.denoiser.model),
-        "ema": run.average,
-        "optimizer": optimizer_tensors(run.denoiser.model, run.optimizer),
-    }
-    main = run.accelerator.is_main_process
-    tensors = {group: {n: v.cpu() for n, t in named.items() for v in [whole(t)] if main} for group, named in groups.items()}
-    if not main:
-        return
-    state: dict[str, Any] = {
-        "step": run.step,
-        "inner": run.inner,
-        "updates": run.updates,
-        "calls": run.calls,
-        "elapsed": run.elapsed,
-        "keep": run.anchors.adapted,
-        "solved": run.anchors.solved,
-        "num_ranks": run.accelerator.num_processes,
-        "log_bytes": {name: file_size(run.out / name) for name in LOGS},
-    }
-    if run.sampler is not None:
-        tensors["threshold"] = dict(run.sampler.head.named_parameters())
-        tensors["threshold_optimizer"] = optimizer_tensors(run.sampler.head, run.sampler.optimizer)
-    if run.batch is not None:
-        tensors["batch"] = batch_tensors(run.batch)
-        state["batch"] = {
-            "metrics": run.batch.metrics,
-            "inner_metrics": run.batch.inner_metrics,
-            "counts": run.batch.counts,
-            "gen_length": run.batch.rollout.gen_length,
-            "temperature": run.batch.rollout.temperature,
-            "exact": run.batch.rollout.exact,
-        }
-    save_checkpoint(run.out / "checkpoints", run.updates, tensors, state, keep=run.recipe.train.keep_checkpoints)
-
-
-def load_run(run: Run) -> list[str]:
-    """Put the run where its newest whole checkpoint stands and cut the logs back to it; returns what to tell."""
-    checkpoint, notes = load_latest(run.out / "checkpoints")
-    if checkpoint is None:
-        cut_logs(run, dict.fromkeys(LOGS, 0))
-        return [*notes, "no checkpoint yet: starting from the beginning"]
-    state, tensors = checkpoint.state, checkpoint.tensors
-    ranks = run.accelerator.num_processes
-    if state["num_ranks"] != ranks:
-        if "batch" in state:
-            raise ValueError(
-                f"{checkpoint.path} was written inside a step by {state['num_ranks']} process, this is {ranks}: "
-                "resume with the same number"
-            )
-        notes.append(
-            f"{checkpoint.path.name} was written by {state['num_ranks']} processes, this is {ranks}: sums round differently"
-        )
-    load_trainable(run.denoiser.model, tensors["model"])
-    run.average = {name: like(value, run.average[name]) for name, value in tensors["ema"].items()}
-    load_optimizer(run.denoiser.model, run.optimizer, tensors["optimizer"])
-    if run.sampler is not None:
-        load_trainable(run.sampler.head, tensors["threshold"])
-        load_optimizer(run.sampler.head, run.sampler.optimizer, tensors["threshold_optimizer"])
-    for name in ("step", "inner", "updates", "calls", "elapsed"):
-        setattr(run, name, state[name])
-    run.anchors.adapted = state["keep"]
-    run.anchors.solved = {int(index): share for index, share in state.get("solved", {}).items()}
-    run.batch = restore_batch(tensors["batch"], state["batch"], run.denoiser.device) if "batch" in state else None
-    cut_logs(run, state["log_bytes"])
-    return [*notes, f"resumed from {checkpoint.path.name} (step {run.step}, inner update {run.inner})"]
-
-
-def cut_logs(run: Run, sizes: dict[str, int]) -> None:
-    """By the main process alone: another, if late, would cut off what it has written since."""
-    for name, size in sizes.items() if run.accelerator.is_main_process else ():
-        truncate_file(run.out / name, size)
-
-
-def batch_tensors(batch: Batch) -> dict[str, Tensor]:
-    """The open step as named tensors."""
-    rollout = {f"rollout/{k}": v for f in fields(Rollout) if isinstance(v := getattr(batch.rollout, k := f.name), Tensor)}
-    tensors = rollout | {
-        "advantages": batch.advantages,
-        "old_logps": batch.old_logps,
-        "group_actions": batch.group_actions,
-    }
-    if batch.choices is not None:
-        tensors |= {f"choices/{name}": value for name, value in batch.choices.tensors().items()}
-    return tensors if batch.ref_logps is None else tensors | {"ref_logps": batch.ref_logps}
-
-
-def restore_batch(tensors: dict[str, Tensor], state: dict[str, Any], device: torch.device) -> Batch:
-    """The inverse of ``batch_tensors``, on ``device``."""
-    prefix, tensors = "rollout/", {name: tensor.to(device) for name, tensor in tensors.items()}
-    rollout: dict[str, Any] = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-    rollout |= {key: state[key] for key in ("gen_length", "temperature", "exact")}
-    choices = {k.removeprefix("choices/"): v for k, v in tensors.items() if k.startswith("choices/")}
-    return Batch(
-        rollout=Rollout(**rollout),
-        advantages=tensors["advantages"],
-        old_logps=tensors["old_logps"],
-        ref_logps=tensors.get("ref_logps"),
-        group_actions=tensors["group_actions"],
-        choices=Choices(**choices) if choices else None,
-        counts=state["counts"],
-        metrics=state["metrics"],
-        inner_metrics=state["inner_metrics"],
-    )
 
 
 def _shard_mode(recipe: Recipe, accelerator: Accelerator) -> str:
@@ -366,27 +281,22 @@ def _shard_mode(recipe: Recipe, accelerator: Accelerator) -> str:
     return mode
 
 
-def _compare_config(recipe: Recipe, out: Path) -> None:
-    """On resume, refuse a recipe that is not the stored one; how weights are split changes rounding only."""
-    path, data = out / "config.yaml", recipe.model_dump(mode="json")
-    # settings that came after the run was started have their defaults in it
-    stored = build_recipe(yaml.safe_load(path.read_text())).model_dump(mode="json") if path.exists() else data
-    different = [
-        f"{section}.{key}" if key else section
-        for section, values in data.items()
-        for key in (values if isinstance(values, dict) else [""])
-        if key not in ("shard", "gather_rollout")
-        and (values[key] if key else values) != (stored.get(section, {}).get(key) if key else stored.get(section))
-    ]
-    if different:
-        raise ValueError(f"--resume: {', '.join(different)} differ from {path}; use the settings of the stored run")
+def _check_stored(recipe: Recipe, out: Path) -> tuple[list[str], list[str]]:
+    """Changed settings of a run that goes on, and what to say of them; ValueError if one belongs to its past."""
+    stored = read_config(out / CONFIG)
+    changed = check_changes(recipe, stored, out / CONFIG)
+    return changed, describe_changes(recipe, stored, changed)
 
 
 def _choose_threads(recipe: Recipe, out: Path) -> int:
-    """The measured number of threads, kept with the run: a resumed run must sum in the same order."""
-    path = out / "threads.json"
+    """The measured number of threads, kept with the run: a resumed run must sum in the same order, unless told otherwise."""
+    path, wanted = out / "threads.json", recipe.train.threads
     if path.exists():
-        return set_threads(json.loads(path.read_text())["threads"])
-    threads = set_threads(recipe.train.threads)
+        stored = read_json(path).get("threads")
+        if isinstance(stored, bool) or not isinstance(stored, int) or stored < 1:
+            raise ValueError(f"{path}: expected a number of threads, got {stored!r}; delete it")
+        if wanted in (0, stored):
+            return set_threads(stored)
+    threads = set_threads(wanted)
     write_json(path, {"threads": threads})
     return threads

@@ -95,6 +95,7 @@ def log_step(run: Run, batch: Batch) -> dict[str, Any]:
     run.calls += int(merged["calls/rollout"] + merged["calls/score"])
     row = {"step": run.step, "updates": run.updates, "seconds": run.elapsed}
     row |= {**merged, "calls/total": run.calls}
+    run.check_place()
     if run.accelerator.is_main_process:
         append_jsonl(run.out / "metrics.jsonl", [row])
     _track(run, row)

@@ -8,6 +8,8 @@ filled up with EOS, which is learnt as well. Batches and masks depend on (seed, 
 from __future__ import annotations
 
 import inspect
+import shutil
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,19 +20,16 @@ import torch
 from torch import Tensor, nn
 
 from .build import COMPONENTS, check_component, component
-from .checkpoint import (
-    load_latest,
-    load_optimizer,
-    optimizer_tensors,
-    save_checkpoint,
-    write_json,
-)
+from .checkpoint import Checkpoint, load_latest, load_optimizer, optimizer_tensors, save_checkpoint, set_aside, write_json
 from .config import SFTMixture, SFTRecipe, SFTTrain
 from .decoding.sample import row_chunks
 from .denoiser import ModelDenoiser, save_model
 from .loading import open_checkpoint
 from .rng import named_generator
-from .shell import append_jsonl, default_device, file_size, learning_rate, run_folder, set_threads, truncate_file
+from .run_config import check_changes, keep_old, read_config
+from .run_folder import check_folder, claim_folder, cut_log, folder_of, hold_folder, sync_logs
+from .run_state import check_moments, check_tensors, whole_number
+from .shell import append_jsonl, default_device, learning_rate, set_threads
 from .tasks import LazyTask, Task
 from .tokenizer import build_mini_tokenizer, copy_tokenizer, encode_prompt, encode_reference, load_tokenizer
 from .weights import load_trainable
@@ -57,35 +56,75 @@ class SFTData:
         return self.prompts[index], self.prompt_mask[index], completions
 
 
-def run_sft(recipe: SFTRecipe, *, resume: bool = False, report: Report | None = None, stop_at: int | None = None) -> Path:
+CONFIG, LOG = "config.json", "log.jsonl"
+
+
+def run_sft(
+    recipe: SFTRecipe,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    report: Report | None = None,
+    stop_at: int | None = None,
+) -> Path:
     """Train, log to ``log.jsonl``, checkpoint, and write the model folder ``model/``; returns the run's folder.
 
     ``stop_at`` ends after that many steps with the schedule of the whole run, to compare with its log.
     """
     settings = recipe.train
-    out = run_folder(settings.out, recipe.name, settings.seed, resume=resume)
-    out.mkdir(parents=True, exist_ok=True)
+    out = folder_of(settings.out, recipe.name, settings.seed)
+    check_folder(out, resume=resume, force=force)
+    changed = check_changes(recipe, read_config(out / CONFIG, SFTRecipe), out / CONFIG) if resume else []
     set_threads(settings.threads)
-    denoiser, tokenizer = _start_model(recipe, out)
-    data = [encode_mixture(part, tokenizer, denoiser) for part in recipe.data]
+    lock = hold_folder(out) if resume else None
+    try:
+        # the tokenizer goes into the folder once everything could be built
+        with tempfile.TemporaryDirectory() as aside:
+            denoiser, tokenizer = _start_model(recipe, Path(aside))
+            data = [encode_mixture(part, tokenizer, denoiser) for part in recipe.data]
+            if lock is None:
+                lock, notes = claim_folder(out, force=force)
+                _say(notes, report)
+            shutil.copytree(Path(aside) / "model", out / "model", dirs_exist_ok=True)
+        _run_steps(recipe, out, denoiser, data, resume=resume, changed=changed, report=report, stop_at=stop_at)
+    finally:
+        if lock is not None:
+            lock.release()
+    return out
+
+
+def _run_steps(
+    recipe: SFTRecipe,
+    out: Path,
+    denoiser: ModelDenoiser,
+    data: list[SFTData],
+    *,
+    resume: bool,
+    changed: list[str],
+    report: Report | None,
+    stop_at: int | None,
+) -> None:
+    """From where the folder's newest checkpoint stands to the model folder."""
+    settings = recipe.train
     optimizer = torch.optim.AdamW(
         denoiser.model.parameters(), lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
     )
-    write_json(out / "config.json", recipe.model_dump(mode="json"))
-    first = _resume(out, denoiser.model, optimizer, report) if resume else 0
+    first = _resume(out, settings.steps, denoiser.model, optimizer, report) if resume else 0
+    if changed:
+        keep_old(out / CONFIG)
+    write_json(out / CONFIG, recipe.model_dump(mode="json"))
     start = time.perf_counter()
     for step in range(first, settings.steps if stop_at is None else stop_at):
         losses, norm, rate = _update(denoiser, optimizer, data, settings, step)
         if (step + 1) % settings.log_every == 0 or step + 1 == settings.steps:
             row = {"step": step + 1, "loss": sum(losses) / len(losses), "lr": rate, "grad_norm": norm}
             row |= {f"loss/{i}_{p.task['name']}": v for i, (p, v) in enumerate(zip(recipe.data, losses, strict=True))}
-            append_jsonl(out / "log.jsonl", [row])
+            append_jsonl(out / LOG, [row])
             if report:
                 report({**row, "steps": settings.steps, "seconds": time.perf_counter() - start})
-        if (step + 1) % settings.save_every == 0 and step + 1 < settings.steps:
+        if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps:  # a finished run can be made longer
             _save(out, step + 1, denoiser.model, optimizer, settings.keep_checkpoints)
     save_model(denoiser.model, out / "model")
-    return out
 
 
 def encode_mixture(part: SFTMixture, tokenizer: Any, denoiser: ModelDenoiser) -> SFTData:
@@ -197,19 +236,28 @@ def _start_model(recipe: SFTRecipe, out: Path) -> tuple[ModelDenoiser, Any]:
 
 def _save(out: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, keep: int) -> None:
     tensors = {"model": dict(model.named_parameters()), "optimizer": optimizer_tensors(model, optimizer)}
-    state = {"step": step, "log_bytes": file_size(out / "log.jsonl")}
+    state = {"step": step, "log_bytes": sync_logs(out, (LOG,))[LOG]}
     save_checkpoint(out / "checkpoints", step, tensors, state, keep=keep)
 
 
-def _resume(out: Path, model: nn.Module, optimizer: torch.optim.Optimizer, report: Report | None) -> int:
-    checkpoint, notes = load_latest(out / "checkpoints")
-    if report:
+def _resume(out: Path, steps: int, model: nn.Module, optimizer: torch.optim.Optimizer, report: Report | None) -> int:
+    def fit(checkpoint: Checkpoint) -> tuple[int, int]:
+        check_tensors("model", dict(model.named_parameters()), checkpoint.tensors)
+        check_moments("optimizer", dict(model.named_parameters()), checkpoint.tensors)
+        return whole_number(checkpoint.state, "step"), whole_number(checkpoint.state, "log_bytes")
+
+    found = load_latest(out / "checkpoints", fit)
+    step, log_bytes = found.value or (0, 0)
+    if step > steps:
+        raise ValueError(f"train.steps={steps}: {out} stands at step {step} already; set at least that")
+    if found.checkpoint is not None:
+        load_trainable(model, found.checkpoint.tensors["model"])
+        load_optimizer(model, optimizer, found.checkpoint.tensors["optimizer"])
+    _say([*found.notes, *set_aside(found.damaged), *cut_log(out / LOG, log_bytes)], report)
+    return step
+
+
+def _say(notes: list[str], report: Report | None) -> None:
+    if report is not None:
         for note in notes:
             report({"note": note})
-    if checkpoint is None:
-        truncate_file(out / "log.jsonl", 0)
-        return 0
-    load_trainable(model, checkpoint.tensors["model"])
-    load_optimizer(model, optimizer, checkpoint.tensors["optimizer"])
-    truncate_file(out / "log.jsonl", checkpoint.state["log_bytes"])
-    return int(checkpoint.state["step"])

@@ -1,4 +1,4 @@
-"""What the commands share: threads, devices, schedules, run folders."""
+"""What the commands share: threads, devices, schedules, logs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from .files import append_text
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -61,21 +63,7 @@ def learning_rate(update: int, share_done: float, *, lr: float, warmup: int, sch
 
 def append_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Append rows, one JSON object per line, in one write."""
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    with path.open("a") as file:
-        file.write(text)
-
-
-def truncate_file(path: Path, size: int) -> None:
-    """Cut a log back to ``size`` bytes (where a checkpoint was taken); a missing file counts as empty."""
-    if path.exists():
-        with path.open("r+b") as file:
-            file.truncate(size)
-
-
-def file_size(path: Path) -> int:
-    """Bytes of a file, 0 if there is none."""
-    return path.stat().st_size if path.exists() else 0
+    append_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -83,9 +71,12 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     rows = []
-    for line in path.read_text().split("\n")[:-1]:
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1], 1):
         if line.strip():
-            rows.append(json.loads(line))
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                raise ValueError(f"{path}:{number} is no JSON object; correct or delete that line") from None
     return rows
 
 
@@ -96,18 +87,3 @@ def check_output(path: str | Path, option: str) -> None:
         raise ValueError(f"{option} {path}: the folder {file.parent} does not exist; make it first")
     if file.is_dir():
         raise ValueError(f"{option} {path} is a folder; name a file in it")
-
-
-def run_folder(out: str, name: str, seed: int, *, resume: bool, force: bool = False) -> Path:
-    """Where a run goes; refuses to mix two runs in one folder. Creates nothing."""
-    try:
-        folder = Path(out.format(recipe=name, seed=seed))
-    except (KeyError, IndexError, ValueError, AttributeError):
-        raise ValueError(f"train.out {out!r}: only {{recipe}} and {{seed}} are filled in; double other braces") from None
-    if folder.is_file():
-        raise ValueError(f"train.out {out!r} is a file; name a folder")
-    if folder.exists() and any(folder.iterdir()) and not (resume or force):
-        raise ValueError(f"{folder} already holds a run: add --resume to go on, --force to replace it, or set train.out")
-    if resume and not folder.exists():
-        raise ValueError(f"--resume: there is no run in {folder}; leave --resume out to start one")
-    return folder

@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .denoiser import write_whole
+from .files import write_whole
 
 GAMMAS = (0.0, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0)
 WEIGHTS, CONFIG = "threshold.safetensors", "threshold.json"

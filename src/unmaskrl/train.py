@@ -28,8 +28,9 @@ from .progress import SilentProgress, TrainProgress
 from .report import write_report
 from .rng import named_generator, named_seed
 from .rollouts import rollout_step
-from .run import Batch, Run, load_run, save_run, start_run
+from .run import Batch, Run, start_run
 from .run_log import alarms, log_step, rollout_metrics, start_trackers, write_summary
+from .run_state import load_run, save_run
 from .scoring import (
     backward_in_chunks,
     behavior_gap,
@@ -51,17 +52,19 @@ def train(recipe: Recipe, *, resume: bool = False, force: bool = False, progress
     """Run a recipe (or go on with it) and return its summary; everything else is in the run folder."""
     progress, began = progress or SilentProgress(), time.perf_counter()
     run = start_run(recipe, resume=resume, force=force)
-    notes = load_run(run) if resume else []
-    for note in [*notes, *run.notes, *run.anchors.notes(), *start_trackers(run), *memory_notes(run)]:
-        progress.note(note)
-    progress.start(recipe.train.steps, f"{recipe.name} seed {recipe.train.seed}: {run.out}")
     try:
+        notes = load_run(run) if resume else []
+        for note in [*notes, *run.notes, *run.anchors.notes(), *start_trackers(run), *memory_notes(run)]:
+            progress.note(note)
+        progress.start(recipe.train.steps, f"{recipe.name} seed {recipe.train.seed}: {run.out}")
         if run.step == 0 and run.inner == 0 and run.batch is None:
             evaluate_run(run, "test", ["base"], progress)
         first = True
         while run.step < recipe.train.steps and not out_of_time(run):
             do_step(run, progress, check_ratio=first)
             first = False
+        if run.saved != run.updates:  # a finished run can be made longer
+            save(run, progress)
         progress.note("evaluating on held-out problems")
         evaluate_run(run, "test", ["raw", "ema"] if recipe.train.ema else ["raw"], progress)
         save_models(run)
@@ -71,6 +74,8 @@ def train(recipe: Recipe, *, resume: bool = False, force: bool = False, progress
     finally:
         progress.stop()
         run.accelerator.end_training()
+        if run.lock is not None:
+            run.lock.release()
     return summary
 
 

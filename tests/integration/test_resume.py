@@ -116,7 +116,7 @@ def test_half_written_checkpoint_is_passed_over(straight: Path, tmp_path: Path) 
     weights = newest / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     said = finish(out, "--resume")
-    assert f"checkpoint {newest.name} is incomplete" in " ".join(said.split())
+    assert f"checkpoint {newest.name} is damaged" in " ".join(said.split())
     assert_same_run(out, straight)
 
 

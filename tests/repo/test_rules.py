@@ -64,7 +64,7 @@ def test_core_does_not_import_the_shell(name: str) -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
 def test_sizes(path: Path) -> None:
     text = path.read_text()
-    assert text.count("\n") <= 400, "a file has at most 400 lines"
+    assert text.count("\n") <= 500, "a file has at most 500 lines"
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
             length = (node.end_lineno or 0) - node.lineno + 1

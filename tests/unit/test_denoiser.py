@@ -12,7 +12,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from unmaskrl.denoiser import ModelDenoiser, load_denoiser, save_model, write_whole
+from unmaskrl.denoiser import ModelDenoiser, load_denoiser, save_model
+from unmaskrl.files import write_whole
 from unmaskrl.models import LLaDA, LLaDAConfig
 
 DATA = Path(__file__).parents[1] / "data" / "llada-tiny"

@@ -14,9 +14,10 @@ from unmaskrl.cost import open_blocks, step_cost
 from unmaskrl.denoiser import ModelDenoiser
 from unmaskrl.models.llada import LLaDA, LLaDAConfig
 from unmaskrl.rollouts import Anchors, Problems, make_task
-from unmaskrl.run import _compare_config
+from unmaskrl.run_config import check_changes, read_config
+from unmaskrl.run_folder import cut_log
 from unmaskrl.sft import masked_loss
-from unmaskrl.shell import learning_rate, read_jsonl, truncate_file
+from unmaskrl.shell import learning_rate, read_jsonl
 from unmaskrl.tokenizer import load_tokenizer
 
 
@@ -38,9 +39,8 @@ def test_logs_survive_a_cut_line(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     path.write_text('{"a": 1}\n{"a": 2}\n{"a": 3')
     assert read_jsonl(path) == [{"a": 1}, {"a": 2}]
-    truncate_file(path, 9)
+    assert cut_log(path, 9) == []
     assert path.read_text() == '{"a": 1}\n'
-    truncate_file(tmp_path / "absent", 5)
 
 
 def test_masked_loss_is_the_elbo_per_token() -> None:
@@ -141,6 +141,8 @@ def test_resume_takes_defaults_for_settings_that_are_newer_than_the_run(tmp_path
     stored = recipe.model_dump(mode="json")
     del stored["threshold"], stored["train"]["variance_draws"]
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(stored))
-    _compare_config(recipe, tmp_path)
+    path = tmp_path / "config.yaml"
+    assert check_changes(recipe, read_config(path), path) == []
+    other = load_recipe("sudoku-mini", ["decode.select=eb", "threshold.mode=joint"])
     with pytest.raises(ValueError, match=r"threshold\.mode"):
-        _compare_config(load_recipe("sudoku-mini", ["decode.select=eb", "threshold.mode=joint"]), tmp_path)
+        check_changes(other, read_config(path), path)
