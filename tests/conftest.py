@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 # The rooms whose functions take tensors; tasks/ and the shell do not, and would only become slow.
-CORE = "types denoiser priors rng scoring advantages losses importance thresholds variance toy probe".split()
+CORE = "types denoiser priors rng scoring advantages losses importance thresholds variance toy probe finite".split()
 CORE += "decoding estimators models".split()
 
 if "unmaskrl" in sys.modules:

@@ -1,4 +1,8 @@
-"""Advantages within groups of rollouts of one prompt. Pure functions; rows of a group need not be adjacent."""
+"""Advantages within groups of rollouts of one prompt. Pure functions; rows of a group need not be adjacent.
+
+Statistics are taken in float64 and without a sum or a square that could overflow: rewards of 1e20 have the advantages of
+rewards of 1. An advantage that its dtype cannot hold is infinite, never quietly 0.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +13,16 @@ from torch import Tensor
 
 def group_mean(rewards: Float[Tensor, " B"], group_ids: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
     """A_i = r_i - mean of the group (Dr. GRPO; d1)."""
-    mean, _, index = _group_stats(rewards, group_ids)
-    return torch.where(groups_with_spread(rewards, group_ids), rewards - mean[index], 0.0)
+    deviation, _ = _group_stats(rewards, group_ids)
+    return torch.where(groups_with_spread(rewards, group_ids), deviation.to(rewards.dtype), 0.0)
 
 
 def group_mean_std(rewards: Float[Tensor, " B"], group_ids: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
     """A_i = (r_i - mean) / (std + 1e-4), std with n - 1 (GRPO, arXiv 2402.03300; the constant is STP's). Groups of 1 get 0."""
-    mean, std, index = _group_stats(rewards, group_ids)
-    advantages = (rewards - mean[index]) / (std[index] + 1e-4)
+    deviation, std = _group_stats(rewards, group_ids)
+    advantages = deviation / (std + 1e-4)
     # a mean of equal numbers can be off by a rounding error, which 1e-4 would blow up
-    return torch.where(groups_with_spread(rewards, group_ids), advantages, 0.0)
+    return torch.where(groups_with_spread(rewards, group_ids), advantages.to(rewards.dtype), 0.0)
 
 
 def leave_one_out(rewards: Float[Tensor, " B"], group_ids: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
@@ -29,19 +33,17 @@ def leave_one_out(rewards: Float[Tensor, " B"], group_ids: Int[Tensor, " B"]) ->
 
 def softmax_weights(rewards: Float[Tensor, " B"], group_ids: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
     """w+_i - w-_i, softmax of the group's rewards and of their negatives (wd1, arXiv 2507.08838; temperature 1)."""
-    centred = group_mean(rewards, group_ids)
-    up, down = centred.exp(), (-centred).exp()
+    wide = rewards.double()
+    high, low = _group_ends(wide, group_ids)
+    up, down = (wide - high).exp(), (low - wide).exp()
     weights = up / group_sum(up, group_ids) - down / group_sum(down, group_ids)
-    return torch.where(groups_with_spread(rewards, group_ids), weights, 0.0)
+    return torch.where(high != low, weights, 0.0).to(rewards.dtype)
 
 
 def groups_with_spread(rewards: Float[Tensor, " B"], group_ids: Int[Tensor, " B"]) -> Bool[Tensor, " B"]:
     """True at rows whose group has at least two different rewards: the others have advantage 0."""
-    _, inverse = torch.unique(group_ids, return_inverse=True)
-    size = int(inverse.max()) + 1 if len(rewards) else 0
-    high = rewards.new_full((size,), float("-inf")).scatter_reduce(0, inverse, rewards, "amax")
-    low = rewards.new_full((size,), float("inf")).scatter_reduce(0, inverse, rewards, "amin")
-    return (high > low)[inverse]
+    high, low = _group_ends(rewards, group_ids)
+    return high != low  # NaN is different from itself: it is not made a 0
 
 
 def group_sum(values: Float[Tensor, " B"], group_ids: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
@@ -50,12 +52,23 @@ def group_sum(values: Float[Tensor, " B"], group_ids: Int[Tensor, " B"]) -> Floa
     return torch.zeros_like(values).scatter_add(0, index, values)[index]
 
 
-def _group_stats(rewards: Tensor, group_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _group_ends(rewards: Tensor, group_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest and the smallest reward of each row's group."""
+    _, index = group_ids.unique(return_inverse=True)
+    empty = torch.zeros_like(rewards)  # as many places as there could be groups
+    high = empty.scatter_reduce(0, index, rewards, "amax", include_self=False)
+    low = empty.scatter_reduce(0, index, rewards, "amin", include_self=False)
+    return high[index], low[index]
+
+
+def _group_stats(rewards: Tensor, group_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row's deviation from its group's mean, and the group's standard deviation (n - 1; 0 for one row), in float64."""
     _, index, count = torch.unique(group_ids, return_inverse=True, return_counts=True)
-    zeros = rewards.new_zeros(len(count))
-    mean = zeros.scatter_add(0, index, rewards) / count
-    square = zeros.scatter_add(0, index, (rewards - mean[index]) ** 2)
-    return mean, (square / (count - 1).clamp(min=1)).sqrt(), index
+    wide, size = rewards.double(), count[index]
+    deviation = wide - group_sum(wide, group_ids) / size
+    scale = _group_ends(deviation.abs(), group_ids)[0]
+    squares = (deviation / scale.clamp(min=torch.finfo(torch.float64).tiny)) ** 2
+    return deviation, scale * (group_sum(squares, group_ids) / (size - 1).clamp(min=1)).sqrt()
 
 
 ADVANTAGES = {

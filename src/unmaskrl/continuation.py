@@ -8,6 +8,7 @@ and exactly the answer, which is how such models are scored on multiple-choice t
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -15,6 +16,7 @@ import torch
 from .decoding import decode
 from .denoiser import ModelDenoiser
 from .estimators import elbo
+from .finite import NotFiniteError, where_from
 from .priors import blank_canvas
 from .rng import named_generator
 from .scoring import frozen_token_logps
@@ -29,7 +31,7 @@ def continuation_logps(
     """ELBO in nats of each (context ids, answer ids); 0 for an empty answer.
 
     Masks are keyed by (seed, context, position from the end): a value does not depend on the other pairs or on their order,
-    and the answers to one question share their draws. Answers of one token are exact.
+    and the answers to one question share their draws. Answers of one token are exact. NotFiniteError if one is NaN.
     """
     estimator, result = elbo(num_mc=num_mc), [0.0] * len(pairs)
     for batch in _equal_lengths(pairs, batch_size):
@@ -37,6 +39,8 @@ def continuation_logps(
         views = estimator.make_views(rollout, denoiser.mask_id, named_generator(seed, "loglikelihood"))
         logps = frozen_token_logps(denoiser, rollout, estimator, views, max_canvases=max_canvases)
         for i, value in zip(batch, logps.double().sum(-1).tolist(), strict=True):
+            if math.isnan(value):
+                raise NotFiniteError(f"the log-likelihood of an answer is NaN: {where_from(denoiser)}")
             result[i] = value
     return result
 

@@ -6,6 +6,7 @@ choice of scores: anchors are the highest-scoring tokens outside the protected s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from .decoding.sample import masked_log_softmax, row_chunks
 from .denoiser import Denoiser
+from .finite import NotFiniteError, where_from
 from .rng import counter_uniform
 from .types import Canvas
 
@@ -128,6 +130,7 @@ def predictability(
     """log p(y_i | prompt, all completion tokens masked), in nats, for the tokens of each reference answer.
 
     The scores of ``most_predictable`` (STP, stage 1): one call per row on a completion as long as the longest reference.
+    NotFiniteError if one is NaN.
     """
     gen_length = max(map(len, references))
     canvas = blank_canvas(prompts, gen_length=gen_length, denoiser=denoiser, device=device)
@@ -138,6 +141,8 @@ def predictability(
         for chunk in row_chunks(len(reference), denoiser.vocab_size):
             logps = masked_log_softmax(denoiser.head(row[: len(reference)][chunk]), denoiser.mask_id, 1.0)
             scores += logps.gather(-1, targets[chunk, None].to(logps.device)).squeeze(-1).tolist()
+        if any(map(math.isnan, scores)):
+            raise NotFiniteError(f"log-probabilities of a reference answer are NaN: {where_from(denoiser)}")
         result.append(scores)
     return result
 

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .denoiser import Denoiser
+from .finite import NotFiniteError, where_from
 
 MASKED_SHARE = 0.3
 ROWS_PER_HEAD = 256  # rows of logits at once
@@ -86,11 +87,15 @@ def comparable(ids: Int[Tensor, "B L"], real: Bool[Tensor, "B L"], scored: Bool[
 
 
 def argmax_tokens(denoiser: Denoiser, hidden: Float[Tensor, "N D"]) -> Int[Tensor, " N"]:
-    """The likeliest token at each row; the mask token is never an answer."""
-    best = []
+    """The likeliest token at each row; the mask token is never an answer. NotFiniteError on logits that are not finite."""
+    best, tops = [], []
     for part in hidden.split(ROWS_PER_HEAD):
         never = torch.tensor([denoiser.mask_id], device=part.device)
-        best.append(denoiser.head(part).index_fill(-1, never, -torch.inf).argmax(-1))
+        top = denoiser.head(part).index_fill(-1, never, -torch.inf).max(-1)  # NaN is the largest of all
+        best.append(top.indices)
+        tops.append(top.values)
+    if not bool(torch.cat(tops).isfinite().all()):
+        raise NotFiniteError(f"the model's logits are not finite: {where_from(denoiser)}")
     return torch.cat(best)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -81,7 +82,7 @@ class Sampler:
             index, logps = self.head.act(features, uniform)
             for name, value in (("features", features), ("index", index), ("old_logps", logps)):
                 self.drawn[name][rows] = value
-            return self.head.gammas(index)
+            return torch.where(logps.isnan(), math.nan, self.head.gammas(index))  # decode refuses NaN
 
         return draw
 

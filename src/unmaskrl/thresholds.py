@@ -58,6 +58,8 @@ class ThresholdHead(nn.Module):
     def log_probs(self, features_BD: Float[Tensor, "B D"]) -> Float[Tensor, "B K"]:
         """log pi(gamma_k | q), each at least log(floor)."""
         logits = self.outer(torch.nn.functional.gelu(self.inner(self.norm(features_BD))))
+        if self.floor == 0:
+            return logits.log_softmax(-1)  # the logarithm of a probability that underflows would be -inf
         return ((1 - len(self.grid) * self.floor) * logits.softmax(-1) + self.floor).log()
 
     @torch.no_grad()
@@ -85,10 +87,11 @@ def prompt_features(hidden: Float[Tensor, "B L D"], prompt_mask: Bool[Tensor, "B
 
 
 def best_gamma(head: ThresholdHead, prompt_mask: Bool[Tensor, "B L"]) -> Callable[[Tensor, Tensor], Tensor]:
-    """``gamma`` for ``decode``: each prompt's most probable threshold."""
+    """``gamma`` for ``decode``: each prompt's most probable threshold; NaN, which decode refuses, from a head that is."""
 
     def gamma(hidden: Tensor, rows: Tensor) -> Tensor:
-        return head.gammas(head.best(prompt_features(hidden, prompt_mask[rows])))
+        top = head.log_probs(prompt_features(hidden, prompt_mask[rows])).max(-1)
+        return torch.where(top.values.isnan(), math.nan, head.gammas(top.indices))
 
     return gamma
 

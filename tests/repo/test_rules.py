@@ -16,7 +16,7 @@ from unmaskrl.recipe_files import RECIPES, recipe_names
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "unmaskrl"
 STDLIB = set(sys.stdlib_module_names)
-CORE = "types denoiser priors rng scoring advantages losses importance thresholds variance toy probe".split()
+CORE = "types denoiser priors rng scoring advantages losses importance thresholds variance toy probe finite".split()
 SHELL_ONLY = {"accelerate", "peft", "datasets", "yaml", "matplotlib", "rich", "pydantic", "tokenizers", "transformers"}
 # Optional extras, and the one file that may import each, inside a function.
 TASK_EXTRAS = {"sources.py": {"datasets"}}

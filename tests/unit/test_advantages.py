@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from math import exp
 
@@ -60,4 +61,37 @@ def test_a_group_without_spread_gets_exactly_zero(name: str, value: float, size:
 def test_order_of_rows_and_names_of_groups_do_not_matter(name: str) -> None:
     order = torch.tensor([3, 5, 0, 4, 2, 1])
     shuffled = ADVANTAGES[name](REWARDS[order], GROUPS[order] * -5)
-    assert torch.equal(shuffled, ADVANTAGES[name](REWARDS, GROUPS)[order])
+    # sums of up to three numbers of size 1, in another order
+    assert torch.allclose(shuffled, ADVANTAGES[name](REWARDS, GROUPS)[order], rtol=1e-6, atol=1e-6)
+
+
+def test_softmax_weights_of_far_rewards_by_hand() -> None:
+    far = torch.tensor([0.0, 200.0, 0.0, 200.0, 200.0, 200.0])
+    groups = torch.tensor([0, 0, 1, 1, 1, 1])
+    expected = [-1.0, 1.0, -1.0, 1 / 3, 1 / 3, 1 / 3]  # softmax(r) - softmax(-r): all of the weight on one end each
+    assert ADVANTAGES["softmax_weights"](far, groups).tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def test_softmax_weights_are_torchs_softmax_on_ordinary_rewards() -> None:
+    rewards = torch.randn(12, generator=seeded(4)) * 3
+    got = ADVANTAGES["softmax_weights"](rewards, torch.zeros(12, dtype=torch.int64))
+    wide = rewards.double()
+    assert torch.allclose(got.double(), wide.softmax(0) - (-wide).softmax(0), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("size", [1e10, 1e20, 3e38])
+def test_statistics_do_not_overflow_before_the_advantage_does(size: float) -> None:
+    """(r - mean)^2 is beyond float32 from 1e19 on: a standard deviation of inf made every advantage 0."""
+    rewards, group = torch.tensor([size, -size, 0.0]), torch.zeros(3, dtype=torch.int64)
+    assert group_mean_std(rewards, group).tolist() == pytest.approx([1.0, -1.0, 0.0], rel=1e-6)
+    assert group_mean(rewards, group).tolist() == pytest.approx([size, -size, 0.0], rel=1e-6)
+    wide = torch.tensor([1e308, -1e308, 0.0], dtype=torch.float64)
+    assert group_mean_std(wide, group).tolist() == pytest.approx([1.0, -1.0, 0.0], rel=1e-9)
+
+
+@pytest.mark.parametrize("name", sorted(ADVANTAGES))
+def test_what_cannot_be_an_advantage_is_not_made_a_zero(name: str) -> None:
+    pair = torch.zeros(2, dtype=torch.int64)
+    assert not ADVANTAGES[name](torch.tensor([math.inf, 0.0]), pair).isfinite().any()
+    assert not ADVANTAGES[name](torch.tensor([math.nan, 0.0]), pair).isfinite().any()
+    assert ADVANTAGES["leave_one_out"](torch.tensor([3e38, -3e38]), pair).isinf().all()

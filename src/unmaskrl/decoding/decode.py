@@ -8,6 +8,10 @@ it can change what is before it, and later tokens are no part of the completion.
 
 Adaptive rules (eb, threshold, factor) take the place of the quota: how much of the active block a call reveals follows from
 the row's ``gamma``. Otherwise the count of denoiser calls of a row without EOS is ``planned_calls``.
+
+A drawn token whose log-probability is not finite, and the mask token, raise ``NotFiniteError``. No call waits for the check:
+each call's verdict is added to a flag on the device, and ``active``, which the loop waits for anyway, is empty once it is
+set, so that the loop ends before the next call. The flag itself is read once, after the loop.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from ..denoiser import Denoiser, end_ids
+from ..finite import NotFiniteError, where_from
 from ..rng import counter_uniform, draw_seed
 from ..types import Canvas, Rollout, first_eos_mask, is_any
 from .sample import confidence_at_one, draw, drawn_confidence, masked_log_softmax, row_chunks
@@ -50,7 +55,7 @@ def decode(
     ``select.RULES``. ``gamma``: how bold an adaptive rule is, a number, one per row, or a function of what the first call sees
     (a threshold policy: no extra call). ``temperature`` 0 is greedy. ``generator`` is needed if anything is random; one seed
     is drawn from it. ``stop_at_eos=False`` decodes every position, as LLaDA's published generate does. Raises ValueError on
-    bad settings.
+    bad settings, NotFiniteError (a ValueError) on logits that are not finite.
     """
     canvas.validate(denoiser.mask_id)
     fixed = gamma if isinstance(gamma, float | int) else None
@@ -64,14 +69,18 @@ def decode(
         raise ValueError(f"decoding with temperature {temperature} and select={select!r} is random: pass generator=")
     seed = draw_seed(generator) if random and generator is not None else None
     state = _State.start(canvas, gamma)
-    while (rows := state.active()).numel():
+    for _ in range(canvas.gen_length + 1):  # every call reveals a token of every row in it
+        if not (rows := state.active()).numel():
+            break
         plan = _plan(state, rows, denoiser.mask_id, block_length, steps, exit_at, rule.prefix is not None)
         hidden = denoiser.hidden(state.ids[rows], canvas.attention_mask[rows] if state.padded else None)
         if callable(gamma) and state.first:
             state.gamma[rows] = gamma(hidden, rows).to(state.gamma.dtype)
+            state.broken |= state.gamma.isnan().any()
         state.first = False
         _reveal(denoiser, state, rows, plan, hidden, rule, temperature, seed)
         state.finish(rows, denoiser, stop_at_eos)
+    state.check(denoiser)
     return state.rollout(denoiser, temperature, exact=not rule.needs_draw)
 
 
@@ -149,6 +158,7 @@ class _State:
     block_open: Tensor
     block_calls: Tensor
     gamma: Tensor  # of each row; 0 without an adaptive rule
+    broken: Tensor  # (): whether anything that was drawn is not finite
     first: bool = True
 
     @classmethod
@@ -156,6 +166,7 @@ class _State:
         open_mask = canvas.attention_mask & ~canvas.prompt_mask & ~canvas.fixed_mask
         num_open = open_mask.sum(-1)
         zeros = torch.zeros_like(num_open)
+        given = zeros.double() + (0.0 if gamma is None or callable(gamma) else gamma)
         return cls(
             canvas=canvas,
             padded=not bool(canvas.attention_mask.all()),
@@ -169,11 +180,29 @@ class _State:
             block=zeros - 1,
             block_open=zeros.clone(),
             block_calls=zeros.clone(),
-            gamma=zeros.double() + (0.0 if gamma is None or callable(gamma) else gamma),
+            gamma=given,
+            broken=given.isnan().any(),
         )
 
     def active(self) -> Int[Tensor, " A"]:
-        return (~self.done).nonzero().squeeze(-1)
+        return (~self.done & ~self.broken).nonzero().squeeze(-1)
+
+    def check(self, denoiser: Denoiser) -> None:
+        """NotFiniteError in one line if the loop ended for another reason than that all rows are done."""
+        if not bool(self.broken | ~self.done.all()):
+            return
+        call, rows = int(self.nfe.max()), len(self.done)
+        bad = int((~self.behavior_logps.isfinite()).any(-1).sum())
+        nan = int(self.gamma.isnan().sum())
+        if bad:
+            reason = f"logits are not finite in {bad} of {rows} rows: {where_from(denoiser)}"
+        elif nan:
+            reason = f"gamma is NaN in {nan} of {rows} rows: the threshold head, or what it sees, is not finite"
+        elif self.broken:
+            reason = f"the mask token {denoiser.mask_id} was drawn: the denoiser's mask_id is not that of its logits"
+        else:
+            reason = f"{int((~self.done).sum())} of {rows} rows have open tokens left: a call revealed none"
+        raise NotFiniteError(f"decoding stopped after call {call}: {reason}")
 
     def open(self, rows: Tensor, mask_id: int) -> Bool[Tensor, "A G"]:
         return self.ids[rows, -self.canvas.gen_length :] == mask_id
@@ -273,6 +302,7 @@ def _reveal(
     state.decoded_step[r, c] = state.nfe[r]
     state.behavior_logps = state.behavior_logps.to(logps.dtype)  # fp64 stays fp64; otherwise it is fp32 already
     state.behavior_logps[r, c] = logps
+    state.broken |= ~(logps.isfinite() & (tokens != denoiser.mask_id)).all()
 
 
 def _uniform(seed: int | None, stream: int, *key: Int[Tensor, " R"]) -> Float64[Tensor, " R"]:

@@ -39,21 +39,23 @@ def masked_log_softmax(logits: Tensor, mask_id: int, temperature: float) -> Floa
 def inverse_cdf(logps_RV: Float[Tensor, "R V"], uniform: Float64[Tensor, " R"]) -> Int[Tensor, " R"]:
     """The token v with CDF(v - 1) <= u < CDF(v); tokens of probability 0 are never drawn. CDF in fp64.
 
-    In two steps, a cell of tokens and a token in it, so that only R V / 128 + R 128 numbers are summed up in fp64.
+    In two steps, a cell of tokens and a token in it, so that only R V / 128 + R 128 numbers are summed up in fp64. A row
+    that is NaN gives the last token, whose log-probability is NaN for ``decode`` to see: an index outside would be an
+    assertion of the device, after which nothing runs on it.
     """
     mass = pad(logps_RV.exp(), (0, -logps_RV.shape[-1] % _CELL)).unflatten(-1, (-1, _CELL))
     cdf = mass.sum(-1).double().cumsum(-1)
     cell, before = _search(cdf, uniform[:, None] * cdf[:, -1:])
     inside = mass[torch.arange(len(mass), device=mass.device), cell.squeeze(-1)].double().cumsum(-1)
     token, _ = _search(inside, before)
-    return (cell * _CELL + token).squeeze(-1)
+    return (cell * _CELL + token).squeeze(-1).clamp(max=logps_RV.shape[-1] - 1)
 
 
 def _search(cdf: Float64[Tensor, "R N"], target: Float64[Tensor, "R 1"]) -> tuple[Int[Tensor, "R 1"], Float64[Tensor, "R 1"]]:
     """The first index with cdf > target (the last one with mass if there is none), and what of target lies in its cell."""
     total = cdf[:, -1:]
     target = torch.minimum(target, torch.nextafter(total, torch.zeros_like(total)))
-    index = torch.searchsorted(cdf, target, right=True)
+    index = torch.searchsorted(cdf, target, right=True).clamp(max=cdf.shape[-1] - 1)
     return index, target - pad(cdf, (1, 0)).gather(-1, index)
 
 
