@@ -20,6 +20,7 @@ from .config import DecodeConfig, parse_overrides
 from .denoiser import ModelDenoiser
 from .evaluate import EvalItem, EvalResult, evaluated_rows, is_random
 from .item_log import ItemLog, described_model, described_problems, versions
+from .lock import holding
 from .shell import check_output
 from .tasks import Example, Task
 from .thresholds import ThresholdHead
@@ -64,6 +65,11 @@ def eval_command(args: argparse.Namespace) -> int:
     ways = parse_ways(args, settings)
     check_repeats(ways, len(seeds), args.samples)
     about = described_evaluation(args, parts, seeds)
+    with holding(items_path(args)):
+        return _evaluate(args, parts, ways, seeds, about)
+
+
+def _evaluate(args: argparse.Namespace, parts: Parts, ways: list[Way], seeds: list[int], about: dict[str, Any]) -> int:
     log = ItemLog.open(items_path(args), {**about, "configs": [way.described() for way in ways]})
     if log.rows:
         Console().print(f"going on with {log.path}: {len(log.rows)} completions are there", highlight=False)
@@ -75,7 +81,7 @@ def eval_command(args: argparse.Namespace) -> int:
     if len(ways) == 1 and len(seeds) > 1:
         Console().print(f"over seeds {args.seeds}: standard deviation {100 * entries[0]['accuracy_sd']:.1f} points")
     if args.json:
-        about |= {"seed": seeds[0], "versions": versions(), "device": str(denoiser.device)}
+        about |= {"seed": seeds[0], "versions": versions(), "device": str(parts.denoiser.device)}
         write_json(Path(args.json), about | (entries[0] if len(ways) == 1 else {"configs": entries}))
         if log.path is not None and not args.items:
             log.path.unlink()  # all of it is in the JSON file now

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .config import asset
+from .files import append_text, sync
 from .hub import checkpoint_folder
 from .tasks import Example, Task
 
@@ -56,13 +56,10 @@ class ItemLog:
         """Add rows, on the disk before this returns."""
         self.rows.extend(rows)
         if self.path is not None:
-            with self.path.open("a") as file:
-                if self.head is not None:
-                    file.write(json.dumps(self.head) + "\n")
-                    self.head = None
-                file.write("".join(json.dumps(row) + "\n" for row in rows))
-                file.flush()
-                os.fsync(file.fileno())
+            head = [] if self.head is None else [self.head]
+            append_text(self.path, "".join(json.dumps(row) + "\n" for row in [*head, *rows]))
+            sync(self.path)
+            self.head = None
 
 
 def described_model(path: str) -> dict[str, str]:

@@ -54,6 +54,17 @@ class Lock:
             self.path.unlink(missing_ok=True)
 
 
+@contextmanager
+def holding(file: Path | None) -> Iterator[None]:
+    """No other process may fill ``file`` meanwhile (its lock is ``.NAME.lock`` beside it); None: nothing is held."""
+    lock = None if file is None else Lock.take(file.with_name(f".{file.name}{LOCK}"), str(file))
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.release()
+
+
 def holder(path: Path) -> dict[str, Any] | None:
     """Who a lock file says holds it; None if nobody does or the file was never finished."""
     try:

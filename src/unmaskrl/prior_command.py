@@ -17,6 +17,7 @@ from .denoiser import ModelDenoiser, end_ids
 from .evaluate import batches_by_length, decode_blank, is_random
 from .files import write_whole
 from .item_log import ItemLog, described_model, described_problems
+from .lock import holding
 from .rng import named_generator
 from .shell import check_output
 from .tasks import Example, Task
@@ -33,34 +34,36 @@ def prior_command(args: argparse.Namespace) -> int:
     if args.samples > 1 and not is_random(settings, args.temperature):
         raise ValueError(f"{args.samples} samples at temperature 0 are all the same; set --temperature above 0")
     examples, out = task.examples("train")[: args.size], Path(args.out)
-    log = ItemLog.open(
-        out.with_name(f"{out.name}.partial"),
-        {
-            **described_model(args.model),
-            "task": {"name": args.task, **parse_overrides(args.overrides).get("task", {})},
-            "problems": described_problems(task, examples),
-            "decode": {**settings.model_dump(), "temperature": args.temperature},
-            "seed": args.seed,
-            "samples": args.samples,
-            "dtype": args.dtype,
-        },
-    )
-    if log.rows:
-        Console().print(f"going on with {log.path}: {len(log.rows)} answers are there", highlight=False)
-    prompts = [encode_prompt(tokenizer, task.prompt(example)) for example in examples]
-    batches = batches_by_length([len(prompt) for prompt in prompts for _ in range(args.samples)], args.batch_size)
-    for batch in track(batches, description="prior answers"):
-        have = {row["row"] for row in log.rows}
-        if not have.issuperset(batch):
-            answers = decode_answers(denoiser, [prompts[row // args.samples] for row in batch], batch, settings, args, head)
-            log.append([answer for answer in answers if answer["row"] not in have])
-    rows = graded(log.rows, examples, args.samples, task, tokenizer)
-    write_whole(out, lambda part: part.write_text("".join(json.dumps(row) + "\n" for row in rows)))
-    assert log.path is not None
-    log.path.unlink()
-    right = sum(row["correct"] for row in rows)
-    Console().print(f"{len(rows)} prior answers, {right} of them right: {out}", highlight=False)
-    return 0
+    unfinished = out.with_name(f"{out.name}.partial")
+    with holding(unfinished):
+        log = ItemLog.open(
+            unfinished,
+            {
+                **described_model(args.model),
+                "task": {"name": args.task, **parse_overrides(args.overrides).get("task", {})},
+                "problems": described_problems(task, examples),
+                "decode": {**settings.model_dump(), "temperature": args.temperature},
+                "seed": args.seed,
+                "samples": args.samples,
+                "dtype": args.dtype,
+            },
+        )
+        if log.rows:
+            Console().print(f"going on with {log.path}: {len(log.rows)} answers are there", highlight=False)
+        prompts = [encode_prompt(tokenizer, task.prompt(example)) for example in examples]
+        batches = batches_by_length([len(prompt) for prompt in prompts for _ in range(args.samples)], args.batch_size)
+        for batch in track(batches, description="prior answers"):
+            have = {row["row"] for row in log.rows}
+            if not have.issuperset(batch):
+                answers = decode_answers(denoiser, [prompts[row // args.samples] for row in batch], batch, settings, args, head)
+                log.append([answer for answer in answers if answer["row"] not in have])
+        rows = graded(log.rows, examples, args.samples, task, tokenizer)
+        write_whole(out, lambda part: part.write_text("".join(json.dumps(row) + "\n" for row in rows)))
+        assert log.path is not None
+        log.path.unlink()
+        right = sum(row["correct"] for row in rows)
+        Console().print(f"{len(rows)} prior answers, {right} of them right: {out}", highlight=False)
+        return 0
 
 
 def decode_answers(

@@ -34,10 +34,11 @@ _BEFORE_A_RUN = (LOCK, "threads.json", ".*.part")  # a folder with nothing else 
 def folder_of(out: str, name: str, seed: int) -> Path:
     """``train.out`` with the recipe's name and the seed in it; ValueError for anything else in braces."""
     try:
-        fields = [field for _, field, _, conversion in string.Formatter().parse(out) if field is not None or conversion]
+        words = [word for _, *word in string.Formatter().parse(out) if word[0] is not None]
     except ValueError:
-        fields = [""]
-    if not set(fields) <= {"recipe", "seed"}:
+        words = [["", "", ""]]
+    fields = {"" if conversion or "{" in (spec or "") else field for field, spec, conversion in words}
+    if not fields <= {"recipe", "seed"}:
         raise ValueError(f"train.out {out!r}: only {{recipe}} and {{seed}} are filled in; double other braces")
     if "recipe" in fields and Path(name).name != name:
         raise ValueError(f"train.out {out!r}: the recipe's name {name!r} is no name of a folder; set name= or train.out=")
@@ -122,14 +123,14 @@ def refuse_replacing(folder: Path) -> None:
 
 
 def _not_replaced(folder: Path) -> str:
+    if folder.is_symlink() or os.path.ismount(folder):
+        return "it is a link or the root of a disk"
     whole = folder.resolve()
     for place, name in ((Path.cwd().resolve(), "the current folder"), (Path.home().resolve(), "the home folder")):
         if whole == place:
             return f"it is {name}"
         if whole in place.parents:
             return f"{name} lies in it"
-    if folder.is_symlink() or os.path.ismount(folder):
-        return "it is a link or the root of a disk"
     if not _is_run(folder):
         return "it holds no run (no config.yaml or config.json of one)"
     foreign = next(_foreign(folder), None)
