@@ -23,11 +23,10 @@ RECIPE = load_recipe("sudoku-mini")
 
 def a_run(folder: Path) -> Path:
     """Everything that `train` leaves behind, as empty files."""
-    inside = "metrics.jsonl eval.jsonl samples.jsonl metrics-old-1.jsonl config-old-1.yaml summary-old-12.json threads.json "
-    inside += (
-        "summary.json report.html .lock .report.html.4194303.part model/model.safetensors model/config.json model/decode.json "
-    )
-    inside += "model/tokenizer.json model/threshold.json model/adapter/adapter_model.safetensors model-raw/model.safetensors "
+    inside = "metrics.jsonl eval.jsonl samples.jsonl metrics-old-1.jsonl config-old-1.yaml summary-old-12.json "
+    inside += "threads.json summary.json report.html .lock .report.html.4194303.part model/model.safetensors "
+    inside += "model/config.json model/decode.json model/tokenizer.json model/threshold.json "
+    inside += "model/adapter/adapter_model.safetensors model-raw/model.safetensors "
     inside += "checkpoints/update-000002/state.json checkpoints/update-000002/ema.safetensors "
     inside += "checkpoints/damaged-000003/state.json checkpoints/.partial-000004/model.safetensors "
     inside += "tensorboard/sudoku/events.out.tfevents.1.host.2.0 tensorboard/sudoku/hparams.yml"
