@@ -32,6 +32,7 @@ from unmaskrl.decoding import planned_calls
 
 NUM_TOKENS, LENGTH, JOINTS = 3, 6, 4
 ALL = range(LENGTH)
+DENOISERS = (("consistent", 0.0), ("inconsistent", 0.7))  # name, tilt of the conditionals
 
 
 def main() -> None:
@@ -163,7 +164,7 @@ def summary(ratios: list[Tensor], probs: list[Tensor]) -> Figures:
 def spatial_figures() -> list[Figures]:
     """Var X_F / Var X_C for every choice of anchors, every completion of random joints."""
     rows = []
-    for name, noise in (("consistent", 0.0), ("inconsistent", 0.7)):
+    for name, noise in DENOISERS:
         for count in range(1, LENGTH - 1):
             ratios, weights = [], []
             for probs, table in joints(0, noise):
@@ -228,22 +229,24 @@ def temporal_figures() -> list[Figures]:
         ],
     }
     rows = []
-    for e in (1, 2, 3):
-        for name, variances in estimators.items():
-            ratios, weights = [], []
-            for probs, table in joints(0):
-                full = moments(elbo_outcomes(table, ALL))[1]
-                for variance in variances(table, e):
-                    ratios.append(variance / full)
-                    weights.append(probs)
-            rows.append({"exit tokens": e, "estimator": name, **summary(ratios, weights)})
+    for denoiser, noise in DENOISERS:
+        for e in (1, 2, 3):
+            for name, variances in estimators.items():
+                ratios, weights = [], []
+                for probs, table in joints(0, noise):
+                    full = moments(elbo_outcomes(table, ALL))[1]
+                    for variance in variances(table, e):
+                        ratios.append(variance / full)
+                        weights.append(probs)
+                figures = summary(ratios, weights)
+                rows.append({"denoiser": denoiser, "exit tokens": e, "estimator": name, **figures})
     return rows
 
 
 def exit_figures() -> list[Figures]:
     """L_full - L_pruned in nats over all exit sets: its mean for text of the joint and for text of the exit call itself."""
     rows = []
-    for name, noise in (("consistent", 0.0), ("inconsistent", 0.7)):
+    for name, noise in DENOISERS:
         for e in (2, 3):
             by_joint, by_exit, low = [], [], []
             for probs, table in joints(0, noise):

@@ -112,7 +112,8 @@ TABLES: dict[str, Callable[[Any], str]] = {
         ],
     ),
     "temporal": lambda rows: markdown(
-        ["exit tokens of 6", "estimator", *RATIO_HEAD], [[r["exit tokens"], r["estimator"], *ratio_cells(r)] for r in rows]
+        ["denoiser", "exit tokens of 6", "estimator", *RATIO_HEAD],
+        [[r["denoiser"], r["exit tokens"], r["estimator"], *ratio_cells(r)] for r in rows],
     ),
     "exit": lambda rows: markdown(
         [

@@ -15,6 +15,7 @@ from .advantages import ADVANTAGES
 from .decoding import RULES, check_decode, planned_calls
 from .decoding.select import NATS
 from .estimators import ESTIMATORS, Estimator
+from .estimators.base import READING
 from .losses import LOSSES, PolicyLoss
 from .tasks import TASKS
 from .thresholds import check_grid
@@ -193,6 +194,25 @@ def _check_importance(recipe: Recipe) -> None:
             f"loss.is_cap with p_mask_prompt={p_mask}: the weights compare with rollouts that saw the whole prompt; "
             "set estimator.p_mask_prompt=0"
         )
+    name, of = recipe.estimator["name"], make_estimator(recipe).probability_of
+    if of is None:
+        raise ValueError(
+            f"loss.is_cap with estimator {name}: its token scores are no probabilities of the drawn tokens, "
+            "so their ratio to the rollout's is no importance weight; use estimator.name=two_mean_field, "
+            "trajectory or mean_field (p_mask_prompt=0), or loss.is_cap=null"
+        )
+    if of == READING and not _reads_in_order(recipe):
+        raise ValueError(
+            f"loss.is_cap with estimator {name}: it scores tokens one by one in reading order, "
+            "and rollouts are decoded otherwise; set decode.select=left_to_right decode.steps=<gen_length> decode.exit_at=null"
+        )
+
+
+def _reads_in_order(recipe: Recipe) -> bool:
+    """Whether rollouts reveal one token per call from left to right, to the end."""
+    d = recipe.decode
+    exits = d.exit_at is not None and d.exit_at < 1
+    return d.select == "left_to_right" and d.steps >= d.gen_length and not exits
 
 
 def warnings_for(recipe: Recipe) -> list[str]:
@@ -227,7 +247,7 @@ def warnings_for(recipe: Recipe) -> list[str]:
         )
     if estimator["name"] == "unigrpo" and recipe.train.num_iterations == 1:
         notes.append("estimator unigrpo spreads its masking rate over the inner updates; there is one (train.num_iterations=1)")
-    if estimator["name"] == "left_to_right" and (d.select != "left_to_right" or d.steps < d.gen_length or exits):
+    if estimator["name"] == "left_to_right" and not _reads_in_order(recipe):
         notes.append(
             "estimator left_to_right scores one token at a time in reading order; rollouts are decoded otherwise "
             "(decode.select=left_to_right decode.steps=<gen_length> decode.exit_at=null would match)"

@@ -61,6 +61,10 @@ class PriorConfig(Section):
     name: Literal["none", "anchors"] = "none"
     select: Literal["random", "protect_answer", "most_predictable", "protect_answer+most_predictable"] = "protect_answer"
     keep: float = Field(default=0.1, ge=0, le=1, description="fraction of the reference answer that is fixed")
+    count: Literal["reference", "outside_answer"] = Field(
+        default="reference",
+        description="keep of what: all its tokens, rounded; or, as STP's code, those outside the protected answer, rounded up",
+    )
     keep_end: float | None = Field(default=None, ge=0, le=1, description="anneal keep linearly to this value; None: constant")
     adapt_to: float | None = Field(
         default=None, gt=0, lt=1, description="instead of keep_end: move keep so that this share of anchored rollouts succeeds"
@@ -107,7 +111,10 @@ class ThresholdConfig(Section):
     floor: float = Field(default=0.02, ge=0, description="least probability of every choice, so that all are tried")
     width: int = Field(default=128, ge=1)
     alpha: float = Field(
-        default=0.3, ge=0, lt=1, description="cost of the slowest right answer, as a share of its reward; 0: task reward only"
+        default=0.3,
+        ge=0,
+        lt=1,
+        description="cost of a right answer of gen_length calls, in units of reward (not a share of it); 0: task reward only",
     )
     lr: float = Field(default=1e-3, gt=0)
     clip: float = Field(default=0.2, gt=0, lt=1)

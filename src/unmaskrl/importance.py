@@ -3,7 +3,9 @@
     w_i = min(C, p_old(y_i | surrogate's canvas) / p_behavior(y_i | canvas it was drawn from))
 
 per token, a constant for the gradient (DiFFPO, arXiv 2510.02212; the cap's value and the optional self-normalisation are
-ours). Untruncated, E_behavior[w_i] = 1. They repair the token's conditional, not the distribution of the states.
+ours). Untruncated, E_behavior[w_i] = 1 exactly for rollouts of a fixed number of calls without EOS; else close to 1, because
+whether token i counts (does an EOS come before it?) and the range of 2-MF's tau depend on later draws. So ``is/mean`` that is
+not 1 is no proof of a fault. They repair the token's conditional, not the distribution of the states.
 """
 
 from __future__ import annotations

@@ -11,11 +11,13 @@ of one of its tokens (``normaliser``), from *global* counts, so that micro-batch
 
 KL terms, per token, d = l_ref - l (``kl_to="ref"``; "old" puts the old policy in its place): ``k1`` = -d (its gradient is not
 the KL's: for monitoring), ``k2`` = d^2 / 2, ``k3`` = exp(d) - d - 1; ``quadratic`` =
-(sum_i d_i)^2 / 2 per row (ESPO's). Log-ratios are clamped before exp.
+(sum_i d_i)^2 / 2 per row (ESPO's). Beyond 20 nats exp goes on along its tangent (``bounded_exp``): finite values, and a
+gradient wherever the formula has one.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -37,12 +39,16 @@ _MAX_LOG_RATIO = 20.0
 
 
 class PolicyLoss(NamedTuple):
-    """A loss and what it looks at; ``kl_coef`` 0 means that rows without advantage can be left out."""
+    """A loss and what it looks at; ``kl_coef`` 0 means that rows without advantage can be left out.
+
+    ``clip_range``: how far, in nats, a log-ratio is from the nearer end of the clip range; infinite without a clip.
+    """
 
     fn: Callable[[Tensor, TrainBatch], LossOutputs]
     uses_old: bool
     uses_ref: bool
     kl_coef: float
+    clip_range: float = math.inf
 
     def __call__(self, token_logps: Tensor, batch: TrainBatch) -> LossOutputs:
         """The loss of these token log-probs."""
@@ -65,15 +71,14 @@ def token_clip(
     gain = sum_i v_i min(w_i A, clip(w_i, 1 - clip_low, 1 + clip_high) A), w_i = exp(l_i - l_old_i), v_i = 1, or with ``is_cap``
     the truncated importance weight of ``importance.truncated_weights`` (DiFFPO).
     """
-    _check_clip(clip_low, clip_high)
+    clip_range = _clip_range(clip_low, clip_high)
     if is_cap is not None and is_cap < 1:
         raise ValueError(f"is_cap truncates importance weights, whose mean is 1: it must be at least 1, got {is_cap}")
     if is_normalise and is_cap is None:
         raise ValueError("is_normalise normalises importance weights: got is_cap=null; set is_cap, for instance to 2")
 
     def gain(log_ratio: Tensor, advantages: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        log_ratio = _clamp(log_ratio)
-        value, clipped = _clipped_gain(log_ratio.exp(), advantages[:, None], clip_low, clip_high)
+        value, clipped = _clipped_gain(bounded_exp(log_ratio), advantages[:, None], clip_low, clip_high)
         return value * mask, log_ratio, clipped
 
     def weigh(batch: TrainBatch) -> tuple[Tensor | None, dict[str, Tensor]]:
@@ -84,7 +89,7 @@ def token_clip(
         weights = truncated_weights(batch.old_logps, batch.behavior_logps, mask, cap=is_cap, normalise=is_normalise)
         return weights, weight_sums(weights, mask, batch.progress, is_cap, batch.num_scored)
 
-    return _policy_loss(gain, kl_coef, kl, kl_to, normaliser, weigh=weigh)
+    return _policy_loss(gain, kl_coef, kl, kl_to, normaliser, clip_range=clip_range, weigh=weigh)
 
 
 def sequence_clip(
@@ -100,14 +105,14 @@ def sequence_clip(
 
     gain = f * min(w A, clip(w) A), w = exp( (1/f) sum_i (l_i - l_old_i) ), f = action tokens of the row.
     """
-    _check_clip(clip_low, clip_high)
+    clip_range = _clip_range(clip_low, clip_high)
 
     def gain(log_ratio: Tensor, advantages: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         mean = _row_mean(log_ratio, mask)
-        value, clipped = _clipped_gain(mean.exp(), advantages, clip_low, clip_high)
+        value, clipped = _clipped_gain(bounded_exp(mean), advantages, clip_low, clip_high)
         return value[:, None] * mask, mean[:, None].expand_as(mask), clipped[:, None].expand_as(mask)
 
-    return _policy_loss(gain, kl_coef, kl, kl_to, normaliser)
+    return _policy_loss(gain, kl_coef, kl, kl_to, normaliser, clip_range=clip_range)
 
 
 def reinforce(*, kl_coef: float = 0.0, kl: str = "k3", kl_to: str = "ref", normaliser: str = "token") -> PolicyLoss:
@@ -139,19 +144,20 @@ def linear_bound(
     on its own and averages; here draws are averaged in delta: the same for num_mc=1, for A >= 0 while no draw is clipped, and
     on the first update of a step. No logarithm is taken: nothing can be NaN.
     """
-    _check_clip(clip_low, clip_high)
+    clip_range = _clip_range(clip_low, clip_high)
     if dual_clip <= 1:
         raise ValueError(f"dual_clip must be above 1, got {dual_clip}")
 
     def gain(log_ratio: Tensor, advantages: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         delta = _row_mean(log_ratio, mask)
-        value, clipped = _clipped_gain(torch.where(advantages >= 0, 1 + delta, delta.exp()), advantages, clip_low, clip_high)
+        ratio = torch.where(advantages >= 0, 1 + delta, bounded_exp(delta))
+        value, clipped = _clipped_gain(ratio, advantages, clip_low, clip_high)
         floor = dual_clip * advantages
         clipped = clipped | ((advantages < 0) & (value < floor))
         value = torch.where(advantages < 0, torch.maximum(value, floor), value)
         return value[:, None] * mask, delta[:, None].expand_as(mask), clipped[:, None].expand_as(mask)
 
-    return _policy_loss(gain, kl_coef, kl, kl_to, normaliser)
+    return _policy_loss(gain, kl_coef, kl, kl_to, normaliser, clip_range=clip_range)
 
 
 def token_weights(normaliser: str, mask: Bool[Tensor, "B L"], batch: TrainBatch) -> Float[Tensor, " B"]:
@@ -175,6 +181,7 @@ def _policy_loss(
     normaliser: str,
     *,
     uses_ratio: bool = True,
+    clip_range: float = math.inf,
     weigh: Weigh = lambda batch: (None, {}),
 ) -> PolicyLoss:
     for name, value, known in (
@@ -202,7 +209,7 @@ def _policy_loss(
         return LossOutputs(loss=total, metrics=metrics | more)
 
     uses_kl = kl_coef > 0
-    return PolicyLoss(loss, uses_ratio or (uses_kl and kl_to == "old"), uses_kl and kl_to == "ref", kl_coef)
+    return PolicyLoss(loss, uses_ratio or (uses_kl and kl_to == "old"), uses_kl and kl_to == "ref", kl_coef, clip_range)
 
 
 def _clipped_gain(ratio: Tensor, advantage: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
@@ -212,16 +219,20 @@ def _clipped_gain(ratio: Tensor, advantage: Tensor, low: float, high: float) -> 
 
 
 def _row_mean(log_ratio: Tensor, mask: Tensor) -> Tensor:
-    return _clamp((log_ratio * mask).sum(-1) / mask.sum(-1).clamp(min=1))
+    return (log_ratio * mask).sum(-1) / mask.sum(-1).clamp(min=1)
 
 
-def _clamp(log_ratio: Tensor) -> Tensor:
-    return log_ratio.clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO)
+def bounded_exp(log_ratio: Tensor) -> Tensor:
+    """exp(x) up to x = 20 nats, its tangent e^20 (1 + x - 20) beyond: convex, smooth, and finite where exp overflows.
+
+    A clamp would end the gradient there, just where PPO's unclipped branch (A < 0, ratio above 1) pushes hardest. Nats.
+    """
+    tangent = math.exp(_MAX_LOG_RATIO) * (1 + log_ratio - _MAX_LOG_RATIO)
+    return torch.where(log_ratio > _MAX_LOG_RATIO, tangent, log_ratio.clamp(max=_MAX_LOG_RATIO).exp())
 
 
 def _k3(difference: Tensor) -> Tensor:
-    difference = _clamp(difference)
-    return difference.exp() - difference - 1
+    return bounded_exp(difference) - difference - 1
 
 
 _KL: dict[str, Callable[[Tensor], Tensor]] = {
@@ -235,20 +246,23 @@ _KL: dict[str, Callable[[Tensor], Tensor]] = {
 def _metrics(log_ratio: Tensor, clipped: Tensor, to_ref: Tensor, mask: Tensor, count: float) -> dict[str, Tensor]:
     """Token means over what was scored anywhere (``ratio/max_dev`` is a maximum); ``kl/*`` are k3, whatever the loss uses."""
     with torch.no_grad():
-        ratio = log_ratio.exp()
+        ratio = bounded_exp(log_ratio)
         mean = partial(torch.div, other=max(count, 1.0))
         return {
             "ratio/mean": mean((ratio * mask).sum()),
             "ratio/clip_frac": mean((clipped & mask).sum()),
             "ratio/max_dev": pad(((ratio - 1).abs() * mask).flatten(), (0, 1)).max(),  # 0 if there is nothing
-            "kl/old": mean(((-log_ratio).exp() - 1 + log_ratio).mul(mask).sum()),
+            "kl/old": mean((_k3(-log_ratio) * mask).sum()),
             "kl/ref": mean((_k3(to_ref) * mask).sum()),
         }
 
 
-def _check_clip(clip_low: float, clip_high: float) -> None:
+def _clip_range(clip_low: float, clip_high: float) -> float:
+    """min(-log(1 - clip_low), log(1 + clip_high)) in nats, of those that are not 0."""
     if not 0 <= clip_low < 1 or clip_high < 0:
         raise ValueError(f"need 0 <= clip_low < 1 and clip_high >= 0, got {clip_low} and {clip_high}")
+    ends = (-math.log1p(-clip_low), math.log1p(clip_high))
+    return min((end for end in ends if end > 0), default=math.inf)
 
 
 LOSSES = {

@@ -1,7 +1,8 @@
 """Canvas builders: blank, or with anchors (spatial pruning, STP, arXiv 2602.08905).
 
 Anchors are (offset, id) pairs on the completion, never text. Which tokens of a reference answer become anchors is a
-choice of scores: anchors are the highest-scoring tokens outside the protected span. Padding and EOS are never anchors.
+choice of scores: anchors are the highest-scoring tokens outside the protected span. Padding, EOS and end-of-turn tokens
+are never anchors.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from .decoding.sample import masked_log_softmax, row_chunks
-from .denoiser import Denoiser
+from .denoiser import Denoiser, end_ids
 from .finite import NotFiniteError, where_from
 from .rng import counter_uniform
 from .types import Canvas
 
+COUNTS = ("reference", "outside_answer")
 SELECTIONS = ("random", "protect_answer", "most_predictable", "protect_answer+most_predictable")
 
 
@@ -58,7 +60,7 @@ def anchored_canvas(
 ) -> Canvas:
     """A canvas with some completion tokens given: ``anchors[b]`` maps offsets in the completion to token ids.
 
-    Raises ValueError for anchors outside the completion, or that are EOS, padding or mask tokens.
+    Raises ValueError for anchors outside the completion, or that are end (EOS, end-of-turn), padding or mask tokens.
     """
     if not prompts or len(prompts) != len(anchors):
         raise ValueError(f"need as many anchor maps as prompts and at least one; got {len(anchors)} and {len(prompts)}")
@@ -98,20 +100,27 @@ def choose_anchors(
     gen_length: int,
     protected: Sequence[bool] | None = None,
     never: Sequence[int] = (),
+    count: str = "reference",
 ) -> dict[int, int]:
     """The round(keep * n) highest-scoring tokens of an n-token reference as {offset: id}.
 
     ``protected`` tokens (the answer span), ids in ``never`` (EOS, padding) and tokens beyond ``gen_length`` are not taken;
-    n counts every token of the reference but those in ``never``. Ties go to the left.
+    n counts every token of the reference but those in ``never``. With ``count="outside_answer"`` it is STP's published rule,
+    m - floor((1 - keep) m) of the m tokens that are not protected either. Ties go to the left.
     """
     if not 0 <= keep <= 1:
         raise ValueError(f"keep is the fraction of the reference that is fixed, in [0, 1]; got {keep}")
     banned = [False] * len(reference) if protected is None else list(protected)
     if not len(reference) == len(scores) == len(banned):
         raise ValueError(f"{len(reference)} tokens, {len(scores)} scores, {len(banned)} protected flags: must be equal")
-    count = int(keep * sum(token not in never for token in reference) + 0.5)
+    if count not in COUNTS:
+        raise ValueError(f"count must be one of {', '.join(COUNTS)}, got {count!r}")
+    number = int(keep * sum(token not in never for token in reference) + 0.5)
+    if count == "outside_answer":
+        outside = sum(not ban and token not in never for token, ban in zip(reference, banned, strict=True))
+        number = outside - int((1 - keep) * outside)
     allowed = [i for i, t in enumerate(reference) if not banned[i] and t not in never and i < gen_length]
-    best = sorted(allowed, key=lambda i: (-scores[i], i))[:count]
+    best = sorted(allowed, key=lambda i: (-scores[i], i))[:number]
     return {i: reference[i] for i in sorted(best)}
 
 
@@ -154,5 +163,5 @@ def _uniforms(length: int, seed: int, row_id: int) -> Float64[Tensor, " N"]:
 def _check_anchor(offset: int, token: int, gen_length: int, denoiser: Denoiser) -> None:
     if not 0 <= offset < gen_length:
         raise ValueError(f"anchor offset {offset} is outside the completion of {gen_length} tokens")
-    if token in (denoiser.mask_id, denoiser.eos_id, denoiser.pad_id):
-        raise ValueError(f"token {token} (mask, EOS or padding) cannot be an anchor: it fixes nothing")
+    if token in (denoiser.mask_id, denoiser.eos_id, denoiser.pad_id, *end_ids(denoiser)):
+        raise ValueError(f"token {token} (mask, end of turn, EOS or padding) cannot be an anchor: it fixes nothing")

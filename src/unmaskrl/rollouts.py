@@ -156,8 +156,16 @@ class Anchors:
         seed, result = named_seed(self.recipe.train.seed, "anchors", step), []
         for row_id in row_ids[: self.num_anchored(index, len(row_ids))]:
             scores = self.scores(index, reference, seed, row_id)
-            gen_length = self.recipe.decode.gen_length
-            result.append(choose_anchors(reference, scores, keep=keep, gen_length=gen_length, protected=protect, never=never))
+            chosen = choose_anchors(
+                reference,
+                scores,
+                keep=keep,
+                gen_length=self.recipe.decode.gen_length,
+                protected=protect,
+                never=never,
+                count=self.prior.count,
+            )
+            result.append(chosen)
         return result + blank[len(result) :]
 
     def notes(self) -> list[str]:

@@ -22,12 +22,12 @@ from .types import Rollout
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choices:
-    """What the head saw and drew for each row of a step, with which log-probability, and its advantage."""
+    """What the head saw and drew for each of the N rows of a step that made a call, how likely that was, and its advantage."""
 
-    features: Tensor  # (B, D)
-    index: Tensor  # (B,)
-    old_logps: Tensor  # (B,)
-    advantages: Tensor  # (B,)
+    features: Tensor  # (N, D)
+    index: Tensor  # (N,)
+    old_logps: Tensor  # (N,)
+    advantages: Tensor  # (N,)
 
     def tensors(self) -> dict[str, Tensor]:
         """By name, for a checkpoint."""
@@ -87,13 +87,22 @@ class Sampler:
         return draw
 
     def choices(self, done: Rewarded) -> Choices:
-        """The step's draws with their advantages: task reward less the cost of calls, against the group's mean."""
+        """The step's draws with their advantages: task reward less the cost of calls, against the mean of the group's draws.
+
+        Rows that made no call (nothing was open) drew no gamma: the head learns nothing from them.
+        """
         rollout = done.rollout
+        drew = rollout.nfe > 0
+        chosen = drew.cpu()
         reward = speed_reward(
-            done.rewards, done.correct, rollout.nfe.cpu(), alpha=self.config.alpha, max_calls=rollout.gen_length
+            done.rewards[chosen],
+            done.correct[chosen],
+            rollout.nfe.cpu()[chosen],
+            alpha=self.config.alpha,
+            max_calls=rollout.gen_length,
         )
-        advantages = group_mean(reward, rollout.group_ids.cpu()).to(rollout.ids.device)
-        return Choices(**self.drawn, advantages=advantages)
+        advantages = group_mean(reward, rollout.group_ids.cpu()[chosen]).to(rollout.ids.device)
+        return Choices(**{name: value[drew] for name, value in self.drawn.items()}, advantages=advantages)
 
     def backward(self, choices: Choices, num_rows: float) -> dict[str, Tensor]:
         """This rank's clipped policy gradient of the head alone, and metrics that add up over ranks."""
@@ -116,13 +125,14 @@ class Sampler:
 def sampler_metrics(rollout: Rollout, block_length: int) -> dict[str, float]:
     """Mean log10 gamma of positive choices, share of exact ones, and the share of rows that took the fewest calls possible.
 
-    ``sampler/fewest_calls`` near 1 is the collapse to one call per block.
+    ``sampler/fewest_calls`` near 1 is the collapse to one call per block. Rows that made no call chose nothing: left out.
     """
-    gamma = rollout.gamma
+    drew = rollout.nfe > 0
+    gamma, nfe = rollout.gamma[drew], rollout.nfe[drew]
     positive = gamma[gamma > 0]
-    blocks = -(-rollout.gen_length // block_length)
+    blocks, count = -(-rollout.gen_length // block_length), max(1, len(nfe))
     return {
         "sampler/log10_gamma": float(positive.log10().mean()) if len(positive) else 0.0,
-        "sampler/exact_share": float((gamma == 0).double().mean()),
-        "sampler/fewest_calls": float((rollout.nfe <= blocks).double().mean()),
+        "sampler/exact_share": float((gamma == 0).double().sum() / count),
+        "sampler/fewest_calls": float((nfe <= blocks).double().sum() / count),
     }

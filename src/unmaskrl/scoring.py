@@ -24,13 +24,17 @@ from .types import LossOutputs, Rollout, Views
 
 
 def view_logps(denoiser: Denoiser, rollout: Rollout, views: Views) -> Float[Tensor, "B M L"]:
-    """log p(ids[b, l] | view m of row b) in nats at rollout.temperature where weight != 0, else 0 (differentiable)."""
+    """log p(ids[b, l] | view m of row b) in nats at rollout.temperature where weight != 0, else 0 (differentiable).
+
+    One backward pass per result: the memory of the logits becomes their gradient. A second one (``retain_graph``, Jacobians by
+    rows, gradcheck) raises RuntimeError ("modified by an inplace operation"): score again for it.
+    """
     work = _Work.of(rollout, views)
     return work.score(denoiser, slice(None)).reshape(views.ids.shape)
 
 
 def token_logps(denoiser: Denoiser, rollout: Rollout, estimator: Estimator, views: Views) -> Float[Tensor, "B L"]:
-    """The estimator's log-likelihood per action token (nats), reduced over its views."""
+    """The estimator's log-likelihood per action token (nats), reduced over its views; one backward pass (``view_logps``)."""
     return estimator.reduce(view_logps(denoiser, rollout, views), views)
 
 
@@ -181,7 +185,7 @@ class _Work:
         attention = self.attention[chunk]
         hidden = denoiser.hidden(self.ids[chunk], None if bool(attention.all()) else attention)
         n, position = self.used[pair].nonzero(as_tuple=True)
-        num_views = len(self.used) // len(self.rollout.ids)
+        num_views = len(self.used) // max(1, len(self.rollout.ids))
         targets = self.rollout.ids[pair[n] // num_views, position]
         logps = target_logps(denoiser, hidden[canvas[n], position], targets, self.rollout.temperature)
         result = torch.zeros(self.used.shape, dtype=logps.dtype, device=logps.device)

@@ -30,7 +30,10 @@ WEIGHTS, CONFIG = "threshold.safetensors", "threshold.json"
 
 
 class ThresholdHead(nn.Module):
-    """LayerNorm, Linear(d, width), GELU, Linear(width, K): logits over the grid, constant (a peak at ``start``) at first."""
+    """LayerNorm, Linear(d, width), GELU, Linear(width, K): logits over the grid, constant (a peak at ``start``) at first.
+
+    All weights but the last bias are 0 until ``init_weights`` draws the inner layer; without it the head stays constant.
+    """
 
     def __init__(
         self, d_model: int, gammas: Sequence[float] = GAMMAS, *, start: float = 0.1, width: int = 128, floor: float = 0.02
@@ -44,7 +47,8 @@ class ThresholdHead(nn.Module):
         self.inner, self.outer = inner.to_empty(device="cpu"), outer.to_empty(device="cpu")
         distance = (torch.arange(len(gammas)) - self.grid.index(start)).abs()
         with torch.no_grad():
-            nn.init.zeros_(self.outer.weight)
+            for empty in (self.inner.weight, self.inner.bias, self.outer.weight):
+                nn.init.zeros_(empty)
             self.outer.bias.copy_(-2.0 * distance)
 
     def init_weights(self, generator: torch.Generator) -> ThresholdHead:
@@ -127,7 +131,10 @@ def threshold_loss(
 def speed_reward(
     rewards: Float[Tensor, " B"], correct: Bool[Tensor, " B"], nfe: Int[Tensor, " B"], *, alpha: float, max_calls: int
 ) -> Float[Tensor, " B"]:
-    """r - alpha * correct * nfe / max_calls: only right answers gain by being fast, and a slow one beats a wrong one."""
+    """r - alpha * correct * nfe / max_calls: only right answers gain by being fast. ``alpha`` is in units of reward.
+
+    A slow right answer beats a wrong one as long as their rewards differ by more than alpha.
+    """
     return rewards - alpha * correct.to(rewards.dtype) * nfe.to(rewards.dtype) / max_calls
 
 

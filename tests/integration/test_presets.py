@@ -39,9 +39,9 @@ def test_it_trains(name: str, overrides: list[str], tmp_path: Path, monkeypatch:
     compared: list[int] = []
     original = train_module.check_first_ratio
 
-    def check_first_ratio(run: Run, batch: Batch, views: Views) -> None:
+    def check_first_ratio(run: Run, batch: Batch, views: Views) -> dict[str, float]:
         compared.append(int((views.weight != 0).sum()))
-        original(run, batch, views)
+        return original(run, batch, views)
 
     monkeypatch.setattr(train_module, "check_first_ratio", check_first_ratio)
     steps = 1 if overrides else 2
@@ -51,6 +51,7 @@ def test_it_trains(name: str, overrides: list[str], tmp_path: Path, monkeypatch:
     assert len(compared) == 1 and compared[0] > 20  # every ratio was 1 before the first update
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) == steps
+    assert rows[0]["health/first_log_ratio"] < 1e-3 and all("health/first_log_ratio" not in row for row in rows[1:])
     cost = step_cost(recipe)
     for row in rows:
         assert all(math.isfinite(v) for v in row.values() if isinstance(v, (int, float)))

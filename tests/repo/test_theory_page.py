@@ -57,4 +57,4 @@ def test_what_the_page_says_of_the_drift_is_in_the_figures() -> None:
         for masks in ("shared", "independent"):
             assert ratio("free tokens" + end, "all tokens" + end, 3, f"sum {masks}") < 1
             assert ratio("free tokens" + end, "all tokens" + end, 3, f"mean {masks}") > 1
-            assert ratio("free tokens" + end, "all tokens" + end, 3, f"token {masks}") > 0.99
+            assert 0.9 < ratio("free tokens" + end, "all tokens" + end, 3, f"token {masks}") < 1.2

@@ -13,6 +13,7 @@ from unmaskrl.recipe_files import is_method, recipe_names
 from unmaskrl.scoring import count_canvases
 
 METHODS = [name for name in recipe_names() if is_method(name)]
+IN_ORDER = ["estimator.name=left_to_right", "decode.gamma=null", "decode.select=left_to_right"]
 PRUNED = ["prior.name=anchors", "decode.exit_at=0.95"]
 
 
@@ -36,6 +37,15 @@ PRUNED = ["prior.name=anchors", "decode.exit_at=0.95"]
             "which token is revealed then depends on the draw",
         ),
         ("diffpo-mf-is", ["estimator.p_mask_prompt=0.15"], "set estimator.p_mask_prompt=0"),
+        *(
+            ("diffpo-2mf-is", [f"estimator.name={name}"], f"is_cap with estimator {name}: its token scores are no probab")
+            for name in ("elbo", "espo", "coupled", "gauss", "unigrpo")
+        ),
+        ("diffpo-2mf-is", ["estimator={name: elbo, visible: true}"], "are no probabilities of the drawn tokens"),
+        ("diffpo-2mf-is", ["estimator={name: trajectory, p_mask_prompt: 0.1}"], "set estimator.p_mask_prompt=0"),
+        ("diffpo-2mf-is", ["estimator.name=left_to_right"], "set decode.select=left_to_right decode.steps=<gen_length>"),
+        ("diffpo-2mf-is", [*IN_ORDER, "decode.exit_at=0.9"], "tokens one by one in reading order, and rollouts"),
+        ("diffpo-2mf-is", [*IN_ORDER, "decode.steps=10"], "tokens one by one in reading order, and rollouts"),
         ("diffpo-2mf-is", ["loss.is_cap=0.5"], "must be at least 1, got 0.5"),
         ("diffpo-joint", ["threshold.gammas=[0.1, 1]"], "threshold.gammas must start with 0"),
         ("diffpo-joint", ["threshold.gammas=[0, 1, 0.5]"], "and increase"),
@@ -54,6 +64,23 @@ def test_refused_combinations_say_what_to_change(recipe: str, overrides: list[st
     with pytest.raises(ValueError, match=words) as error:
         load_recipe(recipe, overrides)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["estimator={name: two_mean_field, num_times: 3}"],
+        ["estimator={name: mean_field, p_mask_prompt: 0.0}"],
+        ["estimator.name=trajectory"],
+        ["estimator={name: trajectory, num_segments: 2}"],
+        IN_ORDER,
+        [*IN_ORDER, "prior.name=anchors", "prior.hide_in_views=true", "decode.exit_at=1"],
+    ],
+    ids=str,
+)
+def test_importance_weights_go_with_probabilities_of_the_drawn_tokens(overrides: list[str]) -> None:
+    assert load_recipe("diffpo-2mf-is", overrides).loss["is_cap"] == 2.0
 
 
 @pytest.mark.parametrize(

@@ -83,10 +83,11 @@ def test_an_antithetic_pair_scores_every_candidate_and_one_of_them_twice(name: s
     assert (hidden.all(2).sum(-1) == 1).all()
     counts = hidden.sum(-1)
     assert (counts.sum(-1) == size + 1).all()
-    # each draw's count is uniform; the two pairs of a row share their uniform, so one pair per row is tested
-    pair = counts[torch.arange(rows), torch.arange(rows) % 2]
-    for draw in (0, 1):
-        assert chi_square_p(pair[:, draw].bincount(minlength=size + 1)[1:], torch.full((size,), 1 / size)) > 1e-4
+    # a pair is n and size + 1 - n, n uniform: the counts of a pair that is picked at random, one of its draws at random
+    pick = torch.randint(2, (2, rows), generator=seeded(6))
+    picked = counts[torch.arange(rows), pick[0], pick[1]]
+    assert chi_square_p(picked.bincount(minlength=size + 1)[1:], torch.full((size,), 1 / size)) > 1e-4
+    assert (counts[:, 0, 0].max() <= size // 4 + 1) and (counts[:, 1, 0].min() >= size // 4)  # the strata
     weight = views.weight.view(rows, -1, PROMPT + 4)[:, :4, PROMPT:].amax(-1).view(rows, 2, 2)
     scored = weight > 0  # with hidden anchors a draw may hide nothing else
     assert torch.allclose(weight[scored], (size / (4 * counts))[scored].float())
@@ -167,7 +168,7 @@ def test_espo_is_its_formula_at_every_outcome(name: str, monkeypatch) -> None:
     got, exits = token_logps(toy, rollout, made, views).sum(-1), set(case.exits)
     exact = sum(hidden_log_p(toy, case, exits, i) for i in exits)
     for row, order in enumerate(outcomes.orders):
-        k = row // math.factorial(f)
+        k = row // math.factorial(f) // 2  # of a pair, the smaller count
         want = exact
         for part in (order[:k], order[k:]):
             scored = [i for i in part if i in case.rest]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.conftest import seeded, train_batch
-from unmaskrl.losses import LOSSES, linear_bound, sequence_clip, token_clip
+from unmaskrl.losses import LOSSES, bounded_exp, linear_bound, sequence_clip, token_clip
 from unmaskrl.types import TrainBatch
 
 
@@ -90,16 +90,59 @@ def test_k3_by_hand(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["token_clip", "sequence_clip"])
-def test_log_ratios_are_clamped_before_exp(name: str) -> None:
+def test_huge_log_ratios_stay_finite(name: str) -> None:
     logps = torch.tensor([[800.0], [-800.0]], dtype=torch.float32, requires_grad=True)
     data = batch([[1], [1]], [-1.0, 1.0], [[0.0], [0.0]], ref=[[0.0], [0.0]])
     out = LOSSES[name]()(logps, data)
     out.loss.backward()
     assert torch.isfinite(out.loss) and torch.isfinite(logps.grad).all()
     assert all(torch.isfinite(v) for v in out.metrics.values())
-    # Plain GRPO terms: -A w is e^20 for the first row (min() does not clip A < 0 from above), 0 for the second.
-    k3 = (exp(-20) + 20 - 1 + exp(20) - 20 - 1) / 2
-    assert out.loss.item() == pytest.approx((exp(20) - exp(-20)) / 2 + 0.04 * k3, rel=1e-6)
+    # Plain GRPO terms on the tangent e^20 (x - 19): min() does not clip A < 0 from above; the second row's gain is 0.
+    k3 = (800 - 1 + 781 * exp(20) - 800 - 1) / 2
+    assert out.loss.item() == pytest.approx(781 * exp(20) / 2 + 0.04 * k3, rel=1e-6)
+
+
+EDGES = [-800.0, -21.0, -19.0, -1.0, 19.0, 19.999, 20.001, 21.0, 25.0, 800.0]
+
+
+def test_bounded_exp_is_exp_and_beyond_20_its_tangent() -> None:
+    x = torch.tensor(EDGES, dtype=torch.float64, requires_grad=True)
+    value = bounded_exp(x)
+    (slope,) = torch.autograd.grad(value.sum(), x)
+    for k, at in enumerate(EDGES):
+        want = (exp(at), exp(at)) if at <= 20 else (exp(20) * (1 + at - 20), exp(20))
+        assert (float(value[k].detach()), float(slope[k])) == pytest.approx(want, rel=1e-12)
+    assert (value.detach().diff() >= 0).all() and (slope.diff() >= 0).all()  # rises, and bends upwards only
+    assert float(bounded_exp(torch.tensor(float("-inf")))) == 0 and bounded_exp(torch.tensor(float("nan"))).isnan()
+    assert bounded_exp(torch.tensor(1e20)).isfinite()  # in fp32
+
+
+@pytest.mark.parametrize("name", ["token_clip", "sequence_clip", "linear_bound"])
+@pytest.mark.parametrize("advantage", [-1.5, 1.5])
+@pytest.mark.parametrize("log_ratio", EDGES)
+def test_beyond_the_guard_the_gradient_is_that_of_the_formula(name: str, advantage: float, log_ratio: float) -> None:
+    """Finite differences; and by hand, where PPO leaves a token unclipped: pushed away from where its advantage is not."""
+    step = 1e-5 * max(1.0, abs(log_ratio)) if log_ratio != 19.999 and log_ratio != 20.001 else 1e-6
+
+    def loss(at: float) -> tuple[float, float]:
+        logps = torch.tensor([[at]], dtype=torch.float64, requires_grad=True)
+        out = LOSSES[name](kl_coef=0.3)(logps, batch([[1]], [advantage], [[0.0]], ref=[[0.5]]))
+        out.loss.backward()
+        return out.loss.item(), float(logps.grad)
+
+    (_, got), high, low = loss(log_ratio), loss(log_ratio + step)[0], loss(log_ratio - step)[0]
+    assert got == pytest.approx((high - low) / (2 * step), rel=1e-4, abs=1e-6)
+    d = 0.5 - log_ratio
+    kl = 0.3 * (1 - exp(min(d, 20)))
+    if name == "linear_bound":
+        slope = 1.0 if advantage > 0 and log_ratio < 0.2 else 0.0
+        slope = exp(log_ratio) if advantage < 0 and log(0.8) < log_ratio < log(3) else slope
+    else:
+        unclipped = log_ratio < log(1.2) if advantage > 0 else log_ratio > log(0.8)
+        slope = exp(min(log_ratio, 20)) if unclipped else 0.0
+    assert got == pytest.approx(kl - advantage * slope, rel=1e-9)
+    if name != "linear_bound" and advantage < 0 and log_ratio > 1:
+        assert got > 1  # a gradient step lowers a token that became far too likely
 
 
 @pytest.mark.parametrize("name", ["token_clip", "sequence_clip"])
@@ -181,3 +224,10 @@ def test_linear_bound_by_hand(delta: float, advantage: float, gain: float, slope
     assert float(out.metrics["ratio/clip_frac"]) == (slope == 0)
     # below the unclipped sequence objective on either side
     assert -out.loss.item() <= max(exp(delta) * advantage, -3.0 if advantage < 0 else -9.0) + 1e-12
+
+
+def test_the_clip_range_is_the_nearer_end_in_nats() -> None:
+    assert token_clip(clip_low=0.3, clip_high=0.2).clip_range == pytest.approx(log(1.2))
+    assert sequence_clip(clip_low=0.1, clip_high=0.2).clip_range == pytest.approx(-log(0.9))
+    assert linear_bound(clip_low=0.0, clip_high=0.2).clip_range == pytest.approx(log(1.2))  # an end at 0 is no width
+    assert token_clip(clip_low=0.0, clip_high=0.0).clip_range == LOSSES["reinforce"]().clip_range == float("inf")

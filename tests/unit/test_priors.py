@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -67,6 +69,16 @@ def test_eos_that_is_no_pad_cannot_be_an_anchor_either() -> None:
             anchored_canvas([[0]], [{1: token}], gen_length=4, denoiser=denoiser)
 
 
+def test_an_end_of_turn_id_cannot_be_an_anchor_either() -> None:
+    """It ends the completion as EOS does: at offset 0 the row would have nothing to decide."""
+    denoiser = tiny_llada()
+    anchored_canvas([[0]], [{0: 4}], gen_length=3, denoiser=denoiser)
+    ends_turns = replace(denoiser, end_ids=(denoiser.eos_id, 4))
+    for token in ends_turns.end_ids:
+        with pytest.raises(ValueError, match=f"token {token} .*end of turn.* cannot be an anchor"):
+            anchored_canvas([[0]], [{0: token}], gen_length=3, denoiser=ends_turns)
+
+
 @pytest.mark.parametrize(
     ("keep", "protected", "gen_length", "offsets"),
     [
@@ -86,6 +98,33 @@ def test_choose_anchors_by_hand(keep: float, protected: list[bool] | None, gen_l
     got = choose_anchors(REFERENCE, SCORES, keep=keep, gen_length=gen_length, protected=protected, never=(99,))
     assert got == {i: REFERENCE[i] for i in offsets}
     assert list(got) == sorted(got)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "answer", "keep", "published", "ours"),
+    [
+        (192, 12, 0.05, 9, 10),
+        (192, 12, 0.1, 18, 19),
+        (192, 12, 0.15, 27, 29),
+        (60, 30, 0.05, 2, 3),
+        (60, 30, 0.1, 3, 6),
+        (60, 30, 0.15, 5, 9),
+        (20, 16, 0.05, 1, 1),
+        (20, 16, 0.1, 1, 2),
+        (20, 16, 0.15, 1, 3),
+        (20, 20, 0.1, 0, 0),  # nothing lies outside the answer
+        (20, 0, 0.1, 2, 2),
+    ],
+)
+def test_the_published_count_is_of_the_tokens_outside_the_answer(tokens, answer, keep, published, ours) -> None:
+    """maskd_data_utils.py masks int(num_rest * rho) of the num_rest tokens outside the answer, rho = 1 - keep."""
+    protected = [i >= tokens - answer for i in range(tokens)]
+    scores = [float(i % 7) for i in range(tokens)]
+    for count, want in (("outside_answer", published), ("reference", ours)):
+        got = choose_anchors(range(tokens), scores, keep=keep, gen_length=tokens, protected=protected, count=count)
+        assert len(got) == min(want, tokens - answer) and not any(protected[i] for i in got)
+    with pytest.raises(ValueError, match="count must be one of reference, outside_answer, got 'paper'"):
+        choose_anchors([1], [0.0], keep=0.5, gen_length=1, count="paper")
 
 
 def test_choose_anchors_gives_ties_to_the_left() -> None:

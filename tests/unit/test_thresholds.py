@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from math import log
 from pathlib import Path
 
@@ -10,10 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.conftest import chi_square_p, seeded, tiny_llada
+from tests.conftest import chi_square_p, finished_rollout, seeded, tiny_llada
 from unmaskrl.advantages import group_mean
+from unmaskrl.config import ThresholdConfig
 from unmaskrl.decoding import decode
 from unmaskrl.priors import blank_canvas
+from unmaskrl.rollouts import Rewarded
+from unmaskrl.sampler import Choices, Sampler, sampler_metrics
 from unmaskrl.thresholds import (
     GAMMAS,
     ThresholdHead,
@@ -45,6 +49,18 @@ def test_it_starts_as_a_peak_at_start_with_a_floor_whatever_the_prompt() -> None
     assert float(head.gammas(probs.argmax(-1))[0]) == 0.1
     ratio = (probs[0] - 0.02) / (1 - 9 * 0.02)
     assert float((ratio[5] / ratio[4]).log()) == pytest.approx(2.0, abs=1e-4)
+
+
+def test_a_head_without_drawn_weights_is_the_peak_too() -> None:
+    """Nothing is left as memory happened to be: every parameter is set by the constructor."""
+    junk = [torch.full((1 << k,), float("nan")) for k in range(4, 14)]  # freed memory that a new head may get
+    del junk
+    for _ in range(20):
+        head = ThresholdHead(5, GAMMAS, start=0.1)
+        assert all(bool(torch.isfinite(p).all()) for p in head.parameters())
+        assert not head.inner.weight.any() and not head.inner.bias.any()
+        probs = head.log_probs(torch.randn(4, 5, generator=seeded(1))).exp()
+        assert torch.allclose(probs.sum(-1), torch.ones(4)) and float(head.gammas(probs.argmax(-1))[0]) == 0.1
 
 
 def test_act_draws_from_log_probs() -> None:
@@ -93,6 +109,33 @@ def test_speed_is_worth_something_to_right_answers_only() -> None:
         max_calls=20,
     )
     assert reward.tolist() == pytest.approx([0.9, 0.6, 0.1, 0.1])
+
+
+def test_rows_that_made_no_call_teach_the_head_nothing() -> None:
+    """A canvas that is full of anchors draws no gamma; its zeros in the step's record are no choice."""
+    head = new_head()
+    rollout = finished_rollout([[1, 2], [1, 1], [2, 2], [0, 1]], [[1, 2], [0, 0], [2, 1], [0, 0]], eos_id=9)
+    rollout = replace(rollout, gamma=torch.tensor([1.0, 0.0, 0.1, 0.0], dtype=torch.float64))
+    optimizer = torch.optim.SGD(head.parameters(), lr=0.1)
+    sampler = Sampler(config=ThresholdConfig(alpha=0.5), head=head, optimizer=optimizer, drawn={})
+    gamma = sampler.gamma(rollout.prompt_mask, rollout.row_ids, seed=1, step=0)
+    calls = torch.tensor([0, 2])
+    gamma(torch.randn(2, rollout.ids.shape[1], 16, generator=seeded(3)), calls)
+    rewards, correct = torch.tensor([1.0, 5.0, 0.0, 7.0]), torch.tensor([True, True, False, True])
+    done = Rewarded(rollout=rollout, examples=[], texts=[], rewards=rewards, parts={}, correct=correct, anchored=~correct)
+    choices = sampler.choices(done)
+    assert choices.advantages.tolist() == pytest.approx([0.25, -0.25])  # 1 - .5 * 2 / 2 and 0, about their mean
+    assert torch.equal(choices.index, sampler.drawn["index"][calls]) and len(choices.features) == 2
+    none = Choices(**{name: value[:0] for name, value in choices.tensors().items()})
+    metrics = sampler.backward(none, 0.0)
+    assert all(float(value) == 0 for value in metrics.values())
+    assert all(p.grad is None or not p.grad.any() for p in head.parameters())
+    assert sampler_metrics(rollout, 2) == {
+        "sampler/log10_gamma": pytest.approx(-0.5),
+        "sampler/exact_share": 0.0,
+        "sampler/fewest_calls": 0.0,
+    }
+    assert set(sampler_metrics(rollout.rows(torch.tensor([1, 3])), 2).values()) == {0.0}
 
 
 def train_planted(shuffled: bool) -> ThresholdHead:

@@ -93,15 +93,15 @@ def test_a_group_shares_its_fully_masked_canvas() -> None:
     assert count_canvases(rollout, views) <= len(latents) < 12
 
 
-def kl_by_tau(toy: ToyDenoiser, order: tuple[int, ...]) -> list[float]:
-    """E_x sum_t [log p(x_t | z_{t-1}) - log p(x_t | z_s)] for tau = 0..L-1, enumerated (a fixed order, a token per call)."""
-    length = toy.length
-    steps = [order.index(c) + 1 for c in range(length)]
+def kl_by_tau(toy: ToyDenoiser, steps: list[int]) -> list[float]:
+    """E_y sum_i [log p(y_i | z_{t-1}) - log p(y_i | z_s)] for tau = 0..T-1, over the policy's own y, enumerated.
+
+    ``steps``: the call that reveals each position.
+    """
     rollout = finished_rollout(toy.completions.tolist(), [steps] * len(toy.completions), eos_id=toy.eos_id)
-    probs = toy.log_joint().exp()
     exact = token_logps(toy, rollout, trajectory(), trajectory().make_views(rollout, toy.mask_id, seeded())).sum(-1)
-    result = []
-    for tau in range(length):
+    probs, result = exact.exp(), []
+    for tau in range(max(steps)):
         merged = [1 if s <= tau else tau + 1 for s in steps]  # replaying this trajectory scores from z_0 and z_tau
         two = finished_rollout(toy.completions.tolist(), [merged] * len(toy.completions), eos_id=toy.eos_id)
         views = trajectory().make_views(two, toy.mask_id, seeded())
@@ -109,13 +109,25 @@ def kl_by_tau(toy: ToyDenoiser, order: tuple[int, ...]) -> list[float]:
     return result
 
 
-def test_two_times_mean_field_is_nearer_to_the_policy_than_mean_field() -> None:
+def test_with_one_token_per_call_no_tau_is_further_from_the_policy_than_the_mean_field() -> None:
     """diffpo.md 6: mean KL over random joints; tau = 0 is the mean field, and no tau > 0 is worse on a joint."""
-    table = torch.tensor([kl_by_tau(ToyDenoiser.random(seeded(s), num_tokens=3, length=5), (2, 0, 4, 1, 3)) for s in range(8)])
+    steps = [2, 4, 1, 5, 3]
+    table = torch.tensor([kl_by_tau(ToyDenoiser.random(seeded(s), num_tokens=3, length=5), steps) for s in range(8)])
     assert (table[:, 1:] <= table[:, :1] + 1e-9).all()
     mean = table.mean(0)
     assert float(mean.mean()) < 0.8 * float(mean[0])  # the note: .603 against .907 over 20 joints
     assert (mean[1:] < mean[0]).all()
+
+
+def test_with_several_tokens_per_call_a_tau_can_be_further_and_their_average_was_not() -> None:
+    """Exact joints of 4 tokens, calls {0}, {1, 2}, {3}: the policy is then no joint itself. An observation for the average."""
+    weights = [2 * torch.randn(16, generator=seeded(s), dtype=torch.float64) for s in range(60)]
+    toys = [ToyDenoiser(w, num_tokens=2, length=4) for w in weights]
+    table = torch.tensor([kl_by_tau(toy, [1, 2, 2, 3]) for toy in toys])
+    worse = table[:, 1:] > table[:, :1] + 1e-9
+    assert 0 < int(worse.sum()) < 0.1 * worse.numel()
+    assert float((table[:, 1:] - table[:, :1]).max()) > 0.01
+    assert (table.mean(1) <= table[:, 0] + 1e-9).all()
 
 
 def test_weights_are_1_where_the_surrogate_is_exact_and_average_to_1() -> None:
@@ -209,5 +221,5 @@ def test_bad_caps_are_refused(kwargs: dict) -> None:
 
 def test_orders_of_the_toy_cover_every_token_once() -> None:
     for order in itertools.islice(itertools.permutations(range(3)), 3):
-        values: Tensor = torch.tensor(kl_by_tau(ToyDenoiser.random(seeded(1), num_tokens=2, length=3), order))
+        values: Tensor = torch.tensor(kl_by_tau(ToyDenoiser.random(seeded(1), num_tokens=2, length=3), [s + 1 for s in order]))
         assert (values >= -1e-12).all() and values[0] >= values.min()

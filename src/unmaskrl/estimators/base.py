@@ -26,6 +26,7 @@ class Update(NamedTuple):
 
 
 ONLY = Update()
+DRAW, READING = "the token drawn", "the token drawn in reading order"
 
 
 class Estimator(NamedTuple):
@@ -34,13 +35,17 @@ class Estimator(NamedTuple):
     ``make_views(rollout, mask_id, generator, update=ONLY)`` masks, never edits, and scores only masked action tokens;
     ``reduce`` turns view log-probs (B, M, L) into token log-probs (B, L). ``num_views(gen_length, nfe, has_exit)``: canvases
     per row at most, which is the estimator's cost in denoiser calls per likelihood. ``num_shared``: how many of them are the
-    same canvas for all rows of a group that has no anchors; each is run once per group.
+    same canvas for all rows of a group that has no anchors; each is run once per group. ``probability_of``: what a token's
+    score is the log-probability of, which importance weights (``loss.is_cap``) divide by that of the draw: ``DRAW``, the token
+    given a canvas that it and later draws do not enter, whatever the decoding order; ``READING``, the same if tokens were
+    drawn one by one from left to right; None, nothing that was drawn (a weighted sum, a bound, or later tokens are visible).
     """
 
     make_views: Callable[..., Views]
     reduce: Callable[[Tensor, Views], Tensor]
     num_views: Callable[[int, int, bool], int]
     num_shared: int = 0
+    probability_of: str | None = None
 
 
 def weighted_sum(view_logps: Float[Tensor, "B M L"], views: Views) -> Float[Tensor, "B L"]:

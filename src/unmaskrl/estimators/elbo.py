@@ -12,10 +12,12 @@ rollouts how to answer without anchors (sparse.md). The exit tokens add their ow
 
     sum_{i in E} log p(y_i | q, canvas with E masked)
 
-so that the estimate is of the process that was run (stp.md 3.5). ``num_mc`` draws are averaged; ``stratified`` puts
-one count n in each of equal strata; ``antithetic`` draws in pairs from one random order of C: its first n tokens, and its
-last |C| + 1 - n, so that every token is scored. Both leave each mean as it is. ``visible`` is something else: the surrogate
-of STP's published code (see ``_published_views``).
+so that the estimate is of the process that was run (stp.md 3.5). ``num_mc`` draws are averaged. ``stratified`` draws one
+count n in each of equal strata, with a uniform of its own: the variance is never above that of independent counts. (With
+one uniform for all strata it can be: where log p has a period in n.) ``antithetic`` draws in pairs from one random order of
+C: its first n tokens, and its last |C| + 1 - n, so that every token is scored; strata are then strata of pairs, n up to
+(|C| + 1) / 2. Both leave each mean as it is. ``visible`` is
+something else: the surrogate of STP's published code (see ``_published_views``).
 """
 
 from __future__ import annotations
@@ -61,8 +63,9 @@ def elbo(
     strata = num_mc // 2 if antithetic else num_mc
 
     def shares(rollout: Rollout, seed: int, k: int) -> Tensor:
-        share = row_uniform(rollout, seed, _COUNT, 0 if stratified else k)
-        return (share + k) / strata if stratified else share
+        share = row_uniform(rollout, seed, _COUNT, k)
+        share = (share + k) / strata if stratified else share
+        return share / 2 if antithetic else share  # counts n and |C| + 1 - n are one pair: half of the range is all of it
 
     def make_views(rollout: Rollout, mask_id: int, generator: torch.Generator, update: Update = ONLY) -> Views:
         seed = draw_seed(generator)

@@ -5,9 +5,9 @@ k ~ U{0..f} of the f free tokens are masked in one canvas, the other f - k in a 
     L = 1/2 [ (f + 1) / k * sum_{i in M} log p(y_i | M masked) + (f + 1) / (f - k) * sum_{i not in M} log p(y_i | rest masked) ]
 
 (a term with an empty mask is 0). Unbiased for the any-order ELBO; exit tokens get their own exact view, as in ``elbo``.
-``num_mc`` pairs, as in ESPO; their counts are stratified within a row. (ESPO's code stratifies over different rows, which does
-not lower the variance of any one of them, and takes all L positions of the buffer for the f free ones: peers.md 1c.) 2 * num_mc
-views. Nats.
+``num_mc`` pairs, as in ESPO; their counts are stratified within a row: one uniform per stratum of pairs {k, f - k}. (ESPO's
+code stratifies over different rows, which does not lower the variance of any one of them, and takes all L positions of the
+buffer for the f free ones: peers.md 1c.) 2 * num_mc views. Nats.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def espo(*, num_mc: int = 1, hide_anchors: bool = False) -> Estimator:
         candidates = any_order_candidates(rollout, hide_anchors)
         size, draws = candidates.sum(-1), []
         for k in range(num_mc):
-            share = (row_uniform(rollout, seed, _COUNT) + k) / num_mc
+            share = (row_uniform(rollout, seed, _COUNT, k) + k) / num_mc / 2  # k and f - k are one pair: half of the range
             count = (share * (size + 1)).floor().long().clamp(max=size)
             subset = smallest(position_uniform(rollout, seed, _SUBSET, k), candidates, count)
             for part, number in ((subset, count), (candidates & ~subset, size - count)):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 
 from ..types import Rollout, Views
-from .base import ONLY, Estimator, Update, largest, mask_view, maskable, stack_views, weighted_sum
+from .base import ONLY, READING, Estimator, Update, largest, mask_view, maskable, stack_views, weighted_sum
 
 
 def left_to_right(*, hide_anchors: bool = False) -> Estimator:
@@ -27,4 +27,6 @@ def left_to_right(*, hide_anchors: bool = False) -> Estimator:
             weights.append(actions & (place == k))
         return stack_views(ids, weights)
 
-    return Estimator(make_views, weighted_sum, lambda gen_length, nfe, has_exit: gen_length, num_shared=1)
+    return Estimator(
+        make_views, weighted_sum, lambda gen_length, nfe, has_exit: gen_length, num_shared=1, probability_of=READING
+    )

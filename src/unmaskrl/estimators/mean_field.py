@@ -13,7 +13,7 @@ import torch
 
 from ..rng import draw_seed
 from ..types import Rollout, Views
-from .base import ONLY, Estimator, Update, mask_view, maskable, position_uniform, stack_views, weighted_sum
+from .base import DRAW, ONLY, Estimator, Update, mask_view, maskable, position_uniform, stack_views, weighted_sum
 
 
 def mean_field(*, p_mask_prompt: float = 0.15, share_prompt_mask: bool = False, hide_anchors: bool = False) -> Estimator:
@@ -27,7 +27,8 @@ def mean_field(*, p_mask_prompt: float = 0.15, share_prompt_mask: bool = False, 
         return stack_views([ids], [rollout.action_mask])
 
     shared = int(share_prompt_mask or p_mask_prompt == 0)
-    return Estimator(make_views, weighted_sum, lambda gen_length, nfe, has_exit: 1, num_shared=shared)
+    drawn = DRAW if p_mask_prompt == 0 else None  # rollouts saw the whole prompt
+    return Estimator(make_views, weighted_sum, lambda gen_length, nfe, has_exit: 1, num_shared=shared, probability_of=drawn)
 
 
 def check_p_mask(p: float, name: str = "p_mask_prompt") -> None:

@@ -90,8 +90,8 @@ def sandwich(
 
 
 def _random_subset(rollout: Rollout, candidates: Tensor, seed: int, k: int, num_mc: int) -> Bool[Tensor, "B L"]:
-    """n ~ U{1..|C|}, stratified over the draws of a row, and a uniform n-subset."""
-    share = (row_uniform(rollout, seed, _COUNT) + k) / num_mc
+    """n ~ U{1..|C|}, stratified over the draws of a row (one uniform per stratum), and a uniform n-subset."""
+    share = (row_uniform(rollout, seed, _COUNT, k) + k) / num_mc
     return smallest(position_uniform(rollout, seed, _SUBSET, k), candidates, uniform_count(share, candidates.sum(-1)))
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..rng import draw_seed
 from ..types import Rollout, Views
-from .base import ONLY, Estimator, Update, largest, position_uniform, stack_views, weighted_sum
+from .base import DRAW, ONLY, Estimator, Update, largest, position_uniform, stack_views, weighted_sum
 from .mean_field import check_p_mask
 
 
@@ -59,7 +59,15 @@ def trajectory(
         views = latent_views(rollout, mask_id, [starts(segment, rollout.nfe) for segment in segments])
         return replace(views, ids=torch.where(dropped[:, None], mask_id, views.ids))
 
-    return Estimator(make_views, weighted_sum, lambda gen_length, nfe, has_exit: count(nfe), num_shared=int(p_mask_prompt == 0))
+    whole = p_mask_prompt == 0
+    drawn = DRAW if whole else None  # rollouts saw the whole prompt
+    return Estimator(
+        make_views,
+        weighted_sum,
+        lambda gen_length, nfe, has_exit: count(nfe),
+        num_shared=int(whole),
+        probability_of=drawn,
+    )
 
 
 def latent_views(rollout: Rollout, mask_id: int, starts: Sequence[Int[Tensor, " B"]]) -> Views:

@@ -15,7 +15,7 @@ import torch
 
 from ..rng import counter_uniform, draw_seed
 from ..types import Rollout, Views
-from .base import ONLY, Estimator, Update, largest, weighted_sum
+from .base import DRAW, ONLY, Estimator, Update, largest, weighted_sum
 from .trajectory import latent_views
 
 
@@ -30,7 +30,9 @@ def two_mean_field(*, num_times: int = 1, hide_anchors: bool = False) -> Estimat
         times = _distinct_times(rollout, draw_seed(generator), num_times)
         return latent_views(rollout, mask_id, [torch.zeros_like(rollout.nfe), *times.unbind(1)])
 
-    return Estimator(make_views, weighted_sum, lambda gen_length, nfe, has_exit: num_times + 1, num_shared=1)
+    return Estimator(
+        make_views, weighted_sum, lambda gen_length, nfe, has_exit: num_times + 1, num_shared=1, probability_of=DRAW
+    )
 
 
 def _distinct_times(rollout: Rollout, seed: int, num_times: int) -> torch.Tensor:
