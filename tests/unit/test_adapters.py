@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from tests.conftest import tiny_llada
+from tests.conftest import same_maths, tiny_llada
 from unmaskrl.adapters import (
     WithoutAdapters,
     add_lora,
@@ -77,7 +77,7 @@ def test_merged_weights_are_the_same_function_and_the_reference_is_the_base(tmp_
     tensors = merged_tensors(denoiser.model)
     assert set(tensors) == names
     save_model(denoiser.model, tmp_path, tensors=tensors)
-    torch.testing.assert_close(load_denoiser(tmp_path, dtype=torch.float64).logits(IDS), after, atol=1e-12, rtol=0)
+    assert same_maths(load_denoiser(tmp_path, dtype=torch.float64).logits(IDS), after)
 
 
 def test_adapter_folder_is_readable_by_peft(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_adapter_folder_is_readable_by_peft(tmp_path: Path) -> None:
     loaded = set_peft_model_state_dict(fresh.model, tensors)
     assert not loaded.unexpected_keys
     with torch.no_grad():
-        torch.testing.assert_close(fresh.logits(IDS), denoiser.logits(IDS), atol=1e-5, rtol=0)
+        assert same_maths(fresh.logits(IDS), denoiser.logits(IDS))
 
 
 def test_average_of_adapters_follows_them_and_is_put_in_and_out() -> None:
@@ -146,7 +146,8 @@ def test_four_bit_base_trains_adapters_and_merges_what_it_computes(tmp_path: Pat
         plain = WithoutAdapters.of(denoiser, inner=denoiser).logits(ids)
     assert 1e-4 < (plain - base.logits(ids)).std() / base.logits(ids).std() < 0.5
     save_model(denoiser.model, tmp_path, tensors=merged_tensors(denoiser.model))
-    torch.testing.assert_close(load_denoiser(tmp_path).logits(ids), logits, atol=1e-2, rtol=0)
+    error = load_denoiser(tmp_path).logits(ids) - logits
+    assert error.norm() < 1e-3 * logits.norm()  # the 4-bit product rounds more coarsely than float32
 
 
 @pytest.mark.parametrize(

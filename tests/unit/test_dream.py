@@ -10,12 +10,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.conftest import seeded
+from tests.conftest import same_maths, seeded
 from unmaskrl.denoiser import load_denoiser, save_model
 from unmaskrl.models import Dream, DreamConfig, common
 
 DATA = Path(__file__).parents[1] / "data" / "dream-tiny"
-TOLERANCE = 2e-5
 
 SMALL = DreamConfig(
     hidden_size=32,
@@ -54,9 +53,9 @@ def test_logits_are_the_references_one_row_on() -> None:
     with torch.no_grad():
         logits = denoiser.logits(expected["input_ids"])
     ours, columns = logits[..., expected["columns"]], expected["logits"]
-    assert (ours[:, 1:] - columns[:, :-1]).abs().max() < TOLERANCE
-    assert (logits.logsumexp(-1)[:, 1:] - expected["logits_logsumexp"][:, :-1]).abs().max() < TOLERANCE
-    assert (ours[:, 0] - columns[:, 0]).abs().max() < TOLERANCE  # the first row stands twice, as in the reference
+    assert same_maths(ours[:, 1:], columns[:, :-1])
+    assert same_maths(logits.logsumexp(-1)[:, 1:], expected["logits_logsumexp"][:, :-1])
+    assert same_maths(ours[:, 0], columns[:, 0])  # the first row stands twice, as in the reference
 
 
 def test_masked_logits_are_the_references_one_row_on() -> None:
@@ -67,9 +66,9 @@ def test_masked_logits_are_the_references_one_row_on() -> None:
         logits = denoiser.logits(expected["input_ids"], mask)
     both = mask[:, 1:] & mask[:, :-1]  # rows whose raw row is no pad
     ours = logits[..., expected["columns"]]
-    assert (ours[:, 1:] - expected["logits_masked"][:, :-1]).abs()[both].max() < TOLERANCE
-    assert (logits.logsumexp(-1)[:, 1:] - expected["logits_masked_logsumexp"][:, :-1]).abs()[both].max() < TOLERANCE
-    assert (ours[0, 5] - expected["logits_masked"][0, 5]).abs().max() < TOLERANCE
+    assert same_maths(ours[:, 1:][both], expected["logits_masked"][:, :-1][both])
+    assert same_maths(logits.logsumexp(-1)[:, 1:][both], expected["logits_masked_logsumexp"][:, :-1][both])
+    assert same_maths(ours[0, 5], expected["logits_masked"][0, 5])
     assert logits.isfinite().all()
 
 
@@ -121,7 +120,7 @@ def test_equals_the_written_out_formula_in_fp64() -> None:
     model, ids = small_model(), random_ids(2, 9)
     with torch.no_grad():
         logits, raw = model(ids), by_formula(model, ids[1])
-    assert (logits[1] - raw[[0, *range(8)]]).abs().max() < 1e-12
+    assert same_maths(logits[1], raw[[0, *range(8)]])
     assert (logits[1] - raw).abs().max() > 0.1
 
 
@@ -131,14 +130,14 @@ def test_left_pads_change_nothing_in_fp64() -> None:
     with torch.no_grad():
         alone = model(ids)
         padded = model(torch.cat([pads, ids], 1), left_mask([5, 5, 5], 17))
-    assert (padded[:, 5:] - alone).abs().max() < 1e-10  # the first real row too
+    assert same_maths(padded[:, 5:], alone)  # the first real row too
     assert padded.isfinite().all()
 
 
 def test_an_all_true_mask_is_no_mask() -> None:
     model, ids = small_model(), random_ids(3, 12)
     with torch.no_grad():
-        assert (model(ids, torch.ones_like(ids, dtype=torch.bool)) - model(ids)).abs().max() < 1e-12
+        assert same_maths(model(ids, torch.ones_like(ids, dtype=torch.bool)), model(ids))
 
 
 def test_a_row_of_pads_only_is_finite() -> None:
@@ -156,8 +155,8 @@ def test_rows_do_not_depend_on_the_batch(monkeypatch: pytest.MonkeyPatch) -> Non
         rows = torch.cat([model(ids[i : i + 1], mask[i : i + 1]) for i in range(7)])
         monkeypatch.setattr(common, "CPU_CHUNK", 20)
         chunked = model(ids, mask)
-    assert (together - rows).abs().max() < 1e-12
-    assert (together - chunked).abs().max() < 1e-12
+    assert same_maths(rows, together)
+    assert same_maths(chunked, together)
 
 
 def test_no_token_is_seen_by_a_causal_mask() -> None:
@@ -201,7 +200,7 @@ def test_a_tied_model_has_no_second_head(tmp_path: Path) -> None:
     assert "lm_head.weight" not in model.state_dict()
     hidden = torch.randn(3, SMALL.hidden_size, generator=seeded(5), dtype=torch.float64)
     expected = hidden @ model.state_dict()["model.embed_tokens.weight"].T
-    assert torch.allclose(model.head(hidden), expected, rtol=0, atol=1e-12)
+    assert same_maths(model.head(hidden), expected)
     save_model(model, tmp_path)
     assert torch.equal(load_denoiser(tmp_path, dtype=torch.float64).head(hidden), model.head(hidden))
 

@@ -70,15 +70,18 @@ def test_masked_log_softmax_is_fp32_at_least() -> None:
 
 
 def test_inverse_cdf_takes_the_cell_of_the_uniform_and_skips_impossible_tokens() -> None:
-    logps = torch.tensor([0.0, 0.25, 0.0, 0.5, 0.25, 0.0], dtype=torch.float64).log()
+    never = float("-inf")  # four tokens of mass exp(0) = 1: the bounds of the cells are exact on every processor
+    logps = torch.tensor([never, 0.0, never, 0.0, 0.0, 0.0, never], dtype=torch.float64)
     for uniform, token in [
         (2.0**-53, 1),
         (0.2499, 1),
         (0.25, 3),
-        (0.7499, 3),
-        (0.75, 4),
-        (1 - 2.0**-53, 4),
-        (1.0, 4),
+        (0.4999, 3),
+        (0.5, 4),
+        (0.7499, 4),
+        (0.75, 5),
+        (1 - 2.0**-53, 5),
+        (1.0, 5),
     ]:
         assert inverse_cdf(logps[None], torch.tensor([uniform], dtype=torch.float64)).tolist() == [token]
 
