@@ -1,7 +1,7 @@
 """Kill runs with SIGKILL at random times and at chosen moments, resume them, and compare with a run that was left alone.
 
 By hand: ``python tests/kill_many.py --kills 60 --seed 1``; the suite runs a few. Every run is a process of its own, forked
-after the imports, so that most kills hit a run and not its start. Exit code 1 and a line per difference if one is not bit-equal.
+after the imports, so that most kills hit a run and not its start. Exit code 1, and a line per difference, if not bit-equal.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def chain(out: Path, kills: int, draw: random.Random, seconds: float, hits: Coun
     """Kill one run several times; whether its last part ended well."""
     for _ in range(kills):
         moment = draw.choice(MOMENTS) if draw.random() < 0.6 else None
-        delay = draw.uniform(0, seconds) if moment is None else draw.choice((0.0, 0.0, draw.uniform(0, 0.05 * seconds)))
+        delay = draw.uniform(0.1, 0.7) * seconds if moment is None else draw.choice((0.0, 0.0, draw.uniform(0, 0.05 * seconds)))
         found = kill(out, moment, delay, limit=20 * seconds + 60)
         hits[found] += 1
         sys.stderr.write(f"{out.name}: {moment or 'any time'}: {found}\n")

@@ -90,7 +90,7 @@ class Run:
     notes: list[str] = field(default_factory=list)
     lock: Lock | None = None  # the main process's, of the folder
     changed: list[str] = field(default_factory=list)  # settings that are not those of the stored run
-    saved: int = -1  # updates at the last checkpoint that was written or read
+    saved: int = -1  # updates at the last checkpoint that was read or (tried to be) written
 
     def check_place(self) -> None:
         """ValueError if the folder is not this process's any more: deleted, moved, or taken over."""

@@ -38,6 +38,9 @@ class Standing:
 def save_run(run: Run) -> None:
     """Checkpoint everything that the rest of the run depends on. All ranks call; the main one writes."""
     run.check_place()
+    run.saved = (
+        run.updates
+    )  # on every rank alike, also if the disk is full: all of them decide by it whether to save at the end
     groups = {
         "model": trainable(run.denoiser.model),
         "ema": run.average,
@@ -46,7 +49,6 @@ def save_run(run: Run) -> None:
     main = run.accelerator.is_main_process
     tensors = {group: {n: v.cpu() for n, t in named.items() for v in [whole(t)] if main} for group, named in groups.items()}
     if not main:
-        run.saved = run.updates
         return
     state: dict[str, Any] = {
         "step": run.step,
@@ -73,7 +75,6 @@ def save_run(run: Run) -> None:
             "exact": run.batch.rollout.exact,
         }
     save_checkpoint(run.out / "checkpoints", run.updates, tensors, state, keep=run.recipe.train.keep_checkpoints)
-    run.saved = run.updates
 
 
 def load_run(run: Run) -> list[str]:
