@@ -30,7 +30,7 @@ from .priors import anchored_canvas, choose_anchors, random_scores
 from .recipe_files import PARTS, RECIPES, headline, is_diffpo, is_method, part_names, recipe_names
 from .rng import named_generator, named_seed
 from .shell import DTYPES, default_device, set_threads
-from .tasks import Task
+from .tasks import CallContext, Task, grade
 from .thresholds import ThresholdHead, load_threshold
 from .tokenizer import decode_texts, encode_prompt, encode_reference
 from .trajectory_view import print_trajectory, sample_row
@@ -73,8 +73,11 @@ def sample_command(args: argparse.Namespace) -> int:
     options = decode_options(settings, canvas, head)
     generator = named_generator(args.seed, "sample")
     rollout = decode(denoiser, canvas, temperature=args.temperature, generator=generator, **options)
-    text = decode_texts(tokenizer, rollout.completions())[0]
-    correct = bool(task and example and task.correct(example, text))
+    ids = rollout.completions()
+    text = decode_texts(tokenizer, ids)[0]
+    correct = False
+    if task is not None and example is not None:
+        correct = grade(task, [example], [text], CallContext(completion_ids=ids)).correct[0]
     row = sample_row(
         rollout,
         0,

@@ -21,6 +21,7 @@ from .denoiser import ModelDenoiser
 from .evaluate import EvalItem, EvalResult, evaluated_rows, is_random
 from .item_log import ItemLog, described_model, described_problems, versions
 from .lock import holding
+from .reward_trial import try_rewards
 from .shell import check_output
 from .tasks import Example, Task
 from .thresholds import ThresholdHead
@@ -62,6 +63,7 @@ def eval_command(args: argparse.Namespace) -> int:
     parts = Parts(denoiser, tokenizer, task, task.examples(args.split)[: args.size], head)
     if not parts.examples:
         raise ValueError(f"task {task.name} has no problems in its {args.split} split; choose another --split")
+    try_rewards(task, tokenizer, parts.examples[0])
     ways = parse_ways(args, settings)
     check_repeats(ways, len(seeds), args.samples)
     about = described_evaluation(args, parts, seeds)

@@ -18,7 +18,7 @@ from .denoiser import ModelDenoiser
 from .priors import blank_canvas
 from .prompts import check_room
 from .rng import named_generator
-from .tasks import Example, Task
+from .tasks import CallContext, Example, Task, grade
 from .thresholds import ThresholdHead, best_gamma
 from .tokenizer import decode_texts, encode_prompt
 from .types import Canvas, Rollout
@@ -37,7 +37,7 @@ class EvalItem:
     prompt: str = ""
     seed: int = 0
     sample: int = 0
-    parts: dict[str, float] = field(default_factory=dict)
+    parts: dict[str, float | None] = field(default_factory=dict)
     seconds: float = 0.0
 
 
@@ -176,15 +176,17 @@ def evaluated_rows(
             head=head,
             gammas=None if gammas is None else torch.tensor([gammas[row // samples] for row in batch], dtype=torch.float64),
         )
-        texts = decode_texts(tokenizer, rollout.completions())
+        ids = rollout.completions()
+        texts = decode_texts(tokenizer, ids)
         lengths, calls = rollout.action_mask.sum(-1).tolist(), rollout.nfe.tolist()
         share = (time.perf_counter() - start) / len(batch)
         items = {}
-        for row, text, nfe, length in zip(batch, texts, calls, lengths, strict=True):
+        grades = grade(task, [examples[row // samples] for row in batch], texts, CallContext(completion_ids=ids))
+        for i, (row, text, nfe, length) in enumerate(zip(batch, texts, calls, lengths, strict=True)):
             example = examples[row // samples]
             items[row] = EvalItem(
                 id=example.id,
-                correct=task.correct(example, text),
+                correct=grades.correct[i],
                 text=text,
                 nfe=nfe,
                 num_tokens=length,
@@ -192,7 +194,7 @@ def evaluated_rows(
                 prompt="\n".join(message["content"] for message in task.prompt(example)),
                 seed=seed,
                 sample=row % samples,
-                parts={name: float(part(example, text)) for name, part in task.rewards.items()},
+                parts={name: scores[i] for name, scores in grades.parts.items()},
                 seconds=share,
             )
         yield rollout, items

@@ -20,7 +20,7 @@ from .item_log import ItemLog, described_model, described_problems
 from .lock import holding
 from .rng import named_generator
 from .shell import check_output
-from .tasks import Example, Task
+from .tasks import CallContext, Example, Task, grade
 from .thresholds import ThresholdHead
 from .tokenizer import decode_texts, encode_prompt, protected_tokens
 
@@ -98,7 +98,8 @@ def graded(
     for n, example in enumerate(examples):
         own = [by_row[n * samples + s] for s in range(samples)]
         texts = decode_texts(tokenizer, [answer["ids"] for answer in own])
-        right = [task.correct(example, text) for text in texts]
+        context = CallContext(completion_ids=[answer["ids"] for answer in own])
+        right = grade(task, [example] * samples, texts, context).correct
         s = right.index(True) if any(right) else 0
         ids, text = own[s]["ids"], texts[s]
         rows.append(

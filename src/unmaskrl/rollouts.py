@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from .priors import anchored_canvas, choose_anchors, predictability, random_scor
 from .prompts import fitting
 from .rng import named_generator, named_seed
 from .shell import DTYPES
-from .tasks import Example, Task, TrlReward, call_trl_rewards
+from .tasks import CallContext, Example, Task, TrainerState, TrlReward, grade
 from .tokenizer import decode_texts, encode_reference
 from .types import Rollout
 
@@ -31,15 +31,22 @@ SOLVED_RATE = 0.5  # weight of a prompt's newest visit in its running success: v
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rewarded:
-    """Rollouts of one step with their texts, rewards (B,), parts and correctness, on this rank."""
+    """Rollouts of one step with their texts, rewards (B,), parts and correctness, on this rank.
+
+    ``parts``: per reward function a float per row, or None where it abstains. ``unscored``: share of rows without any.
+    ``logged`` and ``extra``: what reward functions gave to log_metric (means) and log_extra (per row).
+    """
 
     rollout: Rollout
     examples: list[Example]
     texts: list[str]
     rewards: Tensor
-    parts: dict[str, list[float]]
+    parts: dict[str, list[float | None]]
     correct: Tensor
     anchored: Tensor
+    unscored: float = 0.0
+    logged: dict[str, float] = field(default_factory=dict)
+    extra: dict[str, list[Any]] = field(default_factory=dict)
 
 
 class Problems:
@@ -270,32 +277,28 @@ def rollout_step(
     if gamma_of is not None:
         options["gamma"] = gamma_of(canvas.prompt_mask, canvas.row_ids)
     rollout = decode(policy, canvas, generator=named_generator(t.seed, "rollout", step), **options)
-    texts = decode_texts(problems.tokenizer, rollout.completions())
-    parts = reward_parts(problems.task, examples, texts, functions)
+    ids = rollout.completions()
+    texts = decode_texts(problems.tokenizer, ids)
+    context = CallContext(
+        completion_ids=ids,
+        trainer_state=TrainerState(
+            global_step=step, max_steps=t.steps, epoch=step * t.prompts_per_step / len(problems.examples)
+        ),
+        run_name=recipe.name,
+    )
+    grades = grade(problems.task, examples, texts, context, functions)
     return Rewarded(
         rollout=rollout,
         examples=examples,
         texts=texts,
-        rewards=torch.tensor([sum(values) for values in zip(*parts.values(), strict=True)]),
-        parts=parts,
-        correct=torch.tensor([problems.task.correct(e, text) for e, text in zip(examples, texts, strict=True)]),
+        rewards=torch.tensor(grades.totals()),
+        parts=grades.parts,
+        correct=torch.tensor(grades.correct),
         anchored=torch.tensor([bool(a) for a in given]),
+        unscored=grades.unscored(),
+        logged={name: sum(values) / len(values) for name, values in context.metrics.items()},
+        extra=context.extra,
     )
-
-
-def reward_parts(
-    task: Task, examples: Sequence[Example], texts: Sequence[str], functions: dict[str, TrlReward]
-) -> dict[str, list[float]]:
-    """The task's own parts and those of user functions (TRL's contract: prompts, completions, columns)."""
-    parts = {
-        name: [float(part(e, text)) for e, text in zip(examples, texts, strict=True)] for name, part in task.rewards.items()
-    }
-    if functions:
-        columns = {key: [e.fields.get(key) for e in examples] for key in examples[0].fields}
-        prompts = [task.prompt(e) for e in examples]
-        for name, function in functions.items():
-            parts[name] = call_trl_rewards([function], prompts, list(texts), columns)
-    return parts
 
 
 def cast_for_rollout(recipe: Recipe, denoiser: ModelDenoiser) -> ModelDenoiser:

@@ -25,6 +25,7 @@ from .loading import open_model
 from .lock import Lock
 from .losses import PolicyLoss
 from .probe import check_probe, masked_accuracy
+from .reward_trial import try_rewards
 from .rng import named_generator
 from .rollouts import Anchors, Problems, make_task
 from .run_config import CONFIG, check_changes, describe_changes, read_config, write_config
@@ -32,7 +33,7 @@ from .run_folder import check_folder, claim_folder, folder_of, hold_folder
 from .sampler import Choices, Sampler
 from .shard import Gathered, Lockstep, clip_gradients, finish_lockstep, is_split, shard_blocks
 from .shell import set_threads
-from .tasks import Task, TrlReward, load_function
+from .tasks import Task, TrainerState, TrlReward, load_function
 from .tokenizer import encode_reference
 from .types import Rollout
 from .weights import frozen_copy, start_average, trainable
@@ -216,7 +217,10 @@ def _build_run(recipe: Recipe, accelerator: Accelerator, out: Path, *, resume: b
     denoiser, tokenizer, folder = open_model(recipe.model, accelerator.device, recipe.train.seed)
     task = make_task(recipe)
     problems = Problems(recipe, task, tokenizer, denoiser.max_length)
-    notes = [*problems.notes, *([] if resume else probe_model(recipe, denoiser, problems))]
+    functions = {name: load_function(name, "train.reward_functions") for name in recipe.train.reward_functions}
+    state = TrainerState(global_step=0, max_steps=recipe.train.steps)
+    tried = try_rewards(task, tokenizer, problems.examples[0], functions, state=state, run_name=recipe.name)
+    notes = [*problems.notes, *tried, *([] if resume else probe_model(recipe, denoiser, problems))]
     loss = make_loss(recipe)
     gathered = Gathered(denoiser.model, frozen_copy(denoiser)) if shard != "none" and recipe.train.gather_rollout else None
     frozen = gathered.plain if gathered else Lockstep.of(denoiser) if shard != "none" else denoiser
@@ -244,7 +248,7 @@ def _build_run(recipe: Recipe, accelerator: Accelerator, out: Path, *, resume: b
         estimator=make_estimator(recipe),
         advantage=COMPONENTS["advantage"][recipe.advantage["name"]],
         loss=loss,
-        functions={name: load_function(name, "train.reward_functions") for name in recipe.train.reward_functions},
+        functions=functions,
         optimizer=optimizer,
         sampler=Sampler.start(recipe, denoiser, folder),
         notes=notes,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import warnings
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ from .types import Rollout
 from .variance import step_metrics
 
 _VARIANCE_ROWS = 4
+LOGGED = "reward_log/"  # what reward functions gave to log_metric
 
 
 def rollout_metrics(run: Run, done: Rewarded) -> dict[str, float | None]:
@@ -35,7 +37,8 @@ def rollout_metrics(run: Run, done: Rewarded) -> dict[str, float | None]:
     metrics: dict[str, float | None] = {
         "reward/mean": float(rewards.mean()),
         "reward/std": float(rewards.std()),
-        **{f"reward/{name}": sum(values) / len(values) for name, values in done.parts.items()},
+        **{f"reward/{name}": _mean_of(values) for name, values in done.parts.items()},
+        "reward/unscored": done.unscored,
         "accuracy/rollout": float(done.correct.float().mean()),
         "accuracy/anchored": _mean(done.correct[done.anchored]),
         "accuracy/blank": _mean(done.correct[~done.anchored]),
@@ -55,6 +58,7 @@ def rollout_metrics(run: Run, done: Rewarded) -> dict[str, float | None]:
     if run.step % run.recipe.eval.every == 0 and run.accelerator.is_main_process:
         rows = [_train_sample(run, done, i) for i in range(0, len(done.texts), run.recipe.train.group_size)][:2]
         append_jsonl(run.out / "samples.jsonl", rows)
+    metrics |= {f"{LOGGED}{name}": value for name, value in done.logged.items()}
     return metrics | likelihood_variance(run, rollout)
 
 
@@ -91,7 +95,9 @@ def log_step(run: Run, batch: Batch) -> dict[str, Any]:
             merged[key] = sum(values)
         else:
             merged[key] = sum(values) / len(values)
-    merged = run.mean_over_ranks(merged)
+    # ranks may log different names, so the main process's are taken
+    logged = {key: merged.pop(key) for key in list(merged) if key.startswith(LOGGED)}
+    merged = run.mean_over_ranks(merged) | logged
     run.calls += int(merged["calls/rollout"] + merged["calls/score"])
     row = {"step": run.step, "updates": run.updates, "seconds": run.elapsed}
     row |= {**merged, "calls/total": run.calls}
@@ -110,6 +116,9 @@ def alarms(row: dict[str, Any]) -> list[str]:
             f"the sampler takes one call per block on {100 * fewest:.0f}% of the rollouts (right: "
             f"{100 * row['accuracy/rollout']:.0f}%); if that is not wanted, lower threshold.alpha or the largest gamma"
         )
+    if row.get("reward/unscored"):
+        share = 100 * row["reward/unscored"]
+        notes.append(f"every reward function returned None for {share:.0f}% of this step's completions: they count as 0")
     if (row.get("ratio/max_dev") or 0.0) > 1e3:
         notes.append(
             f"a ratio is off by {row['ratio/max_dev']:.0e}: this step's gradient is that of a few tokens; lower train.lr, or "
@@ -205,7 +214,8 @@ def _track(run: Run, row: dict[str, Any]) -> None:
 
 
 def _train_sample(run: Run, done: Rewarded, index: int) -> dict[str, Any]:
-    return sample_row(
+    extra = {column: _plain(values[index]) for column, values in done.extra.items() if len(values) == len(done.texts)}
+    row = sample_row(
         done.rollout,
         index,
         run.tokenizer,
@@ -217,10 +227,24 @@ def _train_sample(run: Run, done: Rewarded, index: int) -> dict[str, Any]:
         reward=float(done.rewards[index]),
         correct=bool(done.correct[index]),
     )
+    return row | {"extra": extra} if extra else row
+
+
+def _plain(value: object) -> str | float | bool | None:
+    """A value that JSON can hold."""
+    if value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    return str(value)
 
 
 def _prompt_text(run: Run, rollout: Rollout, index: int) -> str:
     return decode_texts(run.tokenizer, [rollout.ids[index][rollout.prompt_mask[index]].tolist()])[0]
+
+
+def _mean_of(scores: Sequence[float | None]) -> float | None:
+    """Mean over the rows to which a reward function gave a score."""
+    given = [score for score in scores if score is not None]
+    return sum(given) / len(given) if given else None
 
 
 def _mean(values: torch.Tensor) -> float | None:

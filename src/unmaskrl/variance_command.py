@@ -21,7 +21,7 @@ from .evaluate import decode_options
 from .priors import anchored_canvas
 from .rng import named_generator
 from .rollouts import Anchors, Problems
-from .tasks import Task
+from .tasks import CallContext, Task, grade
 from .thresholds import ThresholdHead
 from .tokenizer import decode_texts
 from .types import Rollout
@@ -128,6 +128,7 @@ def _anchored_rollout(
     if not len(used):
         raise ValueError(f"--keep {args.keep}: every completion is all anchors, so nothing is estimated; lower it")
     rollout = rollout.rows(used)
-    texts = decode_texts(tokenizer, rollout.completions())
-    correct = [task.correct(examples[int(g)], text) for g, text in zip(rollout.group_ids, texts, strict=True)]
+    ids = rollout.completions()
+    rows = [examples[int(group)] for group in rollout.group_ids]
+    correct = grade(task, rows, decode_texts(tokenizer, ids), CallContext(completion_ids=ids)).correct
     return rollout, correct, len(canvas.ids) - len(used)

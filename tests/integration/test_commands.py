@@ -16,7 +16,7 @@ TINY = (
 REWARDS = """
 def length(prompts, completions, **columns):
     assert len(prompts) == len(completions) == len(columns["puzzle"])
-    return [len(text) / 1000 for text in completions]
+    return [len(completion[0]["content"]) / 1000 for completion in completions]
 
 def broken(prompts, completions, **columns):
     return [1.0]

@@ -16,6 +16,7 @@ from unmaskrl.cost import step_cost
 from unmaskrl.memory import Setup, memory_plan, model_shape
 from unmaskrl.models import Dream, LLaDA
 from unmaskrl.recipe_files import composed_names
+from unmaskrl.tasks import completion_text
 from unmaskrl.tokenizer import EOS, MASK, build_byte_tokenizer
 from unmaskrl.train import train
 
@@ -95,9 +96,9 @@ def fixture_with_tokenizer(name: str, folder: Path) -> Path:
     return folder
 
 
-def distinct(prompts: list, completions: list[str], **columns: list) -> list[float]:
+def distinct(prompts: list, completions: list, **columns: list) -> list[float]:
     """A reward that differs between random completions."""
-    return [float(len(set(text))) for text in completions]
+    return [float(len(set(completion_text(completion)))) for completion in completions]
 
 
 @pytest.mark.parametrize(("family", "name"), [("llada-8b", "llada-tiny"), ("dream-7b", "dream-tiny")])

@@ -13,6 +13,7 @@ from unmaskrl.config import load_recipe
 from unmaskrl.cost import step_cost
 from unmaskrl.recipe_files import is_method, recipe_names
 from unmaskrl.run import Batch, Run
+from unmaskrl.tasks import completion_text
 from unmaskrl.types import Views
 
 train_module = importlib.import_module("unmaskrl.train")
@@ -28,10 +29,11 @@ TINY = (
 ).split()
 
 
-def spread(prompts: list[str], completions: list[str], **columns: list[str]) -> list[float]:
+def spread(prompts: list, completions: list, **columns: list[str]) -> list[float]:
     """A reward that nearly always differs within a group."""
     assert len(prompts) == len(completions) == len(columns["puzzle"])
-    return [sum(i * ord(letter) for i, letter in enumerate(text)) % 97 / 97 for text in completions]
+    texts = [completion_text(completion) for completion in completions]
+    return [sum(i * ord(letter) for i, letter in enumerate(text)) % 97 / 97 for text in texts]
 
 
 @pytest.mark.parametrize(("name", "overrides"), RUNS, ids=lambda v: v if isinstance(v, str) else "stp" if v else "plain")

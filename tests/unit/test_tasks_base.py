@@ -6,9 +6,12 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
+import numpy
 import pytest
+import torch
 
 from tests.offline_tasks import offline_task
 from unmaskrl import tasks
@@ -153,8 +156,16 @@ def returning(value: object) -> Callable[..., object]:
         ([1.0], "'odd' returned 1 values, expected one for each of 2"),
         ([1.0, math.nan], "'odd' returned nan for row 1"),
         ([math.inf, 0.0], "'odd' returned inf for row 0"),
-        ([None, 0.0], "'odd' returned None for row 0"),
         (["1", 0.0], "'odd' returned '1' for row 0"),
+        ([[1.0], 0.0], r"'odd' returned \[1.0\] for row 0"),
+        ({0: 1.0, 1: 2.0}, "'odd' returned dict"),
+        ("ab", "'odd' returned str"),
+        ([10**308 * 10, 0.0], r"'odd' returned 1000.*\(310 characters\) for row 0"),
+        ([0.0, -(10**5000)], "'odd' returned a int that is too long to write for row 1"),
+        ([Fraction(10**400, 3), 0.0], "'odd' returned Fraction.* for row 0"),
+        ([1e39, 0.0], r"'odd' returned 1e\+39 for row 0, expected a finite float of at most 3.4e\+38"),
+        ([0.0, numpy.float64(-1e308)], "'odd' returned .*1e.308.* for row 1"),
+        (torch.tensor([0.0, math.nan]), "'odd' returned nan for row 1"),
     ],
 )
 def test_bad_trl_rewards_are_named(value: object, message: str) -> None:

@@ -22,9 +22,22 @@ def length(prompts: list[Any], completions: list[str], answer: list[str], **_: o
     return [len(text) / len(gold) for text, gold in zip(completions, answer, strict=True)]
 
 
-def calls_counted(prompts: list[Any], completions: list[str], counter: list[list[int]], **_: object) -> list[float]:
-    counter[0].append(len(completions))
-    return [1.0]
+CALLS: list[int] = []
+
+
+def calls_counted(prompts: list[Any], completions: list[str], gold: list[str | None], **_: object) -> list[float]:
+    CALLS.append(len(completions))
+    return [float(text == right) for text, right in zip(completions, gold, strict=True)]
+
+
+def abstains(completions: list[str]) -> list[None]:
+    return [None] * len(completions)
+
+
+def seen_form(prompts: list[Any], completions: list[Any], **_: object) -> list[float]:
+    """0 for texts, 1 for chats."""
+    forms = [(type(prompt), type(completion)) for prompt, completion in zip(prompts, completions, strict=True)]
+    return [{(str, str): 0.0, (list, list): 1.0}[form] for form in forms]
 
 
 def not_one_per_row(prompts: list[Any], completions: list[str], **_: object) -> list[float]:
@@ -68,13 +81,25 @@ def test_reward_functions_decide(tmp_path: Path) -> None:
     assert list(tasks.load("jsonl", data="x.jsonl", reward=both).rewards) == [f"{HERE}:length"]
 
 
-def test_a_completion_is_scored_once_for_reward_and_correctness() -> None:
-    task = tasks.load("jsonl", data="x.jsonl", reward=[f"{HERE}:calls_counted"])
-    example = Example(id="hand", fields={"prompt": "?", "counter": []})
-    part = task.rewards[f"{HERE}:calls_counted"]
-    assert part(example, "a") == 1.0 and task.correct(example, "a") and task.correct(example, "b")
-    # the counter is part of the row, so a changed row is scored again
-    assert example.fields["counter"] == [1, 1, 1]
+def test_a_batch_is_scored_in_one_call_for_rewards_and_correctness() -> None:
+    CALLS.clear()
+    task = tasks.load("jsonl", data="x.jsonl", reward=[f"{HERE}:calls_counted", f"{HERE}:abstains"])
+    rows = [Example(id=str(n), fields={"prompt": "?"} | ({"gold": "b"} if n else {})) for n in range(3)]
+    grades = tasks.grade(task, rows, ["a", "b", "b"])
+    assert CALLS == [3]
+    assert grades.parts == {f"{HERE}:calls_counted": [0.0, 1.0, 1.0], f"{HERE}:abstains": [None] * 3}
+    assert grades.correct == [False, True, True] and grades.totals() == [0.0, 1.0, 1.0]
+    # the task's functions of one row say the same
+    assert task.rewards[f"{HERE}:calls_counted"](rows[1], "b") == 1.0 and task.correct(rows[1], "b")
+
+
+def test_completions_are_chats_where_rows_are_and_texts_where_rows_are() -> None:
+    chat = [{"role": "user", "content": "?"}]
+    rows = [Example(id=name, fields={"prompt": prompt}) for name, prompt in (("text", "?"), ("chat", chat))]
+    name = f"{HERE}:seen_form"
+    for system, forms in ((None, [0.0, 1.0]), ("Be brief.", [1.0, 1.0])):
+        task = tasks.load("jsonl", data="x.jsonl", reward=name, system=system)
+        assert tasks.grade(task, rows, ["a", "a"]).parts == {name: forms}
 
 
 def test_prompts_may_be_texts_or_chats(tmp_path: Path) -> None:
@@ -150,7 +175,7 @@ def test_bad_rows_name_file_and_line(tmp_path: Path, row: dict[str, Any], settin
 
 def test_a_reward_that_breaks_the_contract_is_named() -> None:
     task = tasks.load("jsonl", data="x.jsonl", reward=f"{HERE}:not_one_per_row")
-    with pytest.raises(ValueError, match="'not_one_per_row' returned 0 values, expected one for each of 1 rows"):
+    with pytest.raises(ValueError, match="not_one_per_row' returned 0 values, expected one for each of 1 rows"):
         task.correct(Example(id="hand", fields={"prompt": "?"}), "text")
 
 

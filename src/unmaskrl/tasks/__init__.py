@@ -10,10 +10,7 @@ from unmaskrl.tasks.base import (
     LazyTask,
     Task,
     TrlReward,
-    as_trl_reward,
-    call_trl_rewards,
     nearest,
-    trl_reward_parts,
 )
 from unmaskrl.tasks.countdown import Countdown
 from unmaskrl.tasks.functions import load_function
@@ -22,6 +19,16 @@ from unmaskrl.tasks.guard import Guard
 from unmaskrl.tasks.jsonl import Jsonl
 from unmaskrl.tasks.mathematics import MathProblems
 from unmaskrl.tasks.reasoning_gym import ReasoningGym
+from unmaskrl.tasks.rewards import (
+    CallContext,
+    Grades,
+    TrainerState,
+    as_trl_reward,
+    call_trl_rewards,
+    completion_text,
+    grade,
+    trl_reward_parts,
+)
 from unmaskrl.tasks.sudoku import Sudoku
 
 TASKS: dict[str, type[Any]] = {
@@ -51,8 +58,10 @@ def load(name: str, **kwargs: Any) -> Task:
 __all__ = [
     "GSM8K",
     "TASKS",
+    "CallContext",
     "Countdown",
     "Example",
+    "Grades",
     "Guard",
     "Jsonl",
     "LazyTask",
@@ -60,9 +69,12 @@ __all__ = [
     "ReasoningGym",
     "Sudoku",
     "Task",
+    "TrainerState",
     "TrlReward",
     "as_trl_reward",
     "call_trl_rewards",
+    "completion_text",
+    "grade",
     "load",
     "load_function",
     "trl_reward_parts",

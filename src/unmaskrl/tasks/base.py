@@ -1,15 +1,12 @@
-"""What every task shares: Example, the Task protocol, answer tags, JSONL rows and the bridge to TRL."""
+"""What every task shares: Example, the Task protocol, answer tags and JSONL rows."""
 
 from __future__ import annotations
 
 import difflib
 import hashlib
 import json
-import math
-import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -166,98 +163,3 @@ def _parse_row(where: str, line: bytes) -> dict[str, Any]:
 
 def _excerpt(line: bytes) -> str:
     return ascii(line.strip()[:60].decode("utf-8", "replace"))
-
-
-def as_trl_reward(task: Task, name: str) -> TrlReward:
-    """One part of a task's reward under TRL's contract: reward(prompts, completions, **columns) -> floats.
-
-    ``columns`` are the fields of the examples, one list per field; a completion is a text or a list of chat
-    messages (the last one counts). Raises ValueError if the task has no such part or a column is missing.
-    """
-    if name not in task.rewards:
-        raise ValueError(f"task {task.name!r} has no reward {name!r}: {nearest(name, task.rewards)}")
-    part = task.rewards[name]
-
-    def reward(prompts: Sequence[Any], completions: Sequence[Any], **columns: Sequence[Any]) -> list[float]:
-        kept = {key: values for key, values in columns.items() if _is_column(values, len(completions))}
-        for key in task.columns:
-            if key not in kept:
-                raise ValueError(f"task {task.name!r} got no column {key!r} with {len(completions)} rows: pass it")
-        scores = []
-        for row, completion in enumerate(completions):
-            example = Example(id=f"row-{row}", fields={key: values[row] for key, values in kept.items()})
-            scores.append(part(example, completion_text(completion)))
-        return scores
-
-    reward.__name__ = f"{task.name}_{name}"
-    return reward
-
-
-def _is_column(values: object, rows: int) -> bool:
-    # TRL also passes objects that are not columns (trainer_state, log functions).
-    return isinstance(values, Sequence) and not isinstance(values, str) and len(values) == rows
-
-
-def completion_text(completion: str | Sequence[Mapping[str, str]]) -> str:
-    """The text of a completion: itself, or the content of its last chat message."""
-    if isinstance(completion, str):
-        return completion
-    return completion[-1]["content"] if completion else ""
-
-
-def trl_reward_parts(
-    functions: Sequence[TrlReward],
-    prompts: Sequence[Any],
-    completions: Sequence[Any],
-    columns: Mapping[str, Sequence[Any]],
-) -> dict[str, list[float]]:
-    """Call each TRL-style reward function; name -> one finite float per completion.
-
-    Raises ValueError, naming the function, if it raises or returns anything else; and if two functions share a name.
-    """
-    parts: dict[str, list[float]] = {}
-    for function in functions:
-        name = getattr(function, "__name__", type(function).__name__)
-        if name in parts:
-            raise ValueError(f"two reward functions are named {name!r}: give each its own __name__")
-        scores = _called(name, function, prompts, completions, columns)
-        parts[name] = _checked_scores(name, scores, len(completions))
-    return parts
-
-
-def _called(
-    name: str, function: TrlReward, prompts: Sequence[Any], completions: Sequence[Any], columns: Mapping[str, Sequence[Any]]
-) -> object:
-    """What the function returns; whatever it raises in one line, with the place in its code."""
-    try:
-        return function(prompts=prompts, completions=completions, **columns)
-    except Exception as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        where = f"{frames[-1].filename}:{frames[-1].lineno}: " if len(frames) > 1 else ""
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ValueError(
-            f"reward {name!r} raised {where}{reason}; it is called with prompts, completions"
-            f"{''.join(f', {column}' for column in columns)}, and has to return one float per completion"
-        ) from error
-
-
-def call_trl_rewards(
-    functions: Sequence[TrlReward],
-    prompts: Sequence[Any],
-    completions: Sequence[Any],
-    columns: Mapping[str, Sequence[Any]],
-) -> list[float]:
-    """The sum over functions of their rewards, one float per completion; errors as in trl_reward_parts."""
-    parts = trl_reward_parts(functions, prompts, completions, columns)
-    return [math.fsum(scores) for scores in zip(*parts.values(), strict=True)] or [0.0] * len(completions)
-
-
-def _checked_scores(name: str, scores: object, rows: int) -> list[float]:
-    if not isinstance(scores, list | tuple):
-        raise ValueError(f"reward {name!r} returned {type(scores).__name__}, expected a list of {rows} floats")
-    if len(scores) != rows:
-        raise ValueError(f"reward {name!r} returned {len(scores)} values, expected one for each of {rows} rows")
-    for row, score in enumerate(scores):
-        if not isinstance(score, Real) or not math.isfinite(score):
-            raise ValueError(f"reward {name!r} returned {score!r} for row {row}, expected a finite float")
-    return [float(score) for score in scores]

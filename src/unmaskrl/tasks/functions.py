@@ -6,14 +6,18 @@ import importlib
 from typing import cast
 
 from unmaskrl.tasks.base import TrlReward
+from unmaskrl.tasks.contained import run_contained
 
 
 def load_function(name: str, setting: str) -> TrlReward:
     """The function behind 'package.module:function'. Raises ValueError, naming the ``setting``, if there is none."""
     module, _, attribute = name.partition(":")
     try:
-        function = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # the module runs when it is imported, and may raise anything
+        loaded, _ = run_contained(lambda: importlib.import_module(module))
+        function = getattr(loaded, attribute)
+    except KeyboardInterrupt:  # the user's
+        raise
+    except BaseException as error:  # the module runs when it is imported: it may raise anything, or call sys.exit
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ValueError(f"{setting}: cannot load {name!r} ({reason}); expected package.module:function") from None
     if not callable(function):

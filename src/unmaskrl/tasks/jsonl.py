@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,6 @@ from unmaskrl.tasks.base import (
     Example,
     RewardPart,
     answer_spans,
-    call_trl_rewards,
     check_choice,
     last_answer,
     only_answer,
@@ -21,9 +20,8 @@ from unmaskrl.tasks.base import (
 from unmaskrl.tasks.equivalence import check_installed, equivalent
 from unmaskrl.tasks.functions import load_function
 from unmaskrl.tasks.mathematics import final_answer
+from unmaskrl.tasks.rewards import CallContext, Grades, Parts, call_functions, grade_by_row
 from unmaskrl.tasks.sources import Row, Source, check_columns, examples_of
-
-_MEMO = 4096
 
 
 def same_text(gold: str, body: str) -> bool:
@@ -70,7 +68,6 @@ class Jsonl:
     reward: str | Sequence[str] | None = None
     verifier: str | None = None
     correct_at: float = 1.0
-    _memo: dict[tuple[str, str, str], float] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if (self.reward is None) == (self.verifier is None):
@@ -96,6 +93,11 @@ class Jsonl:
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
         return [{"role": "system", "content": self.system}, *messages] if self.system else messages
 
+    def reward_prompt(self, example: Example) -> str | list[dict[str, str]]:
+        """What reward functions get: the row's text as it is, or chat messages where the row has them or ``system`` is set."""
+        prompt = example.fields[self.prompt_column]
+        return prompt if isinstance(prompt, str) and not self.system else self.prompt(example)
+
     def reference(self, example: Example) -> str | None:
         """The row's reference; for a verifier without such a column, the bare answer in its tags."""
         if self.reference_column is not None:
@@ -109,9 +111,17 @@ class Jsonl:
     def correct(self, example: Example, text: str) -> bool:
         """What the verifier says of the last answer; or whether the first reward function gives ``correct_at``."""
         if self.verifier is None:
-            return self._score(self._functions()[0], example, text) >= self.correct_at
+            return self.grade([example], [text], CallContext()).correct[0]
         body = last_answer(text)
         return body is not None and VERIFIERS[self.verifier](str(example.fields[self.answer_column]), body)
+
+    def grade(self, examples: Sequence[Example], texts: Sequence[str], context: CallContext) -> Grades:
+        """Parts and verdicts of a batch: one call per reward function. Where the first abstains, nothing is right."""
+        names = tuple(dict.fromkeys(self._functions()))
+        if not names:
+            return grade_by_row(self, examples, texts)
+        parts = self._call(names, examples, texts, context)
+        return Grades(parts=parts, correct=[s is not None and s >= self.correct_at for s in parts[names[0]]])
 
     @property
     def name(self) -> str:
@@ -156,15 +166,12 @@ class Jsonl:
         return row.fields
 
     def _score(self, name: str, example: Example, text: str) -> float:
-        """One reward of one completion; remembered, since a trainer asks for rewards and then for correctness."""
-        key = (name, repr(example.fields), text)
-        if key not in self._memo:
-            if len(self._memo) >= _MEMO:
-                self._memo.clear()
-            columns = {column: [value] for column, value in example.fields.items()}
-            function = load_function(name, "task.reward")
-            self._memo[key] = call_trl_rewards([function], [self.prompt(example)], [text], columns)[0]
-        return self._memo[key]
+        """One reward of one completion. ``grade`` gives those of a batch in one call."""
+        return self._call((name,), [example], [text], CallContext())[name][0] or 0.0
+
+    def _call(self, names: Sequence[str], examples: Sequence[Example], texts: Sequence[str], context: CallContext) -> Parts:
+        functions = {name: load_function(name, "task.reward") for name in names}
+        return call_functions(self, functions, examples, texts, context)
 
 
 def _is_chat(prompt: object) -> bool:
