@@ -196,3 +196,85 @@ def test_no_worker_outlives_its_process(tmp_path: Path) -> None:
         while alive(worker) and time.monotonic() < deadline:
             time.sleep(0.02)
         assert not alive(worker)
+
+
+# Texts of a hostile completion, run by the most hostile scorer. Each tries to leave a mark ({mark}), to change the file
+# {kept}, or to have a later call answered with what it wrote. An expression that runs statements is exec'd.
+FORGED = r"""b'ready {"value": 0.999}\n' * 50"""
+ATTACKS = {
+    "truncate by a flag": "import os; os.open('{kept}', os.O_RDONLY | os.O_TRUNC)",
+    "create by a flag": "import os; os.open('{mark}', os.O_RDONLY | os.O_CREAT)",
+    "create by a mode": "open('{mark}', 'x')",
+    "truncate by name": "import os; os.truncate('{kept}', 0)",
+    "a fifo": "import os; os.mkfifo('{mark}')",
+    "a device": "import os; os.mknod('{mark}')",
+    "a link": "import os; os.symlink('{kept}', '{mark}')",
+    "a name that was imported": "import shutil, os; shutil.os.mkfifo('{mark}')",
+    "fork_exec": "import _posixsubprocess as p, os; r, w = os.pipe(); p.fork_exec([b'sh', b'-c', b'echo > {mark}'], "
+    "[b'/bin/sh'], True, (w,), None, None, -1, -1, -1, -1, -1, -1, r, w, True, False, -1, None, None, None, -1, None, True)",
+    "subprocess's fork_exec": "import subprocess as s; s._fork_exec([b'touch', b'{mark}'], [b'/bin/touch'])",
+    "posix_spawn": "import os; os.posix_spawn('/bin/touch', ['touch', '{mark}'], {{}})",
+    "spawnv": "import os; os.spawnv(os.P_WAIT, '/bin/touch', ['touch', '{mark}'])",
+    "fork": "import os; os.fork() or open('{mark}', 'w')",
+    "forkpty": "import os; os.forkpty()[0] or open('{mark}', 'w')",
+    "exec": "import os; os.execv('/bin/touch', ['touch', '{mark}'])",
+    "popen": "import os; os.popen('touch {mark}').read()",
+    "a database": "import sqlite3; sqlite3.connect('{mark}').execute('create table a (b)')",
+    "the same module again": "import sys; del sys.modules['posix']; import posix; posix.mkfifo('{mark}')",
+    "a module made anew": "import _imp, importlib.util as u; m = _imp.create_builtin(u.find_spec('posix')); m.mkfifo('{mark}')",
+    "reload": "import importlib, posix; importlib.reload(posix).mkfifo('{mark}')",
+    "another interpreter": "import _xxsubinterpreters as x; i = x.create(); x.run_string(i, 'open(\\'{mark}\\', \\'w\\')')",
+    "C": "import ctypes; ctypes.CDLL(None).system(b'touch {mark}')",
+    "shared memory": "from multiprocessing.shared_memory import SharedMemory as S; S('{name}', True, 10)",
+    "a semaphore": "import _multiprocessing as m; m.SemLock(0, 1, 1, '{name}', False)",
+    "a signal to the parent": "import os, signal; signal.pidfd_send_signal(os.pidfd_open(os.getppid()), 15)",
+    "a higher limit": "import resource as r; r.setrlimit(r.RLIMIT_FSIZE, (9, 9))",
+    "a socket": "import socket; socket.socketpair()",
+}
+FORGERIES = {
+    "os.write": "import os\nfor n in range(3, 30): os.write(n, {forged})",
+    "writev": "import os\nfor n in range(3, 30): os.writev(n, [{forged}])",
+    "open": "for n in range(3, 30): open(n, 'wb', closefd=False).write({forged})",
+    "FileIO": "import io\nfor n in range(3, 30): io.FileIO(n, 'w', closefd=False).write({forged})",
+    "by /proc": "for n in range(3, 30): open(f'/proc/self/fd/{{n}}', 'wb').write({forged})",
+    "all objects": "import gc\nfor o in gc.get_objects(): getattr(o, 'fileno', None) and o.write({forged})",
+    "other threads": "import sys\nfor f in sys._current_frames().values(): f.f_locals['replies'].write({forged})",
+}
+
+
+@pytest.mark.parametrize("name", [*ATTACKS, *FORGERIES])
+def test_what_text_may_not_do(guard: Guard, name: str, tmp_path: Path) -> None:
+    kept, mark = tmp_path / "kept", tmp_path / "mark"
+    kept.write_text("thesis")
+    names = {"kept": kept, "mark": mark, "name": f"unmaskrl-{os.getpid()}", "forged": FORGED}
+    code = (ATTACKS | FORGERIES)[name].format(**names)
+    assert guard.call(f"exec({code!r})", default="stopped") == "stopped"
+    assert guard.last_error.startswith("PermissionError: the guard's worker"), guard.last_error
+    assert kept.read_text() == "thesis" and [path.name for path in tmp_path.iterdir()] == ["kept"]
+    assert not Path(f"/dev/shm/{names['name']}").exists()
+    assert [guard.call(f"{n} * 7") for n in range(5)] == [0, 7, 14, 21, 28]
+
+
+FRAMES = """
+import sys
+seen, frame = [], sys._getframe()
+while frame:
+    seen += [type(value).__name__ for value in frame.f_locals.values()]
+    frame = frame.f_back
+result = [name for name in seen if name in ('FileIO', 'BufferedReader', 'BufferedWriter')]
+"""
+
+
+def test_the_channel_and_the_number_of_a_call_are_not_in_sight(guard: Guard) -> None:
+    assert guard.call(f"(scope := {{}}, exec({FRAMES!r}, scope))[0]['result']") == []
+
+
+def test_a_reply_with_another_number_is_no_reply() -> None:
+    """Should text reach the channel all the same: here by a target that is handed it."""
+    own = Guard("tests.forging_target:answer", seconds=5.0)
+    assert own.call(False) == "mine"
+    crashes = own.crashes
+    assert own.call(True, default="none") == "none" and own.crashes == crashes + 1
+    assert own.last_error == "tests.forging_target:answer wrote to the worker's reply channel"
+    assert [own.call(False) for _ in range(3)] == ["mine"] * 3
+    own.close()

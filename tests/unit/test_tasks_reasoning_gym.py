@@ -98,7 +98,7 @@ def test_global_generators_are_untouched() -> None:
 def test_a_new_worker_and_another_order_give_the_same_problems(dataset: str) -> None:
     """The scorer makes the problem again: it must be the one that was asked."""
     examples = small(dataset).examples("train")
-    worker(2.0).close()
+    worker(dataset, 2.0).close()
     for example in reversed(examples):
         assert small(dataset).score(example, small(dataset).reference(example) or "") == 1.0
     code = (
@@ -122,7 +122,7 @@ def test_an_answer_that_takes_too_long_gets_nothing_and_is_counted() -> None:
     assert task.score(example, "<answer>9**9**9</answer>") == 0.0
     assert task.timeouts == before + 1
     assert task.score(example, task.reference(example) or "") == 1.0
-    worker(1.0).close()
+    worker(task.dataset, 1.0).close()
 
 
 def test_a_scorer_that_evaluates_text_cannot_start_programs(tmp_path: object) -> None:

@@ -1,8 +1,8 @@
 """Run a function on hostile text with a time and a memory limit, in a worker process that outlives its calls.
 
 For verifiers of other packages (computer algebra, reasoning-gym), which a completion can keep busy for hours or feed
-until memory is gone. Arguments and results travel as JSON lines over pipes: no pickle, no signal handlers, no
-threads, so a guard works in any thread. POSIX only.
+until memory is gone. Arguments and results travel as JSON lines over pipes, each reply with the random number of its
+call: no pickle, no signal handlers, no threads, so a guard works in any thread. POSIX only.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import select
 import signal
 import subprocess
@@ -30,10 +31,10 @@ class Guard:
     """Calls ``target`` ("module:function") in a worker, at most ``seconds`` and about ``megabytes`` for each call.
 
     The worker starts with the first call, imports the target once, and is killed and replaced after a call that
-    takes too long or brings it down. ``megabytes`` is address space beyond what the imports took. Processes,
-    sockets and written files are refused in the worker (an audit hook: a hurdle, not a sandbox). Hashing is
-    fixed (PYTHONHASHSEED=0), so that sets have the same order in every worker. ``timeouts``, ``crashes`` and
-    ``errors`` count the calls that ended so; ``last_error`` says why the last one failed.
+    takes too long, brings it down or is answered with another number than its own. ``megabytes`` is address space
+    beyond what the imports took. Processes, sockets, signals to others and written files are refused in the worker
+    (a hurdle, not a sandbox). Hashing is fixed (PYTHONHASHSEED=0), so that sets have the same order in every worker.
+    ``timeouts``, ``crashes`` and ``errors`` count the calls that ended so; ``last_error`` says why the last one failed.
     """
 
     def __init__(self, target: str, *, seconds: float = 2.0, megabytes: int = 1024) -> None:
@@ -53,14 +54,15 @@ class Guard:
         raise ValueError. A worker that cannot start (a missing package) always does.
         """
         limit = self.seconds if seconds is None else float(seconds)
-        request = f"{limit}\n{json.dumps(args)}\n".encode("ascii")
+        number = secrets.token_hex(16).encode("ascii")
+        request = b"%b\n%b\n%b\n" % (str(limit).encode("ascii"), number, json.dumps(args).encode("ascii"))
         if self._owner != os.getpid():
             # After a fork the pipes belong to the parent.
             self._forget()
         with self._lock:
             if self._process is None:
                 self._start()
-            reply = self._exchange(request, limit)
+            reply = self._exchange(request, number, limit)
         if "value" in reply:
             return reply["value"]
         self.last_error = reply["error"]
@@ -100,17 +102,26 @@ class Guard:
         assert process.stdin is not None and process.stdout is not None
         os.set_blocking(process.stdin.fileno(), False)
         os.set_blocking(process.stdout.fileno(), False)
-        reply = self._exchange(b"", START_SECONDS)
+        reply = self._exchange(b"", b"ready", START_SECONDS)
         if "error" in reply:
             self.close()
             raise ValueError(f"the worker for {self.target} did not start: {reply['error']}")
 
-    def _exchange(self, request: bytes, seconds: float) -> dict[str, Any]:
-        """Send a request and wait for the answer; {"error": ...} and no worker if that fails."""
+    def _exchange(self, request: bytes, number: bytes, seconds: float) -> dict[str, Any]:
+        """Send a request and wait for the answer; {"error": ...} and no worker if that fails.
+
+        Also if the answer has another number: something in the worker wrote to the channel, and what follows is not to be
+        trusted.
+        """
         deadline = time.monotonic() + seconds
         try:
             self._write(request, deadline)
-            reply = json.loads(self._read_line(deadline))
+            own, _, message = self._read_line(deadline).partition(b" ")
+            if own != number or self._rest:
+                self.crashes += 1
+                self.close()
+                return {"error": f"{self.target} wrote to the worker's reply channel"}
+            reply = json.loads(message)
         except TimeoutError:
             self.timeouts += 1
             self.close()

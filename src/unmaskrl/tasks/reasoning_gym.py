@@ -52,8 +52,11 @@ def split_of(dataset: str, question: str) -> str:
 
 
 @lru_cache(maxsize=4)
-def worker(seconds: float) -> Guard:
-    """The process in which reasoning-gym runs, shared by all tasks with this time limit (seconds per answer)."""
+def worker(dataset: str, seconds: float) -> Guard:
+    """The process in which a dataset runs with this time limit (seconds per answer), shared by all tasks that have both.
+
+    One per dataset: several scorers evaluate the completion, which could change what another one says.
+    """
     return Guard("unmaskrl.tasks.reasoning_gym_worker:serve", seconds=seconds)
 
 
@@ -133,8 +136,8 @@ class ReasoningGym:
 
     @property
     def timeouts(self) -> int:
-        """Answers whose scoring was stopped by the time limit, over all tasks of this process with this limit."""
-        return worker(self.seconds).timeouts
+        """Answers whose scoring was stopped by the time limit, over all tasks of this process with this dataset and limit."""
+        return worker(self.dataset, self.seconds).timeouts
 
     @property
     def name(self) -> str:
@@ -159,7 +162,7 @@ class ReasoningGym:
         return json.dumps(self.settings, sort_keys=True)
 
     def _call(self, operation: str, *args: Any, **options: Any) -> Any:
-        return worker(self.seconds).call(operation, self.dataset, self._settings, *args, **options)
+        return worker(self.dataset, self.seconds).call(operation, self.dataset, self._settings, *args, **options)
 
 
 @lru_cache(maxsize=16)
@@ -170,7 +173,7 @@ def _generate(dataset: str, settings: str, split: str, seed: int, size: int, sec
         chunk, start = divmod(first, _CHUNK)
         # reasoning-gym's problem i of seed s is drawn with s + i: neighbouring seeds would share problems.
         own = stable_hash(f"reasoning_gym/{dataset}/{split}/{seed}/{chunk}") % 2**31
-        pairs = worker(seconds).call("entries", dataset, settings, own, start, start + _REQUEST, seconds=_MAKE_SECONDS)
+        pairs = worker(dataset, seconds).call("entries", dataset, settings, own, start, start + _REQUEST, seconds=_MAKE_SECONDS)
         for index, (question, answer) in enumerate(pairs, start=start):
             if question in found or split_of(dataset, question) != split:
                 misses += 1
