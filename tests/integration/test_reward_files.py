@@ -11,6 +11,8 @@ import torch
 
 from tests.integration.test_commands import TINY, refused, run
 from tests.offline_tasks import write_rows
+from unmaskrl.config import load_recipe
+from unmaskrl.run_config import write_config
 
 D1, TRL = "tests.rewards_d1_style", "tests.rewards_trl_style"
 BAD = """
@@ -94,11 +96,12 @@ def test_a_reward_that_cannot_work_leaves_the_run_that_is_there(
     monkeypatch.syspath_prepend(str(tmp_path))
     out = tmp_path / "run"
     out.mkdir()
-    (out / "config.yaml").write_text("name: finished\n")
+    write_config(load_recipe("sudoku-mini", []), out)
+    before = (out / "config.yaml").read_text()
     said = refused(
         capsys, "train", "sudoku-mini", *TINY, f"train.reward_functions=[bad_rewards:{name}]", f"train.out={out}", "--force"
     )
     assert re.search(words, said), said
     assert "tried before the run" in said
     assert [path.name for path in tmp_path.rglob("*.yaml")] == ["config.yaml"]
-    assert (out / "config.yaml").read_text() == "name: finished\n" and len(list(out.iterdir())) == 1
+    assert (out / "config.yaml").read_text() == before and len(list(out.iterdir())) == 1
