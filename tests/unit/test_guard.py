@@ -200,7 +200,7 @@ def test_no_worker_outlives_its_process(tmp_path: Path) -> None:
 
 # Texts of a hostile completion, run by the most hostile scorer. Each tries to leave a mark ({mark}), to change the file
 # {kept}, or to have a later call answered with what it wrote. An expression that runs statements is exec'd.
-FORGED = r"""b'ready {"value": 0.999}\n' * 50"""
+FORGED = r"""b'{"value": 0.999}\n' * 9"""
 ATTACKS = {
     "truncate by a flag": "import os; os.open('{kept}', os.O_RDONLY | os.O_TRUNC)",
     "create by a flag": "import os; os.open('{mark}', os.O_RDONLY | os.O_CREAT)",
@@ -231,28 +231,38 @@ ATTACKS = {
     "a higher limit": "import resource as r; r.setrlimit(r.RLIMIT_FSIZE, (9, 9))",
     "a socket": "import socket; socket.socketpair()",
 }
+# They go on after an error: the channel is not the first file that they try.
 FORGERIES = {
-    "os.write": "import os\nfor n in range(3, 30): os.write(n, {forged})",
-    "writev": "import os\nfor n in range(3, 30): os.writev(n, [{forged}])",
-    "open": "for n in range(3, 30): open(n, 'wb', closefd=False).write({forged})",
-    "FileIO": "import io\nfor n in range(3, 30): io.FileIO(n, 'w', closefd=False).write({forged})",
-    "by /proc": "for n in range(3, 30): open(f'/proc/self/fd/{{n}}', 'wb').write({forged})",
-    "all objects": "import gc\nfor o in gc.get_objects(): getattr(o, 'fileno', None) and o.write({forged})",
-    "other threads": "import sys\nfor f in sys._current_frames().values(): f.f_locals['replies'].write({forged})",
+    "os.write": "import os; os.write({n}, {forged})",
+    "writev": "import os; os.writev({n}, [{forged}])",
+    "open": "open({n}, 'wb', buffering=0, closefd=False).write({forged})",
+    "FileIO": "import io; io.FileIO({n}, 'w', closefd=False).write({forged})",
+    "by /proc": "open('/proc/self/fd/{n}', 'wb', buffering=0).write({forged})",
+    "all objects": "import gc; [o for o in gc.get_objects() if hasattr(o, 'fileno')][{n}].write({forged})",
+    "other threads": "import sys; list(sys._current_frames().values())[{n} - 3].f_locals['replies'].write({forged})",
+    "callers": "import sys; f = sys._getframe({n}); (f.f_locals.get('replies') or f.f_locals['channel']).write({forged})",
 }
 
 
-@pytest.mark.parametrize("name", [*ATTACKS, *FORGERIES])
+@pytest.mark.parametrize("name", ATTACKS)
 def test_what_text_may_not_do(guard: Guard, name: str, tmp_path: Path) -> None:
     kept, mark = tmp_path / "kept", tmp_path / "mark"
     kept.write_text("thesis")
-    names = {"kept": kept, "mark": mark, "name": f"unmaskrl-{os.getpid()}", "forged": FORGED}
-    code = (ATTACKS | FORGERIES)[name].format(**names)
+    names = {"kept": kept, "mark": mark, "name": f"unmaskrl-{os.getpid()}"}
+    code = ATTACKS[name].format(**names)
     assert guard.call(f"exec({code!r})", default="stopped") == "stopped"
     assert guard.last_error.startswith("PermissionError: the guard's worker"), guard.last_error
     assert kept.read_text() == "thesis" and [path.name for path in tmp_path.iterdir()] == ["kept"]
     assert not Path(f"/dev/shm/{names['name']}").exists()
     assert [guard.call(f"{n} * 7") for n in range(5)] == [0, 7, 14, 21, 28]
+
+
+@pytest.mark.parametrize("name", FORGERIES)
+def test_no_text_answers_for_another_call(guard: Guard, name: str) -> None:
+    for number in range(12):
+        code = FORGERIES[name].format(n=number, forged=FORGED)
+        guard.call(f"exec({code!r})", default="stopped")
+        assert [guard.call(f"{n} * 7", default="none") for n in range(3)] == [0, 7, 14]
 
 
 FRAMES = """
