@@ -1,4 +1,8 @@
-"""unmaskrl: RL post-training of masked diffusion language models. The public surface; everything else may change."""
+"""unmaskrl: RL post-training of masked diffusion language models. What is imported here is kept.
+
+So are ``unmaskrl.config.ASSETS`` and, of ``unmaskrl.tokenizer``, ``load_tokenizer``, ``encode_prompt`` and ``decode_texts``,
+which the README uses; everything else may change.
+"""
 
 from . import estimators as estimators
 from . import losses as losses

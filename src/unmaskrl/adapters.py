@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .config import LoRAConfig
+from .config import LoRAConfig, ModelConfig
 from .denoiser import ModelDenoiser
 from .files import write_whole
 from .weights import trainable, whole
@@ -123,15 +123,17 @@ def merged_tensors(model: nn.Module, *, keep: bool = True) -> dict[str, Tensor]:
     return result
 
 
-def save_adapter(model: nn.Module, folder: Path, config: LoRAConfig, base: str, *, write: bool = True) -> None:
-    """The adapters alone in peft's layout, for other tools; all ranks call, one writes."""
+def save_adapter(model: nn.Module, folder: Path, config: LoRAConfig, base: ModelConfig, *, write: bool = True) -> None:
+    """The adapters alone in peft's layout, with the name of their base; all ranks call, one writes."""
     tensors = {f"base_model.model.{n.replace(f'.{_NAME}.', '.')}": whole(p).detach() for n, p in trainable(model).items()}
     if not write:
         return
     targets = sorted({name.rpartition(".")[2] for name, _ in lora_layers(model)})
     settings = {
         "peft_type": "LORA",
-        "base_model_name_or_path": base,
+        # a folder is named whole: the adapter may be loaded from elsewhere
+        "base_model_name_or_path": str(Path(base.path).resolve()) if Path(base.path).is_dir() else base.path,
+        "revision": base.revision,
         "r": config.rank,
         "lora_alpha": config.alpha,
         "lora_dropout": 0.0,

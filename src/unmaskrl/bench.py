@@ -16,7 +16,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ from jaxtyping import Float, Int
 from rich.table import Table
 from torch import Tensor
 
-from . import estimators
+from . import __version__, estimators
 from .bench_cases import CASES, QUICK, Case, EosAfter, policy_loss, random_canvas, random_denoiser, random_rollout
 from .decoding import decode
 from .denoiser import Denoiser, ModelDenoiser
@@ -79,7 +78,7 @@ def run_bench(
     shapes = {name: asdict(case) for name, case in cases.items()}
     return {
         "machine": machine(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "unmaskrl": version("unmaskrl")},
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "unmaskrl": __version__},
         "settings": {"repeats": repeats, "quick": quick, "threads": threads, "elbo_views": 3, "models": shapes},
         "rows": rows,
     }

@@ -182,7 +182,7 @@ def _key_value(chart: Chart, line: Line) -> float:
     """What the legend says of a curve: the mean of an area, the end of a line."""
     if chart.stacked:
         return sum(y for _, y in line.points) / len(line.points)
-    return (line.points if line.bars else smooth(line.points))[-1][1]
+    return (line.points if line.bars else smooth(thin(line.points)))[-1][1]
 
 
 def _frame(chart: Chart) -> _Frame:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
 from . import __version__
+from .hints import way_on
+from .plain_text import printable
+from .stopping import Stopped, is_main, raise_stopped, signals_to
 
 SELECTIONS = ("random", "protect_answer", "most_predictable", "protect_answer+most_predictable")  # priors imports torch
-MODEL_HELP = "checkpoint folder, hub id (owner/name), or a shipped one: mini, zero"
+MODEL_HELP = "folder of a checkpoint, an adapter or a run, hub id (owner/name), or a shipped one: mini, zero"
 TASK_HELP = "countdown, sudoku, gsm8k, math, reasoning_gym or jsonl (docs/tasks.md); settings as task.key=value"
 DATA_HELP = "task.data: problems from a JSONL file; gsm8k, math and jsonl also take a folder or a hub id"
 RECIPE_HELP = "name of a shipped recipe (`unmaskrl recipes`), a YAML file, or a run's folder"
@@ -30,18 +34,28 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; 0 if it worked, 2 for bad input, 130 if interrupted."""
-    args = parse(argv)
+    """Run a command; 0 if it worked, 2 for bad input or an unwritten result, 130 or 143 if SIGINT or SIGTERM stopped it."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    args = parse(words)
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # reward functions of the user's own; last, so that nothing installed is shadowed
     try:
-        return args.run(args) or 0
+        with signals_to(raise_stopped, (signal.SIGTERM,)):
+            return args.run(args) or 0
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"unmaskrl: error: {error}\n")
+        say_error(error)
         return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("unmaskrl: interrupted; a run can be continued with --resume\n")
-        return 130
+    except KeyboardInterrupt as interrupt:
+        stopped = interrupt if isinstance(interrupt, Stopped) else Stopped(signal.SIGINT)
+        if is_main():
+            sys.stderr.write(f"unmaskrl: {printable(stopped.place)}; {way_on(stopped, args, words)}\n")
+        return stopped.code
+
+
+def say_error(error: Exception) -> None:
+    """One line; a process that is not the main one adds its number, because the main one may have met the same."""
+    whose = "" if is_main() else f"process {os.environ['RANK']}: "
+    sys.stderr.write(f"unmaskrl: error: {whose}{printable(str(error))}\n")
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -60,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
     """The argument parser with all sub-commands."""
     top = Parser(prog="unmaskrl", description="RL post-training of masked diffusion language models.", epilog=EPILOG)
     top.add_argument("--version", action="version", version=f"unmaskrl {__version__}")
-    commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND", dest="command")
     _add_training(commands)
     _add_models(commands)
     _add_variance(commands)
@@ -169,6 +183,7 @@ def _add_inspection(commands: argparse._SubParsersAction) -> None:
     check = commands.add_parser("check", help="resolve a recipe: cost per update in denoiser calls, memory, warnings")
     check.add_argument("recipe", help=RECIPE_HELP)
     check.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes a setting of the recipe")
+    check.add_argument("--yaml", action="store_true", help="write the whole recipe, and nothing else: a file for `train`")
     check.add_argument("--processes", type=int, default=1, help="of the run, for the memory plan (default 1)")
     check.set_defaults(run=_check)
     report = commands.add_parser("report", help="write report.html of a run folder: curves and decodings, one file")
@@ -202,33 +217,36 @@ def _model_arguments(sub: argparse.ArgumentParser, task_required: bool = True) -
 
 
 def _train(args: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from .build import warnings_for
     from .config import load_recipe
+    from .hints import what_next
     from .progress import SilentProgress, TrainProgress, summary_table
+    from .terminal import PlainConsole
     from .train import train
 
     recipe = load_recipe(args.recipe, args.overrides)
-    console = Console()
+    console = PlainConsole(quiet=not is_main())  # a table per process would be 64 tables
     for note in warnings_for(recipe):
-        console.print(f"warning: {note}", style="yellow", highlight=False)
-    progress = SilentProgress() if args.quiet else TrainProgress(console)
+        console.print(f"warning: {note}", style="yellow")
+    progress = SilentProgress() if args.quiet or not is_main() else TrainProgress(console)
     summary = train(recipe, resume=args.resume, force=args.force, progress=progress)
     console.print(summary_table(summary["before"], summary["after"], summary["wall_minutes"], summary["report"]))
+    for line in what_next(recipe, summary):
+        console.print(line, soft_wrap=True)
+    if summary["unsaved"]:
+        raise OSError(f"the run is complete, but {summary['unsaved']}")
     return 0
 
 
 def _sft(args: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from .commands import finish_sft
     from .config import SFTRecipe, load_recipe
     from .progress import SFTProgress
     from .sft import run_sft
+    from .terminal import PlainConsole
 
     recipe = load_recipe(args.recipe, args.overrides, SFTRecipe)
-    console = Console()
+    console = PlainConsole()
     progress = SFTProgress(console)
     progress.start(recipe.train.steps, f"{recipe.name} seed {recipe.train.seed}")
     try:
@@ -282,23 +300,21 @@ def _check(args: argparse.Namespace) -> int:
 def _report(args: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from rich.console import Console
-
     from .report import write_report
+    from .terminal import PlainConsole
 
-    Console().print(f"report: {write_report(Path(args.folder))}", highlight=False)
+    PlainConsole().print(f"report: {write_report(Path(args.folder))}", highlight=False)
     return 0
 
 
 def _bench(args: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from rich.console import Console
-
     from .bench import bench_table, run_bench
     from .checkpoint import write_json
+    from .terminal import PlainConsole
 
-    console = Console()
+    console = PlainConsole()
     result = run_bench(
         repeats=args.repeats, quick=args.quick, threads=args.threads, report=lambda text: console.print(text, highlight=False)
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,13 @@ from .denoiser import ModelDenoiser, end_ids, read_json
 from .evaluate import EvalResult, decode_options, evaluate
 from .loading import open_checkpoint
 from .memory_view import print_memory
+from .plain_text import printable
 from .priors import anchored_canvas, choose_anchors, random_scores
 from .recipe_files import PARTS, RECIPES, headline, is_diffpo, is_method, part_names, recipe_names
 from .rng import named_generator, named_seed
 from .shell import DTYPES, default_device, set_threads
 from .tasks import CallContext, Task, grade
+from .terminal import PlainConsole
 from .thresholds import ThresholdHead, load_threshold
 from .tokenizer import decode_texts, encode_prompt, encode_reference
 from .trajectory_view import print_trajectory, sample_row
@@ -90,15 +93,20 @@ def sample_command(args: argparse.Namespace) -> int:
         reward=float(correct),
         correct=correct,
     )
-    print_trajectory(row, Console(), graded=task is not None)
+    print_trajectory(row, PlainConsole(), graded=task is not None)
     return 0
 
 
 def check_command(args: argparse.Namespace) -> int:
     """unmaskrl check: the resolved recipe, its cost per step, its memory plan, warnings."""
     recipe = load_recipe(args.recipe, args.overrides)
-    console = Console()
-    console.print(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=110))
+    text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=110)
+    if args.yaml:
+        sys.stdout.write(text)  # a file for `unmaskrl train`: nothing else may stand in it
+        sys.stderr.writelines(f"unmaskrl: warning: {printable(note)}\n" for note in warnings_for(recipe))
+        return 0
+    console = PlainConsole()
+    console.print(text, soft_wrap=True)
     cost = step_cost(recipe)
     console.print(cost_table(recipe.name, cost))
     block, full = cost.logits_bytes / 2**20, cost.full_logits_bytes / 2**20
@@ -131,7 +139,7 @@ def cost_table(name: str, cost: Cost) -> Table:
 
 def recipes_command() -> int:
     """unmaskrl recipes: the shipped ones, methods apart from tasks and from the supervised recipes of the bases."""
-    console, names = Console(), recipe_names()
+    console, names = PlainConsole(), recipe_names()
     bases = [name for name in names if name.endswith("-base")]
     parts = {
         "Published methods, each a preset on sudoku (docs/papers.md)": [name for name in names if is_method(name)],

@@ -6,6 +6,7 @@ name the nearest known one.
 
 from __future__ import annotations
 
+import difflib
 import types
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,6 +21,21 @@ from .thresholds import GAMMAS
 
 ASSETS = Path(__file__).parent / "assets"
 Component = dict[str, Any]
+# how other trainers call a setting
+_ELSEWHERE = {
+    "learning_rate": "train.lr",
+    "num_generations": "train.group_size",
+    "max_steps": "train.steps",
+    "warmup_steps": "train.warmup",
+    "save_steps": "train.save_every",
+    "output_dir": "train.out",
+    "report_to": "train.log_with",
+    "lr_scheduler_type": "train.schedule",
+    "beta": "loss.kl_coef",
+    "epsilon": "loss.clip_low",
+    "max_completion_length": "decode.gen_length",
+    "model_name_or_path": "model.path",
+}
 
 
 class Section(BaseModel):
@@ -166,7 +182,13 @@ class TrainConfig(Section):
         default=True, description="before step 0, check that the model fills in masked tokens of the task's own text"
     )
     save_every: int = Field(default=40, ge=1, description="updates between checkpoints")
+    save_minutes: float | None = Field(
+        default=10.0, gt=0, description="a checkpoint also when the last one is so old; null: by updates alone"
+    )
     keep_checkpoints: int = Field(default=2, ge=1)
+    save: Literal["adapter", "merged", "both"] = Field(
+        default="adapter", description="with adapters, what model/ holds at the end: megabytes for a base, or whole weights"
+    )
     log_with: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
     out: str = Field(default="runs/{recipe}-s{seed}", description="run folder")
 
@@ -232,6 +254,7 @@ class SFTTrain(Section):
     threads: int = Field(default=0, ge=0)
     log_every: int = Field(default=10, ge=1)
     save_every: int = Field(default=500, ge=1)
+    save_minutes: float | None = Field(default=10.0, gt=0)
     keep_checkpoints: int = Field(default=2, ge=1)
     out: str = "runs/{recipe}-s{seed}"
 
@@ -261,7 +284,7 @@ def build_recipe(data: dict[str, Any], kind: type[Section] = Recipe) -> Any:
         recipe = kind.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
+        where = ".".join(map(str, first["loc"])) or "recipe"
         raise ValueError(f"{where}: {first['msg'].lower()}, got {first['input']!r}") from None
     if isinstance(recipe, Recipe):
         return check_recipe(recipe)
@@ -288,8 +311,8 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
         raise ValueError(f"override {override!r}: expected section.key=value")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ValueError(f"override {override!r}: the value is not valid YAML") from None
+    except (yaml.YAMLError, RecursionError):
+        raise ValueError(f"override {override[:80]!r}: the value is not valid YAML") from None
     if isinstance(value, str):
         value = _number(value)
     node: Any = data
@@ -336,8 +359,25 @@ def _check_keys(data: Any, kind: Any, where: str) -> None:
     fields = section.model_fields
     for key, value in data.items():
         if key not in fields:
-            raise ValueError(f"{where}{key}: unknown setting{nearest(str(key), fields)}")
+            raise ValueError(f"{where}{key}: unknown setting{_suggestion(str(key), where, fields)}")
         _check_keys(value, fields[key].annotation, f"{where}{key}.")
+
+
+def _suggestion(key: str, where: str, fields: Iterable[str]) -> str:
+    """The setting that was meant: one of this section by its name, or one of any section by its name elsewhere."""
+    everywhere = {
+        name: section
+        for section, field in Recipe.model_fields.items()
+        if (kind := _section_type(field.annotation))
+        for name in kind.model_fields
+    }
+    own = list(fields)
+    if key in everywhere and key not in own:
+        return f"; did you mean '{everywhere[key]}.{key}'?"
+    close = difflib.get_close_matches(key, [*own, *_ELSEWHERE], 1, 0.7)
+    if close and close[0] in _ELSEWHERE:
+        return f"; did you mean '{_ELSEWHERE[close[0]].removeprefix(where)}'?"
+    return nearest(key, own)
 
 
 def _section_type(kind: Any) -> type[Section] | None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .adapter_folder import base_of
 from .build import make_estimator, make_loss
 from .config import Recipe, asset
 from .decoding import RULES, planned_calls
@@ -92,6 +93,9 @@ def model_config(path: str) -> dict[str, Any]:
     if known is not None:
         return known
     folder = checkpoint_folder(asset(path), patterns=("config.json",))
+    base = base_of(folder)
+    if base is not None:
+        return model_config(base.path)
     if not (folder / "config.json").is_file():
         raise ValueError(f"model.path {path}: there is no {folder / 'config.json'}; give a checkpoint folder or a shipped name")
     return read_json(folder / "config.json")

@@ -20,10 +20,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .files import write_whole
-from .hub import checkpoint_folder
+from .hub import ADAPTER, CONFIG, checkpoint_folder
 from .models import FAMILIES
 
-WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARDS = "model-*-of-*.safetensors"
 MAX_SHARD_BYTES = 5 * 10**9
 _DERIVED = "rotary_emb.inv_freq"  # a table that older versions of transformers stored; it follows from config.json
@@ -129,6 +129,8 @@ def load_denoiser(
     checkpoint, the family or a setting is not supported, or the tensors do not fit.
     """
     folder = checkpoint_folder(path, revision)
+    if (folder / ADAPTER).is_file() and not (folder / CONFIG).is_file():
+        raise ValueError(f"{folder} is an adapter: unmaskrl.loading.open_checkpoint puts it on its base")
     config, model_class = parse_config(read_json(folder / CONFIG), folder / CONFIG)
     model = model_class(config)
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
@@ -206,7 +208,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} does not exist; expected a checkpoint folder with {path.name}")
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the second: thousands of brackets in each other
         raise ValueError(f"{path} is not valid JSON ({error}); write or download it again") from None
     if not isinstance(data, dict):
         raise ValueError(f"{path} holds a JSON {type(data).__name__}; expected an object")

@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -24,6 +23,7 @@ from .lock import holding
 from .reward_trial import try_rewards
 from .shell import check_output
 from .tasks import Example, Task
+from .terminal import PlainConsole
 from .thresholds import ThresholdHead
 
 
@@ -74,14 +74,14 @@ def eval_command(args: argparse.Namespace) -> int:
 def _evaluate(args: argparse.Namespace, parts: Parts, ways: list[Way], seeds: list[int], about: dict[str, Any]) -> int:
     log = ItemLog.open(items_path(args), {**about, "configs": [way.described() for way in ways]})
     if log.rows:
-        Console().print(f"going on with {log.path}: {len(log.rows)} completions are there", highlight=False)
+        PlainConsole().print(f"going on with {log.path}: {len(log.rows)} completions are there", highlight=False)
     decode_missing(args, parts, ways, seeds, log)
     results = [pooled(log, n, way, len(seeds), args.samples) for n, way in enumerate(ways)]
     entries = [entry(way, result, seeds) for way, result in zip(ways, results, strict=True)]
     title = f"{args.model} on {args.task} ({args.split})"
-    Console().print(eval_table(title, results[0]) if len(ways) == 1 else ways_table(title, ways, entries))
+    PlainConsole().print(eval_table(title, results[0]) if len(ways) == 1 else ways_table(title, ways, entries))
     if len(ways) == 1 and len(seeds) > 1:
-        Console().print(f"over seeds {args.seeds}: standard deviation {100 * entries[0]['accuracy_sd']:.1f} points")
+        PlainConsole().print(f"over seeds {args.seeds}: standard deviation {100 * entries[0]['accuracy_sd']:.1f} points")
     if args.json:
         about |= {"seed": seeds[0], "versions": versions(), "device": str(parts.denoiser.device)}
         write_json(Path(args.json), about | (entries[0] if len(ways) == 1 else {"configs": entries}))
@@ -160,7 +160,7 @@ def decode_missing(args: argparse.Namespace, parts: Parts, ways: Sequence[Way], 
     """Decode what the log does not hold yet, and add it batch by batch."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     have = {(row["config"], row["seed"], row["row"]) for row in log.rows}
-    with Progress(*columns, console=Console(), transient=True) as bar:
+    with Progress(*columns, console=PlainConsole(), transient=True) as bar:
         total = len(ways) * len(seeds) * len(parts.examples) * args.samples
         line = bar.add_task("completions", total=total, completed=len(have))
         for n, way in enumerate(ways):

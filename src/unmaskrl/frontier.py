@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
@@ -23,6 +23,7 @@ from .config import DecodeConfig
 from .decoding import check_decode
 from .evaluate import evaluate
 from .rng import named_generator
+from .terminal import PlainConsole
 from .thresholds import GAMMAS, ThresholdHead
 from .types import Rollout
 
@@ -40,7 +41,7 @@ def frontier_command(args: argparse.Namespace) -> int:
             raise ValueError(f"{out}: the folder {Path(out).parent} does not exist; make it first")
     result: dict[str, Any] = {key: getattr(args, key) for key in ("task", "split", "size", "seed", "temperature")}
     result["models"] = []
-    console = Console()
+    console = PlainConsole()
     for model in args.models:
         args.model = model
         points = measure(args)
@@ -62,8 +63,8 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     gammas = parse_gammas(args.gammas) if args.gammas else (head.grid if head else GAMMAS)
     ways, points = list(settings_of(plain, gammas, head)), []
     drawn: list[float] = []
-    with Progress(console=Console(), transient=True) as bar:
-        line = bar.add_task(args.model, total=len(ways) + 2 * (head is not None))
+    with Progress(console=PlainConsole(), transient=True) as bar:
+        line = bar.add_task(escape(args.model), total=len(ways) + 2 * (head is not None))
         for kind, label, changes, chooser in ways:
             gamma = changes.pop("gammas", None)
             if kind == "shuffled":

@@ -10,13 +10,14 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from .adapter_folder import base_of
 from .config import asset
 from .files import append_text, sync
 from .hub import checkpoint_folder
+from .shell import installed
 from .tasks import Example, Task
 
 _END = 16 * 2**20  # bytes
@@ -68,7 +69,7 @@ def described_model(path: str) -> dict[str, str]:
     Of each file the size and both ends count: reading 16 GB would take longer than many an evaluation.
     """
     digest = hashlib.blake2b(digest_size=16)
-    for file in sorted(checkpoint_folder(asset(path)).glob("*.safetensors")):
+    for file in _weight_files(path):
         size = file.stat().st_size
         digest.update(f"{file.name} {size}".encode())
         with file.open("rb") as stream:
@@ -76,6 +77,13 @@ def described_model(path: str) -> dict[str, str]:
                 stream.seek(start)
                 digest.update(stream.read(_END))
     return {"model": path, "weights": digest.hexdigest()}
+
+
+def _weight_files(path: str) -> list[Path]:
+    """A model's weights; an adapter's, and those of its base."""
+    folder = checkpoint_folder(asset(path))
+    base = base_of(folder)
+    return [*sorted(folder.glob("*.safetensors")), *(_weight_files(base.path) if base else [])]
 
 
 def described_problems(task: Task, examples: Iterable[Example]) -> str:
@@ -88,7 +96,7 @@ def described_problems(task: Task, examples: Iterable[Example]) -> str:
 
 def versions() -> dict[str, str]:
     """What the numbers were made with."""
-    return {name: version(name) for name in ("unmaskrl", "torch", "transformers")}
+    return installed("unmaskrl", "torch", "transformers")
 
 
 def _whole_lines(path: Path) -> list[dict[str, Any]]:
@@ -100,7 +108,7 @@ def _whole_lines(path: Path) -> list[dict[str, Any]]:
             row = json.loads(line)
             if not isinstance(row, dict):
                 raise ValueError
-        except ValueError:
+        except (ValueError, RecursionError):
             if number < len(lines) - 1:  # only the end can be the work of a kill
                 raise ValueError(f"{path}:{number} is no JSON object; delete the file to start anew") from None
             break

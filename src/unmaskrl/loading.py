@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .adapter_folder import Base, base_of, put_on
 from .adapters import add_lora, quantize_blocks
 from .config import ModelConfig, asset
 from .denoiser import CONFIG, ModelDenoiser, load_denoiser, parse_config, read_json
@@ -18,7 +19,14 @@ from .models import known_config
 from .models.known import KNOWN
 from .rng import named_generator
 from .shell import DTYPES
-from .tokenizer import build_byte_tokenizer, byte_tokenizer, copy_tokenizer, end_of_turn_ids, has_tokenizer, load_tokenizer
+from .tokenizer import (
+    build_byte_tokenizer,
+    byte_tokenizer,
+    copy_tokenizer,
+    end_of_turn_ids,
+    has_tokenizer,
+    load_tokenizer,
+)
 
 
 def open_model(model: ModelConfig, device: str | torch.device, seed: int = 0) -> tuple[ModelDenoiser, Any, Path | None]:
@@ -52,11 +60,26 @@ def open_checkpoint(
     dtype: torch.dtype = torch.float32,
     revision: str | None = None,
 ) -> tuple[ModelDenoiser, Any, Path]:
-    """Denoiser, tokenizer and folder of a checkpoint: a shipped name, a folder or a hub id."""
+    """Denoiser, tokenizer and folder of a checkpoint: a shipped name, a folder (a run's too) or a hub id.
+
+    An adapter is put on the base that it names, and the tokenizer is the base's.
+    """
     folder = checkpoint_folder(asset(str(path)), revision)
+    base = base_of(folder)
+    if base is not None:
+        return _open_adapter(folder, base, device, dtype)
     parse_config(read_json(folder / CONFIG), folder / CONFIG)  # the family first: what else is wrong depends on it
     tokenizer = load_tokenizer(folder)
     return with_end_ids(load_denoiser(folder, device, dtype), tokenizer), tokenizer, folder
+
+
+def _open_adapter(folder: Path, base: Base, device: str | torch.device, dtype: torch.dtype) -> tuple[ModelDenoiser, Any, Path]:
+    try:
+        denoiser, tokenizer, base_folder = open_checkpoint(base.path, device, dtype, base.revision)
+    except ValueError as error:
+        raise ValueError(f"{folder} is an adapter of {base.path}, which cannot be loaded: {error}") from None
+    put_on(denoiser.model, folder)
+    return denoiser, tokenizer, folder if has_tokenizer(folder) else base_folder
 
 
 def with_end_ids(denoiser: ModelDenoiser, tokenizer: Any) -> ModelDenoiser:

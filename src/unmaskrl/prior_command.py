@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import track
 
 from .commands import check_counts, load_parts, task_of
@@ -21,6 +20,7 @@ from .lock import holding
 from .rng import named_generator
 from .shell import check_output
 from .tasks import CallContext, Example, Task, grade
+from .terminal import PlainConsole
 from .thresholds import ThresholdHead
 from .tokenizer import decode_texts, encode_prompt, protected_tokens
 
@@ -49,10 +49,10 @@ def prior_command(args: argparse.Namespace) -> int:
             },
         )
         if log.rows:
-            Console().print(f"going on with {log.path}: {len(log.rows)} answers are there", highlight=False)
+            PlainConsole().print(f"going on with {log.path}: {len(log.rows)} answers are there", highlight=False)
         prompts = [encode_prompt(tokenizer, task.prompt(example)) for example in examples]
         batches = batches_by_length([len(prompt) for prompt in prompts for _ in range(args.samples)], args.batch_size)
-        for batch in track(batches, description="prior answers"):
+        for batch in track(batches, description="prior answers", console=PlainConsole()):
             have = {row["row"] for row in log.rows}
             if not have.issuperset(batch):
                 answers = decode_answers(denoiser, [prompts[row // args.samples] for row in batch], batch, settings, args, head)
@@ -62,7 +62,7 @@ def prior_command(args: argparse.Namespace) -> int:
         assert log.path is not None
         log.path.unlink()
         right = sum(row["correct"] for row in rows)
-        Console().print(f"{len(rows)} prior answers, {right} of them right: {out}", highlight=False)
+        PlainConsole().print(f"{len(rows)} prior answers, {right} of them right: {out}", highlight=False)
         return 0
 
 

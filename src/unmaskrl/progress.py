@@ -1,12 +1,13 @@
 """What a running command shows: a live display on a terminal, else a plain line every ten seconds (shell).
 
-``TrainProgress``, ``SFTProgress`` and ``SilentProgress`` have the same methods: start, step, eval, note, stop.
+``TrainProgress``, ``SFTProgress`` and ``SilentProgress`` have the same methods: start, step, eval, note, warn, stop.
 The live display is drawn by a thread of its own, so what it reads is replaced as a whole, never changed in place.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -17,6 +18,8 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+
+from .terminal import PlainConsole
 
 Row = dict[str, Any]
 PHASES = ("rollout", "reward", "score", "update", "eval")
@@ -34,7 +37,7 @@ class TrainProgress:
         every: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.display = _Display(console or Console(), every, clock)
+        self.display = _Display(console or PlainConsole(), every, clock)
         self.rows: tuple[Row, ...] = ()
         self.evals: dict[str, Row] = {}
 
@@ -56,6 +59,10 @@ class TrainProgress:
     def note(self, text: str) -> None:
         """Print a line; always printed."""
         self.display.note(text)
+
+    def warn(self, text: str) -> None:
+        """Print a line about something that went wrong."""
+        self.display.note(f"warning: {text}")
 
     def stop(self) -> None:
         """End the display; may be called twice."""
@@ -135,7 +142,7 @@ class SFTProgress:
         every: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.display = _Display(console or Console(), every, clock)
+        self.display = _Display(console or PlainConsole(), every, clock)
         self.row: Row = {}
 
     def start(self, total_steps: int, title: str) -> None:
@@ -159,6 +166,10 @@ class SFTProgress:
     def note(self, text: str) -> None:
         """Print a line; always printed."""
         self.display.note(text)
+
+    def warn(self, text: str) -> None:
+        """Print a line about something that went wrong."""
+        self.display.note(f"warning: {text}")
 
     def stop(self) -> None:
         """End the display; may be called twice."""
@@ -186,6 +197,10 @@ class SilentProgress:
 
     def note(self, text: str) -> None:
         """Nothing."""
+
+    def warn(self, text: str) -> None:
+        """A line on stderr: silence is for progress, not for what went wrong."""
+        sys.stderr.write(f"unmaskrl: warning: {text}\n")
 
     def stop(self) -> None:
         """Nothing."""

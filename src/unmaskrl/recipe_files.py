@@ -6,13 +6,12 @@ order, so every model meets every task and method; a task may hold settings for 
 
 from __future__ import annotations
 
+import difflib
 import itertools
 from pathlib import Path
 from typing import Any
 
 import yaml
-
-from .tasks.base import nearest
 
 RECIPES = Path(__file__).parent / "recipes"
 PARTS = RECIPES / "parts"
@@ -60,8 +59,7 @@ def read_recipe(name_or_path: str) -> dict[str, Any]:
     if path.is_dir() and (stored := _stored_recipe(path)):
         return stored
     if not path.is_file():
-        known = [*recipe_names(), *composed_names()]
-        raise ValueError(f"no recipe {name_or_path!r}: neither a file nor a shipped recipe; {nearest(name_or_path, known)}")
+        raise ValueError(_not_found(name_or_path))
     data = read_mapping(path)
     data.setdefault("name", path.stem)
     return data
@@ -75,6 +73,14 @@ def _stored_recipe(folder: Path) -> dict[str, Any] | None:
             data["train"]["out"] = str(folder).replace("{", "{{").replace("}", "}}")
             return data
     return None
+
+
+def _not_found(wanted: str) -> str:
+    """A path names a file; a word is most likely a recipe's name, mistyped."""
+    if wanted.endswith((".yaml", ".yml")) or "/" in wanted:
+        return f"recipe file {wanted} not found"
+    close = difflib.get_close_matches(wanted, [*recipe_names(), *composed_names()], 3, 0.0)
+    return f"no recipe {wanted!r}; the nearest are {', '.join(close)}; all of them: unmaskrl recipes"
 
 
 def _compose(name: str) -> dict[str, Any]:
@@ -99,8 +105,8 @@ def read_mapping(path: Path) -> dict[str, Any]:
     """A YAML (or JSON) file that holds a mapping; ValueError in one line if it does not."""
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
+    except (yaml.YAMLError, RecursionError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid YAML: {(str(error) or type(error).__name__).splitlines()[0]}") from None
     if not isinstance(data, dict):
         raise ValueError(f"{path} holds {type(data).__name__}; expected a mapping with sections such as task: and train:")
     return data

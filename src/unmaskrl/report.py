@@ -17,6 +17,7 @@ import yaml
 
 from .charts import CHART_CSS, COLOURS, Chart, Line, draw_chart, figure_html, style_axes, thin
 from .files import write_text
+from .plain_text import escape_controls
 from .progress import PHASES, decimal, duration, estimate, interval, number, percent, preferred, verdict
 from .trajectory_view import decoding_png as decoding_png
 from .trajectory_view import is_sample, legend_html, trajectory_html
@@ -91,7 +92,7 @@ def write_report(run: Path) -> Path:
     data = load_run(run)
     body = "".join(part(data) for part in (_headline, _curves, _decodings, _config))
     title = html.escape(data.name)
-    page = (
+    page = escape_controls(
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f'<meta name="viewport" content="width=device-width,initial-scale=1"><style>{_CSS}</style></head>\n'
         f"<body><main>{body}</main></body></html>\n"
@@ -110,7 +111,7 @@ def load_run(run: Path) -> Run:
     text = _read_text(folder / "config.yaml")
     try:
         config = _mapping(yaml.safe_load(text))
-    except yaml.YAMLError:
+    except (yaml.YAMLError, RecursionError):
         config = {}  # shown as text all the same
     summary = _read_rows(_read_text(folder / "summary.json").replace("\n", " "))
     return Run(
@@ -381,6 +382,6 @@ def _read_rows(text: str) -> list[Row]:
     for line in text.splitlines():
         try:
             rows.append(json.loads(line))
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
     return [row for row in rows if isinstance(row, dict)]

@@ -226,7 +226,7 @@ def read_priors(path: Path, only_correct: bool = False) -> dict[str, tuple[list[
             row = json.loads(line)
             ids, protected = [int(i) for i in row["ids"]], [bool(p) for p in row["protected"]]
             used = bool(row["correct"]) if only_correct else True
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             wanted = "id, ids, protected and correct (prior.only_correct)" if only_correct else "id, ids and protected"
             raise ValueError(f"{path}:{number}: expected an object with {wanted}, got {line[:60]!r}") from None
         if len(ids) != len(protected):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -33,9 +34,11 @@ from .run_folder import check_folder, claim_folder, folder_of, hold_folder
 from .sampler import Choices, Sampler
 from .shard import Gathered, Lockstep, clip_gradients, finish_lockstep, is_split, shard_blocks
 from .shell import set_threads
+from .stopping import Abandoned, Stop
 from .tasks import Task, TrainerState, TrlReward, load_function
 from .tokenizer import encode_reference
 from .types import Rollout
+from .watched import watched
 from .weights import frozen_copy, start_average, trainable
 
 PROBE_PROBLEMS = 32
@@ -92,6 +95,9 @@ class Run:
     lock: Lock | None = None  # the main process's, of the folder
     changed: list[str] = field(default_factory=list)  # settings that are not those of the stored run
     saved: int = -1  # updates at the last checkpoint that was read or (tried to be) written
+    stop: Stop = field(default_factory=Stop)
+    saved_at: float = field(default_factory=time.monotonic)
+    unsaved: str = ""  # why the last attempt failed, if it did
 
     def check_place(self) -> None:
         """ValueError if the folder is not this process's any more: deleted, moved, or taken over."""
@@ -106,6 +112,12 @@ class Run:
         """How much of the run is over, by steps or, if train.minutes is set and further on, by time."""
         t = self.recipe.train
         return min(1.0, max(self.step / t.steps, self.elapsed / (60 * t.minutes) if t.minutes else 0.0))
+
+    @property
+    def out_of_time(self) -> bool:
+        """Whether train.minutes are over (counted over all parts of a resumed run, evaluation apart)."""
+        minutes = self.recipe.train.minutes
+        return minutes is not None and self.elapsed >= 60 * minutes
 
     @property
     def trains_policy(self) -> bool:
@@ -123,9 +135,20 @@ class Run:
         """The policy for passes without gradient. All ranks enter together; inside, only the denoiser may communicate."""
         if self.gathered is not None:
             self.gathered.refresh()
-        yield self.frozen
+        try:
+            yield watched(self.frozen, self.stop)
+        except Abandoned:
+            self._answer_others()
+            raise
+        self._answer_others()
+
+    def _answer_others(self) -> None:
         if isinstance(self.frozen, Lockstep):
             finish_lockstep(self.frozen)
+
+    def droppable(self) -> AbstractContextManager[None]:
+        """Work that a signal may cut short, because a resumed run repeats it alike. All ranks enter together."""
+        return self.stop.droppable(self.most)
 
     def most(self, value: float) -> float:
         """Maximum of a number over ranks."""

@@ -18,7 +18,7 @@ from .rng import named_generator
 from .rollouts import Rewarded
 from .run import Batch, Run
 from .sampler import sampler_metrics
-from .shell import append_jsonl, read_jsonl
+from .shell import append_jsonl, installed, read_jsonl
 from .tasks import Example
 from .tokenizer import decode_texts
 from .trajectory_view import sample_row
@@ -55,11 +55,15 @@ def rollout_metrics(run: Run, done: Rewarded) -> dict[str, float | None]:
     }
     if run.sampler is not None:
         metrics |= sampler_metrics(rollout, run.recipe.decode.block_length)
+    metrics |= {f"{LOGGED}{name}": value for name, value in done.logged.items()}
+    return metrics | likelihood_variance(run, rollout)
+
+
+def log_samples(run: Run, done: Rewarded) -> None:
+    """A few rollouts of a step that is evaluated, in samples.jsonl."""
     if run.step % run.recipe.eval.every == 0 and run.accelerator.is_main_process:
         rows = [_train_sample(run, done, i) for i in range(0, len(done.texts), run.recipe.train.group_size)][:2]
         append_jsonl(run.out / "samples.jsonl", rows)
-    metrics |= {f"{LOGGED}{name}": value for name, value in done.logged.items()}
-    return metrics | likelihood_variance(run, rollout)
 
 
 def likelihood_variance(run: Run, rollout: Rollout) -> dict[str, float | None]:
@@ -175,7 +179,7 @@ def write_summary(run: Run, wall_minutes: float) -> dict[str, Any]:
         "device": str(run.denoiser.device),
         "threads": run.threads,
         "platform": platform.platform(),
-        "versions": {name: version(name) for name in ("unmaskrl", "torch", "transformers", "accelerate")},
+        "versions": installed("unmaskrl", "torch", "transformers", "accelerate"),
         "report": str(run.out / "report.html"),
     }
     if run.accelerator.is_main_process:

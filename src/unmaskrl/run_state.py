@@ -38,9 +38,8 @@ class Standing:
 def save_run(run: Run) -> None:
     """Checkpoint everything that the rest of the run depends on. All ranks call; the main one writes."""
     run.check_place()
-    run.saved = (
-        run.updates
-    )  # on every rank alike, also if the disk is full: all of them decide by it whether to save at the end
+    # on every rank alike, also if the disk is full: all of them decide by it whether to save at the end
+    run.saved = run.updates
     groups = {
         "model": trainable(run.denoiser.model),
         "ema": run.average,

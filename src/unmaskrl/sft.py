@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from .run_config import check_changes, keep_old, read_config
 from .run_folder import check_folder, claim_folder, cut_log, folder_of, hold_folder, sync_logs
 from .run_state import check_moments, check_tensors, whole_number
 from .shell import append_jsonl, default_device, learning_rate, set_threads
+from .stopping import Stop, Stopped, signals_to
 from .tasks import LazyTask, Task
 from .tokenizer import build_mini_tokenizer, copy_tokenizer, encode_prompt, encode_reference, load_tokenizer
 from .weights import load_trainable
@@ -113,17 +114,24 @@ def _run_steps(
     if changed:
         keep_old(out / CONFIG)
     write_json(out / CONFIG, recipe.model_dump(mode="json"))
+    stop = Stop()
     start = time.perf_counter()
-    for step in range(first, settings.steps if stop_at is None else stop_at):
-        losses, norm, rate = _update(denoiser, optimizer, data, settings, step)
-        if (step + 1) % settings.log_every == 0 or step + 1 == settings.steps:
-            row = {"step": step + 1, "loss": sum(losses) / len(losses), "lr": rate, "grad_norm": norm}
-            row |= {f"loss/{i}_{p.task['name']}": v for i, (p, v) in enumerate(zip(recipe.data, losses, strict=True))}
-            append_jsonl(out / LOG, [row])
-            if report:
-                report({**row, "steps": settings.steps, "seconds": time.perf_counter() - start})
-        if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps:  # a finished run can be made longer
-            _save(out, step + 1, denoiser.model, optimizer, settings.keep_checkpoints)
+    saver = _Saver(out, denoiser.model, optimizer, settings, report)
+    with signals_to(stop.handle):
+        for step in range(first, settings.steps if stop_at is None else stop_at):
+            losses, norm, rate = _update(denoiser, optimizer, data, settings, step)
+            if (step + 1) % settings.log_every == 0 or step + 1 == settings.steps:
+                row = {"step": step + 1, "loss": sum(losses) / len(losses), "lr": rate, "grad_norm": norm}
+                row |= {f"loss/{i}_{p.task['name']}": v for i, (p, v) in enumerate(zip(recipe.data, losses, strict=True))}
+                append_jsonl(out / LOG, [row])
+                if report:
+                    report({**row, "steps": settings.steps, "seconds": time.perf_counter() - start})
+            last = step + 1 == settings.steps  # kept: a finished run can be made longer
+            if last or stop.signum or saver.is_due(step + 1):
+                failed = saver.save(step + 1)
+                if stop.signum and not last:
+                    place = f"stopped at step {step + 1} of {settings.steps}; all of it is in {out / 'checkpoints'}"
+                    raise Stopped(stop.signum, failed or place, resumable=True)
     save_model(denoiser.model, out / "model")
 
 
@@ -234,10 +242,33 @@ def _start_model(recipe: SFTRecipe, out: Path) -> tuple[ModelDenoiser, Any]:
     return ModelDenoiser.from_model(model.to(default_device())), tokenizer
 
 
-def _save(out: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, keep: int) -> None:
-    tensors = {"model": dict(model.named_parameters()), "optimizer": optimizer_tensors(model, optimizer)}
-    state = {"step": step, "log_bytes": sync_logs(out, (LOG,))[LOG]}
-    save_checkpoint(out / "checkpoints", step, tensors, state, keep=keep)
+@dataclass(slots=True)
+class _Saver:
+    """Checkpoints by steps and by minutes."""
+
+    out: Path
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    settings: SFTTrain
+    report: Report | None
+    last: float = field(default_factory=time.monotonic)
+
+    def is_due(self, step: int) -> bool:
+        minutes = self.settings.save_minutes
+        return step % self.settings.save_every == 0 or (minutes is not None and time.monotonic() - self.last >= 60 * minutes)
+
+    def save(self, step: int) -> str:
+        """Write one; why it failed, if it did: training goes on, and the older ones are there."""
+        self.last = time.monotonic()
+        tensors = {"model": dict(self.model.named_parameters()), "optimizer": optimizer_tensors(self.model, self.optimizer)}
+        state = {"step": step, "log_bytes": sync_logs(self.out, (LOG,))[LOG]}
+        try:
+            save_checkpoint(self.out / "checkpoints", step, tensors, state, keep=self.settings.keep_checkpoints)
+        except OSError as error:
+            if self.report:
+                self.report({"note": f"warning: {error}"})
+            return str(error)
+        return ""
 
 
 def _resume(out: Path, steps: int, model: nn.Module, optimizer: torch.optim.Optimizer, report: Report | None) -> int:

@@ -7,11 +7,13 @@ import math
 import os
 import time
 from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from . import __version__
 from .files import append_text
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -59,6 +61,17 @@ def learning_rate(update: int, share_done: float, *, lr: float, warmup: int, sch
     if schedule == "cosine":
         return lr * 0.5 * (1 + math.cos(math.pi * share_done))
     return lr
+
+
+def installed(*packages: str) -> dict[str, str]:
+    """Versions by name; "unknown" where a package has no metadata, as when this one runs from a source folder."""
+    found = {}
+    for name in packages:
+        try:
+            found[name] = __version__ if name == "unmaskrl" else version(name)
+        except PackageNotFoundError:
+            found[name] = "unknown"
+    return found
 
 
 def append_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:

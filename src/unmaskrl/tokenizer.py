@@ -97,7 +97,9 @@ def load_tokenizer(path: str | os.PathLike[str], revision: str | None = None) ->
     code). If the folder holds a model's config.json, the two must agree (``check_tokenizer``). ValueError otherwise.
     """
     folder = checkpoint_folder(path, revision, TOKENIZER_PATTERNS)
-    main = "tokenizer.json" if (folder / "tokenizer.json").is_file() or not has_tokenizer(folder) else "vocab.json"
+    if not has_tokenizer(folder):
+        raise ValueError(f"{folder} holds no tokenizer.json: copy the tokenizer's files from the model that it came from")
+    main = "tokenizer.json" if (folder / "tokenizer.json").is_file() else "vocab.json"
     for name in (main, "tokenizer_config.json"):
         read_json(folder / name)
     # Not AutoTokenizer: its import costs half a second more, and would look for the class that tokenizer_config.json names.

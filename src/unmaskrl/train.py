@@ -21,7 +21,7 @@ from .config import Recipe
 from .denoiser import ModelDenoiser
 from .estimators import Update
 from .first_ratio import check_first_ratio
-from .held_out import evaluate_run, save_models
+from .held_out import evaluate_due, evaluate_run, save_models, saving_notes
 from .importance import progress_of, summarise
 from .losses import PolicyLoss
 from .memory_view import memory_notes
@@ -30,8 +30,9 @@ from .report import write_report
 from .rng import named_generator, named_seed
 from .rollouts import rollout_step
 from .run import Batch, Run, start_run
-from .run_log import alarms, log_step, rollout_metrics, start_trackers, write_summary
-from .run_state import load_run, save_run
+from .run_log import alarms, log_samples, log_step, rollout_metrics, start_trackers, write_summary
+from .run_state import load_run
+from .saving import is_late, save, where_it_stands
 from .scoring import (
     backward_in_chunks,
     behavior_gap,
@@ -41,6 +42,7 @@ from .scoring import (
 )
 from .shard import extra_passes
 from .shell import learning_rate
+from .stopping import Stopped, signals_to
 from .types import LossOutputs, Rollout, TrainBatch, Views
 from .weights import update_average
 
@@ -53,29 +55,39 @@ def train(recipe: Recipe, *, resume: bool = False, force: bool = False, progress
     run = start_run(recipe, resume=resume, force=force)
     try:
         notes = load_run(run) if resume else []
-        for note in [*notes, *run.notes, *run.anchors.notes(), *start_trackers(run), *memory_notes(run)]:
+        for note in [*notes, *run.notes, *run.anchors.notes(), *start_trackers(run), *memory_notes(run), *saving_notes(run)]:
             progress.note(note)
         progress.start(recipe.train.steps, f"{recipe.name} seed {recipe.train.seed}: {run.out}")
-        if run.step == 0 and run.inner == 0 and run.batch is None:
-            evaluate_run(run, "test", ["base"], progress)
-        first = True
-        while run.step < recipe.train.steps and not out_of_time(run):
-            do_step(run, progress, check_ratio=first)
-            first = False
-        if run.saved != run.updates:  # a finished run can be made longer
-            save(run, progress)
-        progress.note("evaluating on held-out problems")
-        evaluate_run(run, "test", ["raw", "ema"] if recipe.train.ema else ["raw"], progress)
-        save_models(run)
-        summary = write_summary(run, wall_minutes=(time.perf_counter() - began) / 60)
-        if run.accelerator.is_main_process:
-            write_report(run.out)
+        with signals_to(run.stop.handle):
+            run_steps(run, progress)
+            save_models(run)
+            summary = write_summary(run, wall_minutes=(time.perf_counter() - began) / 60)
+            if run.accelerator.is_main_process:
+                write_report(run.out)
     finally:
         progress.stop()
         run.accelerator.end_training()
         if run.lock is not None:
             run.lock.release()
-    return summary
+    return {**summary, "unsaved": run.unsaved}
+
+
+def run_steps(run: Run, progress: Progress) -> None:
+    """All steps and evaluations that are left; Stopped after a signal, with a checkpoint of where the run stands."""
+    recipe, first = run.recipe, True
+    try:
+        evaluate_due(run, progress)
+        while run.step < recipe.train.steps and not run.out_of_time:
+            do_step(run, progress, check_ratio=first)
+            run.stop.obey(run.most)
+            evaluate_due(run, progress)
+            first = False
+        save(run, progress)  # from which a longer run can go on
+        progress.note("evaluating on held-out problems")
+        evaluate_run(run, "test", ["raw", "ema"] if recipe.train.ema else ["raw"], progress)
+    except Stopped as stopped:
+        save(run, progress)
+        raise Stopped(stopped.signum, where_it_stands(run), resumable=True) from None
 
 
 def do_step(run: Run, progress: Progress, *, check_ratio: bool) -> None:
@@ -84,13 +96,15 @@ def do_step(run: Run, progress: Progress, *, check_ratio: bool) -> None:
     began, due = time.perf_counter(), False
     if run.batch is None:
         run.batch = collect(run)
+    alone = run.accelerator.num_processes == 1
     while run.inner < recipe.train.num_iterations:
+        if alone:  # ranks hold different rows, so with several a checkpoint, and a stop, waits for the end of the step
+            run.stop.obey(run.most)
         update(run, run.batch, check_ratio=check_ratio and run.inner == 0)
         run.inner += 1
         run.updates += 1
-        due = due or run.updates % recipe.train.save_every == 0
-        # ranks hold different rows, so with several a checkpoint waits for the end of the step
-        if due and run.inner < recipe.train.num_iterations and run.accelerator.num_processes == 1:
+        due = due or run.updates % recipe.train.save_every == 0 or (alone and is_late(run))
+        if due and run.inner < recipe.train.num_iterations and alone:
             save(run, progress)
             due = False
     run.step, run.inner = run.step + 1, 0
@@ -101,9 +115,7 @@ def do_step(run: Run, progress: Progress, *, check_ratio: bool) -> None:
     if run.step % recipe.eval.every == 0:
         for note in alarms(row):
             progress.note(note)
-    if run.step % recipe.eval.every == 0 and run.step < recipe.train.steps:
-        evaluate_run(run, "validation", ["ema" if recipe.train.ema else "raw"], progress)
-    if due:
+    if due or run.most(float(is_late(run))):  # clocks differ, so the ranks decide together
         save(run, progress)
 
 
@@ -112,7 +124,7 @@ def collect(run: Run) -> Batch:
     recipe, clock = run.recipe, time.perf_counter
     began, ranks = clock(), (run.accelerator.process_index, run.accelerator.num_processes)
     gamma_of = None if run.sampler is None else partial(run.sampler.gamma, seed=recipe.train.seed, step=run.step)
-    with run.inference() as policy:
+    with run.droppable(), run.inference() as policy:
         done = rollout_step(
             recipe, run.problems, run.anchors, policy, run.functions, run.step, run.share_done, *ranks, gamma_of=gamma_of
         )
@@ -120,15 +132,17 @@ def collect(run: Run) -> Batch:
         few = done.rollout.rows(torch.arange(min(2, len(done.texts))))
         gap = behavior_gap(policy, few, max_canvases=recipe.train.max_canvases)
     metrics = rollout_metrics(run, done)
-    run.anchors.learn(done, run.step, run.reduce)
     group_ids = done.rollout.group_ids.cpu()
     advantages = advantages_of(run, done.rewards, group_ids).to(done.rollout.ids.device)
     used = trained_rows(run, groups_with_spread(done.rewards, group_ids)).to(done.rollout.ids.device)
     rollout, advantages = done.rollout.rows(used), advantages[used]
     metrics["health/behavior_gap"] = gap
     graded = clock()
-    with run.inference() as policy:
+    with run.droppable(), run.inference() as policy:
         old, ref, canvases = frozen_likelihoods(run, policy, rollout, advantages)
+    # up to here nothing but this function's own names has changed: a signal may drop it all
+    log_samples(run, done)
+    run.anchors.learn(done, run.step, run.reduce)
     metrics |= {
         "calls/score": run.total(float(canvases)),
         "seconds/rollout": decoded - began,
@@ -268,16 +282,3 @@ def make_views(run: Run, rollout: Rollout, advantages: Tensor, inner: int) -> Vi
     generator = named_generator(seed, "views", run.step, inner)
     update = Update(inner, run.recipe.train.num_iterations, named_seed(seed, "schedule", run.step), advantages)
     return run.estimator.make_views(rollout, run.denoiser.mask_id, generator, update)
-
-
-def out_of_time(run: Run) -> bool:
-    """Whether train.minutes are over (counted over all parts of a resumed run, evaluation apart)."""
-    return run.recipe.train.minutes is not None and run.elapsed >= 60 * run.recipe.train.minutes
-
-
-def save(run: Run, progress: Progress) -> None:
-    """Checkpoint; a full disk is reported and training goes on with the last good one."""
-    try:
-        save_run(run)
-    except OSError as error:
-        progress.note(str(error))

@@ -7,7 +7,7 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 
 from .build import component
@@ -22,6 +22,7 @@ from .priors import anchored_canvas
 from .rng import named_generator
 from .rollouts import Anchors, Problems
 from .tasks import CallContext, Task, grade
+from .terminal import PlainConsole
 from .thresholds import ThresholdHead
 from .tokenizer import decode_texts
 from .types import Rollout
@@ -49,10 +50,10 @@ def variance_command(args: argparse.Namespace) -> int:
     result |= {"decode": {**settings.model_dump(), "temperature": args.temperature}, "num_rows": len(rollout.ids)}
     result |= {"num_problems": len(rollout.group_ids.unique()), "left_out": left_out}
     result |= {"rollouts": rollout_figures(rollout, correct), "estimators": []}
-    console = Console()
+    console = PlainConsole()
     with Progress(console=console, transient=True) as bar:
         for spec, estimator in estimators.items():
-            line = bar.add_task(spec, total=3 * args.draws)
+            line = bar.add_task(escape(spec), total=3 * args.draws)
             draws = compare_versions(
                 denoiser,
                 rollout,

@@ -35,7 +35,7 @@ def test_names_are_all_combinations() -> None:
     assert {"llada-8b-gsm8k-diffu_grpo", "llada-8b-countdown-stp", "dream-7b-sudoku-diffpo", "dream-7b-math-elbo_grpo"} <= set(
         names
     )
-    with pytest.raises(ValueError, match="did you mean 'llada-8b-gsm8k-stp'"):
+    with pytest.raises(ValueError, match="the nearest are llada-8b-gsm8k-stp, "):
         load_recipe("llada-8b-gsm8k-spt")
 
 

@@ -86,9 +86,9 @@ def test_adapter_folder_is_readable_by_peft(tmp_path: Path) -> None:
 
     denoiser, _ = adapted()
     shake(denoiser.model)
-    save_adapter(denoiser.model, tmp_path, LoRAConfig(rank=2, alpha=4.0), "base")
+    save_adapter(denoiser.model, tmp_path, LoRAConfig(rank=2, alpha=4.0), ModelConfig(path="base"))
     settings = json.loads((tmp_path / "adapter_config.json").read_text())
-    kept = {k: v for k, v in settings.items() if k not in ("peft_type", "base_model_name_or_path")}
+    kept = {k: v for k, v in settings.items() if k not in ("peft_type", "base_model_name_or_path", "revision")}
     fresh = tiny_llada()
     with torch.random.fork_rng():  # peft's own initial values are drawn globally
         inject_adapter_in_model(LoraConfig(**kept), fresh.model)

@@ -244,10 +244,19 @@ def test_absent_keys_mean_what_the_published_class_fills_in() -> None:
     assert config.pad_token_id == config.eos_token_id
 
 
+def test_plain_rope_parameters_of_newer_transformers_are_read() -> None:
+    """transformers 5 saves rope_theta in there; any other kind of rope is refused (below)."""
+    raw = published()
+    theta = raw.pop("rope_theta")
+    newer = DreamConfig.from_dict(raw | {"rope_parameters": {"rope_type": "default", "rope_theta": theta}})
+    assert newer == DreamConfig.from_dict(raw | {"rope_theta": theta}) and newer.to_dict()["rope_theta"] == theta
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
         ("hidden_act", "gelu"),
+        ("rope_parameters", {"rope_type": "yarn", "rope_theta": 5.0}),
         ("rope_scaling", {"type": "yarn", "factor": 4.0}),
         ("rope_parameters", {"rope_theta": 5.0}),
         ("use_sliding_window", True),

@@ -223,7 +223,7 @@ def test_sft_on_a_terminal() -> None:
 def test_all_displays_have_the_same_methods_and_silence_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
     public = [{n: inspect.signature(f) for n, f in vars(kind).items() if not n.startswith("_") and callable(f)}
               for kind in (TrainProgress, SFTProgress, SilentProgress)]  # fmt: skip
-    assert list(public[0]) == ["start", "step", "eval", "note", "stop"]
+    assert list(public[0]) == ["start", "step", "eval", "note", "warn", "stop"]
     assert public[0] == public[1] == public[2]
     silent = SilentProgress()
     silent.start(3, "x")

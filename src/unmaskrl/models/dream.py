@@ -106,6 +106,7 @@ class DreamConfig:
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> DreamConfig:
         """Read Dream's config.json; ValueError on missing keys and on settings not computed here."""
+        raw = _with_plain_rope(raw)
         refuse_unsupported("Dream", raw, _SUPPORTED)
         derived = {"num_key_value_heads": raw.get("num_attention_heads"), "pad_token_id": raw.get("eos_token_id")}
         config = cls(**read_fields("Dream", cls, raw, derived), raw=dict(raw))
@@ -128,6 +129,14 @@ class DreamConfig:
     def with_vocabulary(self, vocab_size: int, mask_id: int, eos_id: int, pad_id: int) -> DreamConfig:
         """The same architecture for another tokenizer."""
         return replace(self, vocab_size=vocab_size, mask_token_id=mask_id, eos_token_id=eos_id, pad_token_id=pad_id)
+
+
+def _with_plain_rope(raw: dict[str, Any]) -> dict[str, Any]:
+    """The config with ``rope_theta`` where it was before transformers 5 wrote it into ``rope_parameters``."""
+    new = raw.get("rope_parameters")
+    if not isinstance(new, dict) or new.keys() != {"rope_type", "rope_theta"} or new["rope_type"] != "default":
+        return raw
+    return {key: value for key, value in raw.items() if key != "rope_parameters"} | {"rope_theta": new["rope_theta"]}
 
 
 class _Attention(nn.Module):

@@ -50,6 +50,7 @@ _SUPPORTED: dict[str, tuple[Any, ...]] = {
     "scale_logits": (False, None),
     "multi_query_attention": (None, False),
     "clip_qkv": (None,),
+    "rope_scaling": (None,),
     "block_group_size": (1, None),
     "attention_dropout": (0.0, None),
     "residual_dropout": (0.0, None),
