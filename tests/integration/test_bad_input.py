@@ -85,7 +85,7 @@ def test_folders_that_are_no_checkpoint(
     [
         ("def f(:", "cannot load 'my_{n}:f' (SyntaxError: "),
         ("nothing_here\ndef f(**columns): return [0.0]", "cannot load 'my_{n}:f' (NameError: "),
-        ("def f(completions, **columns):\n    raise KeyError('gold')", "reward 'f' raised"),
+        ("def f(completions, **columns):\n    raise KeyError('gold')", "reward 'my_{n}:f' raised"),
         ("def f(prompts, completions, prompt, wanted): return [0.0]", "missing 1 required positional argument: 'wanted'"),
     ],
 )

@@ -23,7 +23,7 @@ SETTINGS = (
     "train.max_canvases=7"
 ).split()
 TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-ADAPTERS = ("model.lora.rank=4", "loss.kl_coef=0.01")
+ADAPTERS = ("model.lora.rank=4", "loss.kl_coef=0.01", "train.save=merged")
 COMPARED = (
     "loss grad_norm reward/mean nfe/mean groups/live sampler/entropy sampler/grad_norm calls/total prior/share prior/keep"
 ).split()
