@@ -19,6 +19,7 @@ from .priors import blank_canvas
 from .prompts import check_room
 from .rng import named_generator
 from .tasks import CallContext, Example, Task, grade
+from .tasks.rewards import Grades
 from .thresholds import ThresholdHead, best_gamma
 from .tokenizer import decode_texts, encode_prompt
 from .types import Canvas, Rollout
@@ -181,12 +182,14 @@ def evaluated_rows(
         lengths, calls = rollout.action_mask.sum(-1).tolist(), rollout.nfe.tolist()
         share = (time.perf_counter() - start) / len(batch)
         items = {}
-        grades = grade(task, [examples[row // samples] for row in batch], texts, CallContext(completion_ids=ids))
+        own = [examples[row // samples] for row in batch]
+        grades = grade(task, own, texts, CallContext(completion_ids=ids))
+        correct = _verdicts(task, tokenizer, own, ids, grades)
         for i, (row, text, nfe, length) in enumerate(zip(batch, texts, calls, lengths, strict=True)):
             example = examples[row // samples]
             items[row] = EvalItem(
                 id=example.id,
-                correct=grades.correct[i],
+                correct=correct[i],
                 text=text,
                 nfe=nfe,
                 num_tokens=length,
@@ -198,6 +201,14 @@ def evaluated_rows(
                 seconds=share,
             )
         yield rollout, items
+
+
+def _verdicts(task: Task, tokenizer: Any, examples: list[Example], ids: list[list[int]], grades: Grades) -> list[bool]:
+    """What is right; under d1 judged again on texts with special tokens, which the published evaluation reads."""
+    if getattr(task, "protocol", "strict") != "d1":
+        return grades.correct
+    texts = decode_texts(tokenizer, ids, special=True)
+    return [task.correct(example, text) for example, text in zip(examples, texts, strict=True)]
 
 
 def batches_by_length(lengths: Sequence[int], size: int) -> list[list[int]]:

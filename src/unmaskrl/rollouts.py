@@ -55,7 +55,8 @@ class Problems:
     def __init__(self, recipe: Recipe, task: Task, tokenizer: Any, max_length: int) -> None:
         self.recipe, self.task, self.tokenizer = recipe, task, tokenizer
         fits = fitting(recipe, task, tokenizer, task.examples("train")[: recipe.train.num_prompts], max_length)
-        self.examples, self.prompts, self.notes = fits.examples, fits.prompts, fits.notes
+        self.examples, self.prompts = fits.examples, fits.prompts
+        self.notes = [*getattr(task, "notes", []), *fits.notes]
         if len(self.examples) < recipe.train.prompts_per_step:
             raise ValueError(
                 f"task {task.name} has {len(self.examples)} training problems, fewer than "

@@ -249,11 +249,11 @@ def _common_prefix(a: str, b: str) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
-def decode_texts(tokenizer: Any, ids: Sequence[Sequence[int]]) -> list[str]:
-    """Texts without special tokens."""
+def decode_texts(tokenizer: Any, ids: Sequence[Sequence[int]], *, special: bool = False) -> list[str]:
+    """Texts without special tokens, or with them."""
     if not ids:
         return []  # transformers says [""]
-    return tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return tokenizer.batch_decode(ids, skip_special_tokens=not special, clean_up_tokenization_spaces=False)
 
 
 def pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:

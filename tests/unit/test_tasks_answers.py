@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unmaskrl.tasks import equivalence
-from unmaskrl.tasks.answers import boxed_spans, is_balanced, last_boxed, merged_spans, parse_number, words_of
-from unmaskrl.tasks.equivalence import equivalent, normalise
+from unmaskrl.tasks.answers import boxed_spans, is_balanced, last_boxed, merged_spans, parse_number
+from unmaskrl.tasks.equivalence import equivalent
+from unmaskrl.tasks.latex import normalise
+from unmaskrl.tasks.units import words_of
 
 UNITS = words_of("How many apples, and how many million dollars?")
 
@@ -60,7 +62,43 @@ UNITS = words_of("How many apples, and how many million dollars?")
         ("$", None),
         ("\u0665", None),
         ("5\u00b2", None),
-        ("\u22125", None),
+        ("\u22125", -5),
+        ("- 5", -5),
+        ("+5", 5),
+        ("2 1/3", Fraction(7, 3)),
+        ("-2\\frac{1}{3}", Fraction(-7, 3)),
+        ("2 4/3", None),
+        ("\\frac52", Fraction(5, 2)),
+        ("1{,}234", 1234),
+        ("1\\,234", 1234),
+        ("1 234", None),
+        ("$5$", 5),
+        ("**5**", 5),
+        ("\\(5\\)", 5),
+        ("\\text{5}", 5),
+        ("5$", 5),
+        ("\u20ac5", 5),
+        ("x = 5", 5),
+        ("2+3 = 5", 5),
+        ("2+3 = 6", None),
+        ("6 = 5", None),
+        ("2+3", None),
+        ("5 = 5 = 5", 5),
+        ("x = 5, y = 6", None),
+        ("5, 5", None),
+        ("20 %", 20),
+        ("20 percent", 20),
+        ("5 apple", 5),
+        ("5 \\text{ apples}", 5),
+        ("5 \\text{ or 6}", None),
+        ("5 \\text{ million}", None),
+        ("5 apples or more", None),
+        ("5 how many apples", 5),
+        ("5 and apples", None),
+        ("\\approx 5", 5),
+        ("5 \\approx 6", None),
+        ("5_8", None),
+        ("5^2", None),
         ("9" * 31, None),
         ("9" * 10**6, None),
         ("1/" + "9" * 31, None),
@@ -94,9 +132,11 @@ def test_no_text_is_read_as_more_than_one_number(text: str) -> None:
         ("\\boxed{\\{1, 2\\}}", ["\\{1, 2\\}"]),
         ("\\boxed{1", []),
         ("\\boxed{\\boxed{3}", ["3"]),
-        ("\\boxed 5", []),
+        ("\\boxed 5", ["5"]),
+        ("so $\\boxed 25$.", ["25"]),
+        ("\\boxed \\frac{1}{2} there", ["\\frac{1}{2}"]),
         ("\\\\boxed{5}", []),
-        ("\\fbox{5} boxed{5}", []),
+        ("\\fbox{5} boxed{5}", ["5"]),
         ("}}{\\boxed{7}", ["7"]),
     ],
 )
@@ -132,7 +172,8 @@ def test_giants_are_quick() -> None:
 def test_normalising_never_fails_and_settles(text: str) -> None:
     once = normalise(text)
     assert len(once) <= 8 * len(text) + 16
-    assert " " not in once and "$" not in once
+    assert "$" not in once and "  " not in once and once == once.strip()
+    assert [digit for digit in once if digit.isdigit()] == [digit for digit in text if digit.isdigit()]
 
 
 @pytest.mark.parametrize(

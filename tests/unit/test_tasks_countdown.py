@@ -161,7 +161,20 @@ def test_instruct_prompt_states_the_problem() -> None:
         ("</answer>3*7+12<answer>", False, False),
         ("3*7+12", False, False),
         ("<answer>3*7+12", False, False),
-        ("<answer>3*7+12=33</answer>", False, False),
+        ("<answer>3*7+12=33</answer>", True, True),
+        ("<answer>3*7+12 = 33.0.</answer>", True, True),
+        ("<answer>3*7+12=34</answer>", False, False),
+        ("<answer>3*7+12=33=33</answer>", False, False),
+        ("<answer>3*7+12=</answer>", False, False),
+        ("<answer>33=33</answer>", False, True),
+        ("<answer>x = 3*7+12</answer>", False, False),
+        ("<answer>3*7=21 and 21+12=33</answer>", False, False),
+        ("<answer>so \\boxed{3\\cdot 7+12}</answer>", True, True),
+        ("<answer>\\boxed{3*7+1} or \\boxed{3*7+12}</answer>", True, True),
+        ("<answer>\\boxed{3*7+12</answer>", False, False),
+        ("<answer>\\frac{3*7}{1}+12</answer>", False, True),
+        ("<answer>3\\,7+12</answer>", False, False),
+        ("<answer>3**7+12</answer>", False, False),
         ("<answer>33</answer>", False, True),
         ("<answer>3*7+12+12</answer>", False, True),
         ("<answer>3*7+12+3-3</answer>", False, True),
@@ -232,9 +245,10 @@ def rows_file(folder: Path, *lines: str) -> str:
 
 def test_rows_replace_every_split(tmp_path: Path) -> None:
     row = {"numbers": [3, 7, 12], "target": 33, "source": "hand"}
-    hopeless = {"numbers": [1, 1, 1], "target": 50}
+    # 8 / (3 - 8 / 3): solvable, but not with whole results
+    fractions = {"numbers": [3, 3, 8, 8], "target": 24}
     big = {"numbers": [99, 98, 2, 1], "target": 9703}
-    path = rows_file(tmp_path, json.dumps(row), "", json.dumps(hopeless), json.dumps(big))
+    path = rows_file(tmp_path, json.dumps(row), "", json.dumps(fractions), json.dumps(big))
     task = Countdown(data=path)
     for split in SPLITS:
         first, second, third = task.examples(split)
@@ -243,6 +257,14 @@ def test_rows_replace_every_split(tmp_path: Path) -> None:
         assert second.fields["solution"] is None
         assert task.reference(second) is None and task.references(second) == []
         assert task.correct(third, task.reference(third) or "")
+
+
+def test_a_problem_without_solution_is_refused(tmp_path: Path) -> None:
+    path = rows_file(
+        tmp_path, json.dumps({"numbers": [3, 7, 12], "target": 33}), json.dumps({"numbers": [1, 1, 1], "target": 50})
+    )
+    with pytest.raises(ValueError, match=r"rows\.jsonl:2: no expression of the numbers \[1, 1, 1\] is 50"):
+        Countdown(data=path).examples("train")
 
 
 def test_rows_are_read_again_when_the_file_changes(tmp_path: Path) -> None:

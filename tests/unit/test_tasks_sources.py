@@ -114,7 +114,7 @@ def test_what_cannot_be_loaded_is_named(monkeypatch: pytest.MonkeyPatch) -> None
         ("{", r"rows\.jsonl:52: got '\{', expected one JSON object"),
         ('{"question": "Who?"}', r"rows\.jsonl:52: got no column 'answer': expected one of question"),
         ('{"Question": "Who?"}', r"rows\.jsonl:52: got no column 'question': did you mean 'Question'"),
-        ('{"question": null}', r"rows\.jsonl:52: got no column 'question'"),
+        ('{"question": null}', r"rows\.jsonl:52: got null in column 'question': give it a value or leave"),
         (
             '{"question": "Who?", "answer": "nobody"}',
             r"rows\.jsonl:52: got answer 'nobody', expected one that ends",

@@ -168,7 +168,13 @@ def test_every_valid_grid_of_an_ambiguous_puzzle_counts() -> None:
         (f"<answer>{GRID[:15]}</answer>", False, False),
         (f"<answer>{GRID[:15]}0</answer>", False, False),
         (f"<answer>{GRID[:15]}5</answer>", False, False),
-        (f"<answer>{','.join(GRID)}</answer>", False, False),
+        (f"<answer>{','.join(GRID)}</answer>", True, True),
+        (f"<answer>[[{','.join(GRID[:4])}], [{','.join(GRID[4:8])}],\n[{GRID[8:12]}], [{GRID[12:]}]]</answer>", True, True),
+        (f"<answer>```text\n|{'|'.join(GRID)}|\n```</answer>", True, True),
+        (f"<answer>\\boxed{{{GRID}}}</answer>", True, True),
+        (f"<answer>R1: {GRID}</answer>", False, False),
+        (f"<answer>1. {GRID}</answer>", False, False),
+        (f"<answer>{GRID} or {GRID}</answer>", False, False),
         (f"<answer>{GRID[:15]}\u0661</answer>", False, False),
         (f"<answer>{GRID[:15]}2</answer>", False, True),
         ("<answer>2143432112343412</answer>", False, True),
@@ -196,14 +202,25 @@ def test_sizes_beyond_what_exists_are_refused() -> None:
 
 def test_rows_replace_every_split(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    rows = [{"puzzle": "1" + "0" * 15, "level": 3}, {"puzzle": "11" + "0" * 14}]
+    rows = [{"puzzle": "1" + "0" * 15, "level": 3}, {"puzzle": "12" + "0" * 14}]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     task = Sudoku(data=str(path))
     for split in SPLITS:
         first, second = task.examples(split)
         assert first.fields["level"] == 3 and first.fields["solution"] in all_grids()
         assert task.correct(first, task.reference(first) or "")
-        assert second.fields["solution"] is None and task.reference(second) is None
+        assert task.correct(second, task.reference(second) or "")
+
+
+def test_a_puzzle_that_cannot_be_rewarded_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps({"puzzle": puzzle}) for puzzle in ("0" * 16, "11" + "0" * 14)), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"rows\.jsonl:2: puzzle 1100000000000000 has no solution"):
+        Sudoku(data=str(path)).examples("test")
+    path.write_text(json.dumps({"puzzle": GRID}), encoding="utf-8")
+    assert Sudoku(data=str(path)).examples("test")
+    with pytest.raises(ValueError, match=r"rows\.jsonl:1: got a puzzle without blanks, which protocol d1 never counts"):
+        Sudoku(data=str(path), protocol="d1").examples("test")
 
 
 @pytest.mark.parametrize("puzzle", ["0" * 15, "0" * 17, "0" * 15 + "5", "\u0661" + "0" * 15, None, 1000, ["0"] * 16])

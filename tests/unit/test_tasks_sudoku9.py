@@ -151,15 +151,17 @@ def test_judge_by_hand() -> None:
 
 def test_files_of_any_difficulty(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    rows = [{"puzzle": KNOWN, "level": 1}, {"puzzle": HARD}, {"puzzle": "55" + "0" * 79}, {"Puzzle": KNOWN, "Solution": SOLVED}]
+    rows = [{"puzzle": KNOWN, "level": 1}, {"puzzle": HARD}, {"Puzzle": KNOWN, "Solution": SOLVED}]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     task = Sudoku(size=9, data=str(path))
-    known, hard, hopeless, given = task.examples("test")
+    known, hard, given = task.examples("test")
     assert known.fields["solution"] == given.fields["solution"] == SOLVED and known.fields["level"] == 1
     assert task.correct(hard, f"<answer>{hard.fields['solution']}</answer>")
-    assert hopeless.fields["solution"] is None and task.reference(hopeless) is None
     with pytest.raises(ValueError, match=r"rows\.jsonl:1: got puzzle .*, expected a string of 16 digits 0\.\.4"):
         Sudoku(data=str(path)).examples("test")
+    path.write_text(json.dumps({"puzzle": "55" + "0" * 79}), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"rows\.jsonl:1: puzzle 550+ has no solution"):
+        task.examples("test")
 
 
 def test_the_search_finds_every_solution_once_and_ends() -> None:

@@ -6,56 +6,57 @@ import re
 from collections.abc import Iterable
 from fractions import Fraction
 
+from unmaskrl.tasks.latex import items_of, normal_form
+from unmaskrl.tasks.latex_numbers import exact_value
+
 MAX_DIGITS = 30
 MAX_NUMBER_CHARACTERS = 200
-# Words that change the value of the number before them; no unit is guessed around them.
-SCALES = frozenset("hundred thousand million billion trillion dozen dozens half halves quarter k m b x times percent".split())
 
-_DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)"
-_NUMBER = re.compile(rf"(?:-?\\?\$?|\\?\$-)({_DIGITS}(?:\.[0-9]*)?|\.[0-9]+)(?:/([0-9]+))?(?:\\?%)?")
-_WORD = re.compile(r"[A-Za-z]+")
-_BRACES = re.compile(r"(\\boxed[ \t\r\n]*\{)|\\[\\{}]|([{}])")
+_WHOLE = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)"
+_NUMBER = re.compile(
+    rf"[+-]?(?:{_WHOLE}(?:\.[0-9]*)?|\.[0-9]+|(?:[0-9]+ )?[0-9]+/[0-9]+|(?:[0-9]+)?\\frac\{{[0-9]+\}}\{{[0-9]+\}})"
+)
+_PERCENT = re.compile(r"(?<=[0-9])[ ]*(?:percent|\\text\{[ ]*percent[ ]*\})(?=[ .]*$)")
+_BRACES = re.compile(r"(\\(?:boxed|fbox)[ \t\r\n]*\{)|\\[\\{}]|([{}])")
+# TeX boxes one token; whoever leaves the braces out means the next word.
+_LOOSE_BOX = re.compile(r"\\boxed[ \t]+(?!\{)((?:[^ \t\r\n$<>{}\\]|\\[A-Za-z]+|\{[^{}]*\})+)")
 
 
 def parse_number(text: str, units: Iterable[str] = ()) -> Fraction | None:
     r"""The one number that ``text`` is, exactly; None if it is anything else or beyond a limit.
 
-    ``1,234``, ``-5``, ``$5``, ``5.0``, ``.5``, ``1/3``, ``20%`` (20), a full stop at the end. Words of ``units`` (lower case)
-    may follow, unless they scale (``million``). ASCII digits only, no exponents.
+    ``1,234``, ``-5``, ``$5``, ``5.0``, ``.5``, ``1/3``, ``2 1/3``, ``\frac{1}{3}``, ``20%`` (20), in ``$..$``, a box, bold and
+    the like, after a name (``x =``) or arithmetic that is true (``6*7 =``). Words of ``units`` (lower case, singular or plural)
+    may follow, unless they scale (``million``) or hedge. ASCII digits only, no exponents.
     """
     text = text.strip(" \t\r\n")
     if len(text) > MAX_NUMBER_CHARACTERS:
         return None
-    match = _NUMBER.match(text)
-    if match is None or not _is_unit(text[match.end() :], frozenset(units)):
+    words = frozenset(units)
+    form = normal_form(_PERCENT.sub("%", text), words, words)
+    whole = exact_value(form.text) is not None
+    items = [] if whole else items_of(form.text)
+    values = (form.text,) if whole else items[0].values if len(items) == 1 and not items[0].about else ()
+    if not values or _NUMBER.fullmatch(values[-1]) is None or form.wordy:
         return None
-    digits, below = match[1].replace(",", "").rstrip("."), match[2] or "1"
-    if max(len(digits), len(below)) > MAX_DIGITS or int(below) == 0 or (match[2] and "." in digits):
+    if max(map(len, re.findall("[0-9]+", values[-1].replace(",", "")))) > MAX_DIGITS:
         return None
-    value = Fraction(digits) / int(below)
-    return -value if "-" in match[0] else value
+    exact = [exact_value(value) for value in values]
+    return exact[-1] if len(set(exact)) == 1 else None
 
 
-def _is_unit(tail: str, units: frozenset[str]) -> bool:
-    words = _WORD.findall(tail.lower())
-    if not words:
-        return tail.strip(" \t\r\n") in ("", ".")
-    plain = re.fullmatch(r"[ \t\r\n]*[A-Za-z]+(?:[ \t\r\n]+[A-Za-z]+)*[ \t\r\n]*\.?", tail) is not None
-    return plain and all(word in units and word not in SCALES for word in words)
-
-
-def words_of(text: str) -> frozenset[str]:
-    """The words of a text in lower case: the units that an answer to it may name."""
-    return frozenset(_WORD.findall(text.lower()))
+def gold_text(answer: str) -> str:
+    """What follows ``####`` in an answer column; the whole column without it."""
+    return answer.split("####")[-1].strip()
 
 
 def boxed_spans(text: str) -> list[tuple[int, int]]:
-    r"""Character spans (start, end) of the inside of each balanced ``\boxed{...}``, in order of their start.
+    r"""Character spans (start, end) of the inside of each balanced ``\boxed{...}`` or ``\fbox{...}``, in order of their start.
 
-    Escaped braces (``\{``) and boxes that never close count for nothing.
+    ``\boxed 5`` is read as well, up to a blank. Escaped braces (``\{``) and boxes that never close count for nothing.
     """
     opened: list[tuple[bool, int]] = []
-    spans = []
+    spans = [_loose(match) for match in _LOOSE_BOX.finditer(text)]
     for match in _BRACES.finditer(text):
         if match[1]:
             opened.append((True, match.end()))
@@ -68,10 +69,20 @@ def boxed_spans(text: str) -> list[tuple[int, int]]:
     return sorted(spans)
 
 
+def _loose(match: re.Match[str]) -> tuple[int, int]:
+    return match.start(1), match.start(1) + len(match[1].rstrip(".,;:)"))
+
+
 def last_boxed(text: str) -> str | None:
     r"""The inside of the last balanced ``\boxed{...}`` (of nested ones the innermost); None without one."""
     spans = boxed_spans(text)
     return text[slice(*spans[-1])] if spans else None
+
+
+def final_answer(body: str) -> str:
+    """The last balanced box of an answer's body, or the body."""
+    boxed = last_boxed(body)
+    return body if boxed is None else boxed
 
 
 def merged_spans(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -16,7 +16,8 @@ from itertools import islice
 from typing import Any
 
 from unmaskrl.tasks import arithmetic, d1_puzzles
-from unmaskrl.tasks.arithmetic import Tree
+from unmaskrl.tasks.answers import final_answer
+from unmaskrl.tasks.arithmetic import Expression, Tree
 from unmaskrl.tasks.base import (
     FORMAT_REWARD,
     PROMPT_STYLES,
@@ -33,6 +34,8 @@ from unmaskrl.tasks.base import (
     read_examples,
 )
 from unmaskrl.tasks.countdown_problems import STEP_LIMIT, generate, kind_of
+from unmaskrl.tasks.latex_numbers import exact_value
+from unmaskrl.tasks.wrapping import plain_arithmetic
 
 # A row of a file may need more; tried second.
 FILE_STEP_LIMIT = 1_000_000
@@ -170,8 +173,7 @@ class Countdown:
         """Whether the last answer uses each number once and its exact value is the target; d1: its evaluation's verdict."""
         if self.protocol == "d1":
             return d1_puzzles.countdown_correct(text, example.fields["numbers"], example.fields["target"])
-        body = last_answer(text)
-        parsed = None if body is None else arithmetic.parse(body)
+        parsed = _expression(last_answer(text))
         if parsed is None or parsed.value != example.fields["target"]:
             return False
         return sorted(parsed.numbers) == sorted(example.fields["numbers"])
@@ -200,8 +202,21 @@ class Countdown:
         return d1_puzzles.countdown_score(text, example.fields["numbers"], example.fields["target"])
 
     def _format_reward(self, example: Example, text: str) -> float:
-        body = only_answer(text)
-        return 0.0 if body is None or arithmetic.parse(body) is None else FORMAT_REWARD
+        return 0.0 if _expression(only_answer(text)) is None else FORMAT_REWARD
+
+
+def _expression(body: str | None) -> Expression | None:
+    """The expression of an answer's body, its box opened and LaTeX's signs read; ``= value`` behind it must be true."""
+    if body is None:
+        return None
+    body = final_answer(body)
+    if len(body) > arithmetic.MAX_CHARACTERS:
+        return None
+    left, equals, right = plain_arithmetic(body).partition("=")
+    parsed = arithmetic.parse(left)
+    if parsed is None or not equals:
+        return parsed
+    return parsed if parsed.value is not None and exact_value(right.strip()) == parsed.value else None
 
 
 def _solutions(numbers: Sequence[int], target: int) -> Iterator[Tree]:
@@ -247,6 +262,8 @@ def _from_row(where: str, row: dict[str, Any]) -> Example:
     if target is None or not _is_number(target):
         raise ValueError(f"{where}: got target {ascii(target)[:60]}, expected an integer in 1..999999")
     tree = next(_solutions(numbers, target), None)
+    if tree is None and not any(_hits(other, numbers, target) for other in arithmetic.templates(len(numbers))):
+        raise ValueError(f"{where}: no expression of the numbers {numbers} is {target}: correct the row or leave it out")
     solution = None if tree is None else arithmetic.render(tree)
     return Example(id=where, fields={**row, "solution": solution, "kind": kind_of(numbers, target)})
 

@@ -8,7 +8,7 @@ from fractions import Fraction
 from typing import Any
 
 from unmaskrl.tasks import d1_math
-from unmaskrl.tasks.answers import parse_number, words_of
+from unmaskrl.tasks.answers import final_answer, gold_text, parse_number
 from unmaskrl.tasks.base import (
     FORMAT_REWARD,
     PROTOCOLS,
@@ -19,18 +19,14 @@ from unmaskrl.tasks.base import (
     last_answer,
     only_answer,
 )
-from unmaskrl.tasks.sources import Row, Source, check_columns, examples_of
+from unmaskrl.tasks.sources import Row, Source, check_columns, examples_of, notes_of
+from unmaskrl.tasks.units import words_of
 
 _ANNOTATION = re.compile(r"<<[^<>]*>>")
 _STRICT = (
     "{question}\n\nWork it out step by step. Then write the final number, and nothing else, inside <answer></answer>, "
     "for example <answer> 42 </answer>."
 )
-
-
-def gold_text(answer: str) -> str:
-    """What follows ``####`` in an answer column; the whole column without it."""
-    return answer.split("####")[-1].strip()
 
 
 def worked_text(answer: str) -> str:
@@ -57,8 +53,12 @@ class GSM8K:
 
     def examples(self, split: str) -> list[Example]:
         """The problems of a split. Raises ValueError for data that cannot be read, naming file and line."""
-        source = Source(task=self.name, data=self.data, test_data=self.test_data, config=self.config, column="question")
-        return examples_of(source, split, _fields)
+        return examples_of(self._source, split, _fields, self._rewardable)
+
+    @property
+    def notes(self) -> list[str]:
+        """What to tell of rows that were left out."""
+        return notes_of(self._source)
 
     def prompt(self, example: Example) -> list[dict[str, str]]:
         """The question and what to do; under d1 training and evaluation have different prompts, as published."""
@@ -110,6 +110,14 @@ class GSM8K:
             "xml_count": lambda _, text: d1_math.xml_count(text),
         }
 
+    @property
+    def _source(self) -> Source:
+        return Source(task=self.name, data=self.data, test_data=self.test_data, config=self.config, column="question")
+
+    def _rewardable(self, example: Example) -> bool:
+        reference = self.reference(example)
+        return reference is not None and (self.correct(example, reference) or self.rewards["correct"](example, reference) > 0)
+
     def _correct_reward(self, example: Example, text: str) -> float:
         return float(self.correct(example, text))
 
@@ -127,7 +135,7 @@ def _fields(row: Row, split: str) -> dict[str, Any]:
 
 def _value(example: Example, body: str | None) -> Fraction | None:
     """The number of an answer's body; a unit is one only if the question has the word."""
-    return None if body is None else parse_number(body, units=words_of(example.fields["question"]))
+    return None if body is None else parse_number(final_answer(body), units=words_of(example.fields["question"]))
 
 
 def _d1_correct(example: Example, text: str) -> float:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import partial
+from math import isfinite
 from typing import Any
 
-from unmaskrl.tasks.answers import boxed_spans, merged_spans, parse_number
+from unmaskrl.tasks.answers import boxed_spans, final_answer, gold_text, merged_spans, parse_number
 from unmaskrl.tasks.base import (
     FORMAT_REWARD,
     Example,
@@ -19,9 +21,8 @@ from unmaskrl.tasks.base import (
 )
 from unmaskrl.tasks.equivalence import check_installed, equivalent
 from unmaskrl.tasks.functions import load_function
-from unmaskrl.tasks.mathematics import final_answer
 from unmaskrl.tasks.rewards import CallContext, Grades, Parts, call_functions, grade_by_row
-from unmaskrl.tasks.sources import Row, Source, check_columns, examples_of
+from unmaskrl.tasks.sources import Row, Source, check_columns, examples_of, notes_of
 
 
 def same_text(gold: str, body: str) -> bool:
@@ -30,8 +31,8 @@ def same_text(gold: str, body: str) -> bool:
 
 
 def same_number(gold: str, body: str) -> bool:
-    """Equality as exact rationals."""
-    value = parse_number(body)
+    """Equality as exact rationals; a box in the body is opened."""
+    value = parse_number(final_answer(body))
     return value is not None and value == parse_number(gold)
 
 
@@ -85,7 +86,12 @@ class Jsonl:
 
     def examples(self, split: str) -> list[Example]:
         """The problems of a split. Raises ValueError for data that cannot be read, naming file and line."""
-        return examples_of(self._source(), split, self._fields)
+        return examples_of(self._source(), split, self._fields, self._rewardable)
+
+    @property
+    def notes(self) -> list[str]:
+        """What to tell of rows that were left out."""
+        return notes_of(self._source())
 
     def prompt(self, example: Example) -> list[dict[str, str]]:
         """The row's prompt, after the ``system`` message if there is one."""
@@ -102,7 +108,7 @@ class Jsonl:
         """The row's reference; for a verifier without such a column, the bare answer in its tags."""
         if self.reference_column is not None:
             return example.fields.get(self.reference_column)
-        return f"<answer> {example.fields[self.answer_column]} </answer>" if self.verifier else None
+        return f"<answer> {self._gold(example)} </answer>" if self.verifier else None
 
     def answer_spans(self, text: str) -> list[tuple[int, int]]:
         """Character spans (start, end) of the insides of the answer tags and of balanced boxes, merged."""
@@ -113,7 +119,7 @@ class Jsonl:
         if self.verifier is None:
             return self.grade([example], [text], CallContext()).correct[0]
         body = last_answer(text)
-        return body is not None and VERIFIERS[self.verifier](str(example.fields[self.answer_column]), body)
+        return body is not None and VERIFIERS[self.verifier](self._gold(example), body)
 
     def grade(self, examples: Sequence[Example], texts: Sequence[str], context: CallContext) -> Grades:
         """Parts and verdicts of a batch: one call per reward function. Where the first abstains, nothing is right."""
@@ -139,6 +145,21 @@ class Jsonl:
         if self.verifier is not None:
             return {"correct": lambda example, text: float(self.correct(example, text)), "format": _format_reward}
         return {name: partial(self._score, name) for name in self._functions()}
+
+    def _gold(self, example: Example) -> str:
+        """The answer as a text; for ``number`` without an exponent, and what follows GSM8K's mark ``####``."""
+        value = example.fields[self.answer_column]
+        if self.verifier != "number":
+            return str(value)
+        return f"{Decimal(repr(value)):f}" if isinstance(value, float) and isfinite(value) else gold_text(str(value))
+
+    def _rewardable(self, example: Example) -> bool:
+        """Whether the verifier takes the row's own answer for right; what reward functions say is theirs."""
+        if self.verifier is None:
+            return True
+        gold = self._gold(example)
+        body = last_answer(f"<answer> {gold} </answer>")
+        return bool(gold.strip()) and body is not None and VERIFIERS[self.verifier](gold, body)
 
     def _functions(self) -> tuple[str, ...]:
         return (self.reward,) if isinstance(self.reward, str) else tuple(self.reward or ())

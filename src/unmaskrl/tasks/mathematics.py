@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from unmaskrl.tasks import d1_math
-from unmaskrl.tasks.answers import boxed_spans, last_boxed, merged_spans
+from unmaskrl.tasks.answers import boxed_spans, final_answer, last_boxed, merged_spans
 from unmaskrl.tasks.base import (
     FORMAT_REWARD,
     PROTOCOLS,
@@ -18,7 +18,8 @@ from unmaskrl.tasks.base import (
     only_answer,
 )
 from unmaskrl.tasks.equivalence import check_installed, equivalent
-from unmaskrl.tasks.sources import Row, Source, check_columns, examples_of
+from unmaskrl.tasks.sources import Row, Source, check_columns, examples_of, notes_of
+from unmaskrl.tasks.units import words_of
 
 _STRICT = (
     "{problem}\n\nWork it out step by step. Then write the final answer as \\boxed{{...}} inside <answer></answer>, "
@@ -47,8 +48,12 @@ class MathProblems:
 
     def examples(self, split: str) -> list[Example]:
         """The problems of a split. Raises ValueError for data that cannot be read, naming file and line."""
-        source = Source(task=self.name, data=self.data, test_data=self.test_data, config=self.config, column="problem")
-        return examples_of(source, split, _fields)
+        return examples_of(self._source, split, _fields, self._rewardable)
+
+    @property
+    def notes(self) -> list[str]:
+        """What to tell of rows that were left out."""
+        return notes_of(self._source)
 
     def prompt(self, example: Example) -> list[dict[str, str]]:
         """The problem and what to do; under d1 training and evaluation have different prompts, as published."""
@@ -74,7 +79,7 @@ class MathProblems:
         if self.protocol == "d1":
             return d1_math.math_correct_for_evaluation(gold, text)
         body = last_answer(text)
-        return body is not None and equivalent(gold, final_answer(body))
+        return body is not None and equivalent(gold, final_answer(body), words_of(example.fields["problem"]))
 
     @property
     def name(self) -> str:
@@ -93,14 +98,16 @@ class MathProblems:
             return {"correct": self._correct_reward, "format": _format_reward}
         return {"correct": _d1_correct, "format": lambda _, text: d1_math.math_format(text)}
 
+    @property
+    def _source(self) -> Source:
+        return Source(task=self.name, data=self.data, test_data=self.test_data, config=self.config, column="problem")
+
+    def _rewardable(self, example: Example) -> bool:
+        reference = self.reference(example)
+        return reference is not None and (self.correct(example, reference) or self.rewards["correct"](example, reference) > 0)
+
     def _correct_reward(self, example: Example, text: str) -> float:
         return float(self.correct(example, text))
-
-
-def final_answer(body: str) -> str:
-    """The last balanced box of an answer's body, or the body."""
-    boxed = last_boxed(body)
-    return body if boxed is None else boxed
 
 
 def _format_reward(_: Example, text: str) -> float:
@@ -119,6 +126,8 @@ def _fields(row: Row, split: str) -> dict[str, Any]:
         answer = last_boxed(str(solution))
         if answer is None:
             raise ValueError(f"{row.where}: got a solution without a closed \\boxed{{...}} and no answer: add the answer")
+    if not str(answer).strip():
+        raise ValueError(f"{row.where}: got an empty answer, expected LaTeX such as '42': add it or leave the row out")
     digits = "".join(filter(str.isdigit, str(row.fields.get("level", ""))))
     kind = {"kind": f"level{digits}"} if digits else {}
     return {**row.fields, **kind, "answer": str(answer), "split": split}

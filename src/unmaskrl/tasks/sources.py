@@ -25,11 +25,12 @@ Stamp = tuple[str, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row: where it stands ("file:line", "hub-id/split:row"), a stable id, and its columns."""
+    """One row: where it stands ("file:line", "hub-id/split:row"), a stable id, its columns, and whether it is the user's."""
 
     where: str
     id: str
     fields: dict[str, Any]
+    own: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,9 +57,11 @@ class Source:
 
 
 def check_columns(where: str, fields: dict[str, Any], *names: str) -> None:
-    """Refuse a row without a column. Raises ValueError."""
+    """Refuse a row without a column, or with null in it. Raises ValueError."""
     for name in names:
-        if fields.get(name) is None:
+        if name in fields and fields[name] is None:
+            raise ValueError(f"{where}: got null in column {name!r}: give it a value or leave the row out")
+        if name not in fields:
             raise ValueError(f"{where}: got no column {name!r}: {nearest(name, fields)}")
 
 
@@ -107,7 +110,8 @@ def _read(source: Source, data: str) -> dict[str, list[Row]]:
         parts = _read_hub(data, source.config)
     else:
         parts = {split: read_examples(str(file), _plain) for split, file in _local_files(data).items()}
-    rows = {split: [Row(e.id, "", e.fields) for e in examples] for split, examples in parts.items()}
+    own = not _is_hub_id(data)
+    rows = {split: [Row(e.id, "", e.fields, own) for e in examples] for split, examples in parts.items()}
     for row in (row for part in rows.values() for row in part):
         check_columns(row.where, row.fields, source.column)
     return rows
@@ -200,17 +204,58 @@ def _ordered(source: Source, rows: list[Row]) -> tuple[Row, ...]:
     for value, row in hashed:
         seen[value] += 1
         again = f"-{seen[value]}" if seen[value] > 1 else ""
-        result.append(Row(row.where, f"{source.task}-{value:016x}{again}", row.fields))
+        result.append(Row(row.where, f"{source.task}-{value:016x}{again}", row.fields, row.own))
     return tuple(result)
 
 
-def examples_of(source: Source, split: str, from_row: Callable[[Row, str], dict[str, Any]]) -> list[Example]:
+_LEFT_OUT: dict[Source, str] = {}
+
+
+def notes_of(source: Source) -> list[str]:
+    """What to tell of the rows of the hub that were left out when the examples were made."""
+    return [_LEFT_OUT[source]] if source in _LEFT_OUT else []
+
+
+def examples_of(
+    source: Source,
+    split: str,
+    from_row: Callable[[Row, str], dict[str, Any]],
+    rewardable: Callable[[Example], bool],
+) -> list[Example]:
     """The examples of a split, their fields made by from_row(row, split). Raises ValueError if there are none.
 
-    Every split is made, so that a bad row is found before a run begins and not at its first validation.
+    Every split is made, so that a bad row is found before a run begins and not at its first validation. A row is bad if
+    from_row raises ValueError, or if it is not ``rewardable``: no completion could ever be right. One of a file is refused;
+    rows of the hub, which nobody can mend here, are left out and counted (notes_of), unless half of them are bad.
     """
-    made = {name: [Example(id=row.id, fields=from_row(row, name)) for row in source.rows(name)] for name in SPLITS}
+    made: dict[str, list[Example]] = {name: [] for name in SPLITS}
+    bad: list[str] = []
+    for name in SPLITS:
+        for row in source.rows(name):
+            try:
+                made[name].append(_example(row, name, from_row, rewardable))
+            except ValueError as error:
+                if row.own:
+                    raise
+                bad.append(str(error))
+    total = len(bad) + sum(map(len, made.values()))
+    if 2 * len(bad) > total:
+        raise ValueError(f"{bad[0]} ({len(bad)} of {total} rows are like this: is this data set one for task {source.task}?)")
+    if bad:
+        _LEFT_OUT[source] = f"{len(bad)} of {total} rows of {source.data} can never be right and are left out; first: {bad[0]}"
     check_choice("split", split, SPLITS)
     if not made[split]:
         raise ValueError(f"data {source.data!r} has no {split} problems: give data that has them, and this as test_data")
     return made[split]
+
+
+def _example(
+    row: Row, split: str, from_row: Callable[[Row, str], dict[str, Any]], rewardable: Callable[[Example], bool]
+) -> Example:
+    example = Example(id=row.id, fields=from_row(row, split))
+    if not rewardable(example):
+        answer = ascii(str(example.fields.get("answer", "")))
+        raise ValueError(
+            f"{row.where}: the judge calls the row's own answer {answer[:80]} wrong, so no completion could be right"
+        )
+    return example

@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from unmaskrl.tasks import d1_puzzles
+from unmaskrl.tasks.answers import final_answer
 from unmaskrl.tasks.base import (
     FORMAT_REWARD,
     PROMPT_STYLES,
@@ -29,6 +30,7 @@ from unmaskrl.tasks.base import (
 )
 from unmaskrl.tasks.sudoku_grids import SIZES, agrees, board, forced_order, lazy_grid, search, solutions, valid_grid
 from unmaskrl.tasks.sudoku_puzzles import generate
+from unmaskrl.tasks.wrapping import grid_digits
 
 # Default range of blanks, and the most: 4 clues are the fewest that make a 4x4 puzzle unique; 9x9 puzzles whose
 # cells are forced one after the other are seldom found with more than 50 blanks.
@@ -54,7 +56,7 @@ class Sudoku:
     are distinct, never solved by the lazy policy, and splits share no solution grid (9x9: nor one that differs in
     the names of digits). ``protocol``: "strict", or "d1" (4x4 only) for the published prompts with ``few_shot``
     worked examples (0..3), reward and parser, with their quirks (docs/tasks.md). Fields: puzzle (16 or 81
-    characters, 0 = blank), solution (the first one; None if there is none), under d1 split, and a row's other
+    characters, 0 = blank), solution (the first one), under d1 split, and a row's other
     columns. Raises ValueError.
     """
 
@@ -96,7 +98,14 @@ class Sudoku:
             if self.data is None
             else _from_file(self.size, *file_stamp(self.data))
         )
-        return list(found) if self.protocol == "strict" else [d1_puzzles.with_split(example, split) for example in found]
+        if self.protocol == "strict":
+            return list(found)
+        for example in found:
+            if "0" not in example.fields["puzzle"]:
+                raise ValueError(
+                    f"{example.id}: got a puzzle without blanks, which protocol d1 never counts as right: leave it out"
+                )
+        return [d1_puzzles.with_split(example, split) for example in found]
 
     def prompt(self, example: Example) -> list[dict[str, str]]:
         """One user message: ``sudoku`` and 16 or 81 digits, or an instruction for a general chat model.
@@ -180,10 +189,13 @@ class Sudoku:
         return right / blanks if blanks else 0.0
 
     def _read_grid(self, body: str | None) -> str | None:
-        """The 16 or 81 digits of an answer, blanks and line ends ignored; None if it is anything else."""
-        if body is None or len(body) > 1024:
+        """The 16 or 81 digits of an answer, whatever separates them but digits and letters; None if it is anything else."""
+        if body is None:
             return None
-        grid = "".join(body.split())
+        body = final_answer(body)
+        if len(body) > 1024:
+            return None
+        grid = grid_digits(body)
         return grid if len(grid) == self.size**2 and set(grid) <= set(board(self.size).digits) else None
 
     @property
@@ -222,6 +234,8 @@ def _from_row(size: int, where: str, row: dict[str, Any]) -> Example:
             solution = next(iter(solutions(puzzle) if size == 4 else search(puzzle)), None)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
+        if solution is None:
+            raise ValueError(f"{where}: puzzle {puzzle} has no solution: correct it or leave it out")
     elif not isinstance(solution, str) or not valid_grid(solution) or len(solution) != cells or not agrees(puzzle, solution):
         raise ValueError(
             f"{where}: got solution {solution!a:.90}, expected a valid grid of {cells} digits that keeps the clues"
