@@ -104,6 +104,26 @@ def test_batches_change_nothing(mini: tuple) -> None:
         assert item.prompt.startswith("numbers ")
 
 
+@pytest.mark.parametrize("protocol", ["strict", "d1"])
+def test_the_published_judges_see_the_end_of_turn(mini: tuple, protocol: str) -> None:
+    """Under d1 the judged text holds the special tokens up to the first EOS; the kept text never does."""
+    denoiser, tokenizer, task = mini
+    judged = []
+    wrapped = SimpleNamespace(
+        name=task.name, protocol=protocol, rewards={}, prompt=task.prompt, correct=lambda e, text: judged.append(text) is None
+    )
+    settings = DecodeConfig(gen_length=24, block_length=8, steps=24)
+    rollouts: list[Rollout] = []
+    result = evaluate(
+        denoiser, tokenizer, cast(Any, wrapped), task.examples("test")[:3], settings, batch_size=3, on_rollout=rollouts.append
+    )
+    ids = rollouts[0].completions()
+    assert sorted(judged) == sorted(decode_texts(tokenizer, ids, special=protocol == "d1"))
+    assert sorted(item.text for item in result.items) == sorted(decode_texts(tokenizer, ids))
+    assert any(row[-1] == denoiser.eos_id for row in ids)
+    assert any(tokenizer.eos_token in text for text in judged) is (protocol == "d1")
+
+
 def test_what_is_done_is_left_out_and_the_rest_stays_in_its_batches(mini: tuple) -> None:
     denoiser, tokenizer, task = mini
     examples, settings = task.examples("test")[:5], DecodeConfig(gen_length=24, block_length=8, steps=12, select="entropy")

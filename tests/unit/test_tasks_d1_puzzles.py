@@ -190,6 +190,7 @@ def test_sudoku_evaluation_reads_more_than_the_answer_block() -> None:
         f"<answer>{SOLUTION}</answer>",
         f"<answer>as a grid:\n```\n{SOLUTION[:8]}\n{SOLUTION[8:]}\n```\nso {'1' * 16}</answer>",
         f"<answer>{SOLUTION}<|endoftext|>",
+        f"<reasoning>\n1 is left.\n</reasoning>\n<answer>\n{SOLUTION[:8]}\n{SOLUTION[8:]}<|eot_id|><|endoftext|>",
         f"<answer></answer> {SOLUTION}<|eot_id|> 1",
         f"it is {SOLUTION}",
         f"{SOLUTION} </answer>",

@@ -55,6 +55,8 @@ def boxed_spans(text: str) -> list[tuple[int, int]]:
 
     ``\boxed 5`` is read as well, up to a blank. Escaped braces (``\{``) and boxes that never close count for nothing.
     """
+    if "\\boxed" not in text and "\\fbox" not in text:
+        return []
     opened: list[tuple[bool, int]] = []
     spans = [_loose(match) for match in _LOOSE_BOX.finditer(text)]
     for match in _BRACES.finditer(text):

@@ -70,12 +70,12 @@ def known_unit(word: str, words: Iterable[str]) -> bool:
 def _forms(word: str) -> tuple[str, ...]:
     """A word in the singular, the plural and the other spellings of a known unit."""
     singular = word.removesuffix("s")
-    spelt = [word.removesuffix("es")] if word.endswith("es") else []
+    spelt: list[str] = [word.removesuffix("es")] if word.endswith("es") else []
     spelt += [word[:-3] + "y"] if word.endswith("ies") else []
     spelt += [word[:-1] + "ies"] if word.endswith("y") else []
     if len(word) > 1 and word in _CANONICAL:
         spelt += [other for other, name in _CANONICAL.items() if name == _CANONICAL[word] and len(other) > 1]
-    return (word, singular, word + "s", word + "es", *spelt)
+    return tuple([word, singular, word + "s", word + "es", *spelt])
 
 
 def unit_name(phrase: str, power: str = "") -> tuple[str, ...]:
