@@ -11,6 +11,7 @@ from unmaskrl.tasks.latex_numbers import exact_value
 
 MAX_DIGITS = 30
 MAX_NUMBER_CHARACTERS = 200
+MAX_BODY = 50_000
 
 _WHOLE = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)"
 _NUMBER = re.compile(
@@ -82,8 +83,8 @@ def last_boxed(text: str) -> str | None:
 
 
 def final_answer(body: str) -> str:
-    """The last balanced box of an answer's body, or the body."""
-    boxed = last_boxed(body)
+    """The last balanced box of an answer's body, or the body; a body that is too long for any answer is not searched."""
+    boxed = last_boxed(body) if len(body) <= MAX_BODY else None
     return body if boxed is None else boxed
 
 

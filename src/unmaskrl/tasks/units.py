@@ -75,12 +75,12 @@ def _forms(word: str) -> tuple[str, ...]:
     spelt += [word[:-1] + "ies"] if word.endswith("y") else []
     if len(word) > 1 and word in _CANONICAL:
         spelt += [other for other, name in _CANONICAL.items() if name == _CANONICAL[word] and len(other) > 1]
-    return tuple([word, singular, word + "s", word + "es", *spelt])
+    return (word, singular, word + "s", word + "es", *spelt)
 
 
 def unit_name(phrase: str, power: str = "") -> tuple[str, ...]:
     """One name for the spellings of a unit: words in the singular, ``square inches`` as ``inch``, ``^2``."""
-    names = [_CANONICAL.get(word, word.removesuffix("s")) for word in _WORD.findall(phrase.lower())]
+    names = [_CANONICAL.get(word) or word.removesuffix("s") for word in _WORD.findall(phrase.lower())]
     raised = {"square": "2", "cubic": "3"}
     powers = [raised[name] for name in names if name in raised] + ([power] if power else [])
     return (*(name for name in names if name not in raised), *powers)
