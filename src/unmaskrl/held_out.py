@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 from .adapters import merged_tensors, save_adapter
+from .bad_updates import check_weights
 from .checkpoint import write_json
 from .denoiser import save_model
 from .evaluate import evaluate
@@ -54,6 +55,7 @@ def save_models(run: Run) -> None:
 
     Adapters are merged into them, and kept by themselves in ``adapter/``.
     """
+    check_weights(run)
     model, main, lora = run.denoiser.model, run.accelerator.is_main_process, run.recipe.model.lora
     for name in ("model", "model-raw"):
         with averaged(run, name == "model"):

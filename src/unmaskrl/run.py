@@ -92,6 +92,8 @@ class Run:
     lock: Lock | None = None  # the main process's, of the folder
     changed: list[str] = field(default_factory=list)  # settings that are not those of the stored run
     saved: int = -1  # updates at the last checkpoint that was read or (tried to be) written
+    skipped: int = 0  # updates in a row that were not made because they are not finite
+    largest: dict[str, float] = field(default_factory=dict)  # |advantage| and |ratio - 1| of the newest update
 
     def check_place(self) -> None:
         """ValueError if the folder is not this process's any more: deleted, moved, or taken over."""
