@@ -30,7 +30,8 @@ def check_rewards(run: Run, done: Rewarded, advantages: Tensor) -> float:
     if math.isfinite(reward) and math.isfinite(advantage):
         return advantage
     what = "advantages" if math.isfinite(reward) else "rewards"
-    size, name = max((max(map(abs, values)), name) for name, values in done.parts.items())
+    given = {name: [abs(value) for value in values if value is not None] for name, values in done.parts.items()}
+    size, name = max((max(values, default=0.0), name) for name, values in given.items())
     kind = str(done.rewards.dtype).removeprefix("torch.")
     raise NotFiniteError(
         f"{what} are not finite in {kind} (largest |reward| {reward:.3g}, here of {name!r}: {size:.3g}); "
