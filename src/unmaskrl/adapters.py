@@ -7,7 +7,6 @@ blocks is: matching names by their end would adapt both).
 from __future__ import annotations
 
 import importlib
-import json
 import logging
 import re
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 
 from .config import LoRAConfig, ModelConfig
 from .denoiser import ModelDenoiser
-from .files import write_whole
+from .files import json_text, write_whole
 from .weights import trainable, whole
 
 _IN_BLOCK = re.compile(r"\.\d+\.")
@@ -143,7 +142,7 @@ def save_adapter(model: nn.Module, folder: Path, config: LoRAConfig, base: Model
     }
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "adapter_model.safetensors", lambda part: save_file(tensors, part, metadata={"format": "pt"}))
-    write_whole(folder / "adapter_config.json", lambda part: part.write_text(json.dumps(settings, indent=1) + "\n"))
+    write_whole(folder / "adapter_config.json", lambda part: part.write_text(json_text(settings, indent=1) + "\n"))
 
 
 def quantize_blocks(model: nn.Module, device: torch.device, compute_dtype: torch.dtype) -> None:

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .files import checksum, sync, write_text
+from .files import checksum, json_text, sync, write_text
 from .weights import like
 
 STATE = "state.json"
@@ -139,7 +139,7 @@ def set_aside(damaged: list[Path]) -> list[str]:
 
 def write_json(path: Path, data: Any) -> None:
     """Write JSON aside and rename: a reader sees the old file or the new one."""
-    write_text(path, json.dumps(data, indent=1) + "\n")
+    write_text(path, json_text(data, indent=1) + "\n")
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -161,12 +161,12 @@ def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: 
 
 def _write_state(folder: Path, state: dict[str, Any]) -> None:
     files = {p.name: {"bytes": p.stat().st_size, "sha256": checksum(p)} for p in sorted(folder.iterdir())}
-    whole = json.loads(json.dumps({**state, "files": files}))  # as it will be read: keys are strings
-    (folder / STATE).write_text(json.dumps({**whole, _DIGEST: _digest(whole)}, indent=1) + "\n")
+    whole = json.loads(json_text({**state, "files": files}))  # as it will be read: keys are strings
+    (folder / STATE).write_text(json_text({**whole, _DIGEST: _digest(whole)}, indent=1) + "\n")
 
 
 def _digest(state: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json_text(state, sort_keys=True).encode()).hexdigest()
 
 
 def _load(path: Path) -> Checkpoint:

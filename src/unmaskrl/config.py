@@ -132,7 +132,7 @@ class ThresholdConfig(Section):
         lt=1,
         description="cost of a right answer of gen_length calls, in units of reward (not a share of it); 0: task reward only",
     )
-    lr: float = Field(default=1e-3, gt=0)
+    lr: float = Field(default=1e-3, gt=0, le=1e30)
     clip: float = Field(default=0.2, gt=0, lt=1)
     entropy_coef: float = Field(default=0.01, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
@@ -152,12 +152,17 @@ class TrainConfig(Section):
     long_prompts: Literal["refuse", "drop"] = Field(
         default="refuse", description="longer ones stop the run, or are left out of training and evaluation and counted"
     )
-    lr: float = Field(default=1e-4, gt=0)
+    lr: float = Field(default=1e-4, gt=0, le=1e30)  # what float32 can hold after the optimiser's factors
     warmup: int = Field(default=8, ge=0, description="updates of linear warm-up")
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
+    skip_bad_updates: int = Field(
+        default=0,
+        ge=0,
+        description="so many updates in a row whose loss or gradient is not finite are skipped and said; one more ends the run",
+    )
     ema: float = Field(default=0.9, ge=0, lt=1, description="decay of the weight average, per update")
     shard: Literal["none", "fsdp", "zero2"] = Field(
         default="none",
@@ -245,7 +250,7 @@ class SFTTrain(Section):
     """The supervised loop."""
 
     steps: int = Field(default=1000, ge=1)
-    lr: float = Field(default=2e-3, gt=0)
+    lr: float = Field(default=2e-3, gt=0, le=1e30)
     warmup: int = Field(default=50, ge=0)
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = Field(default=0.01, ge=0)

@@ -19,7 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .files import write_whole
+from .files import json_text, write_whole
+from .finite import NotFiniteError, first_not_finite
 from .hub import ADAPTER, CONFIG, checkpoint_folder
 from .models import FAMILIES
 
@@ -163,28 +164,36 @@ def save_model(
 
     ``dtype`` converts the stored weights, None keeps them; ``tensors`` (published names) stand in for the model's own. A
     model of more than ``max_shard_bytes`` is written in shards with an index, as the hub's checkpoints are; weight files of
-    an earlier save are removed when the new ones are there.
+    an earlier save are removed when the new ones are there. NotFiniteError if a weight is NaN or infinite: nothing is written.
     """
     target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
     config: Any = model.config
     state = model.state_dict() if tensors is None else tensors
+    _refuse_not_finite(target, state)
+    target.mkdir(parents=True, exist_ok=True)
     sizes = {name: t.numel() * (dtype or t.dtype).itemsize for name, t in state.items()}
     shards = _shards(sizes, max_shard_bytes)
     for file, names in shards.items():
         part_of = {name: state[name].detach().to("cpu", dtype or state[name].dtype).contiguous() for name in names}
+        _refuse_not_finite(target, part_of if dtype else {})  # float16 ends at 65,504
         write_whole(target / file, lambda part, part_of=part_of: save_file(part_of, part, metadata={"format": "pt"}))
     keep = {*shards}
     if len(shards) > 1:
         weight_map = {name: file for file, names in shards.items() for name in names}
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": dict(sorted(weight_map.items()))}
-        write_whole(target / INDEX, lambda part: part.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8"))
+        write_whole(target / INDEX, lambda part: part.write_text(json_text(index, indent=2) + "\n", encoding="utf-8"))
         keep.add(INDEX)
-    text = json.dumps(config.to_dict(), indent=1) + "\n"
+    text = json_text(config.to_dict(), indent=1) + "\n"
     write_whole(target / CONFIG, lambda part: part.write_text(text, encoding="utf-8"))
     for old in (target / WEIGHTS, target / INDEX, *target.glob(SHARDS)):
         if old.name not in keep:
             old.unlink(missing_ok=True)
+
+
+def _refuse_not_finite(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    name = first_not_finite(tensors)
+    if name is not None:
+        raise NotFiniteError(f"{folder}: not written, {name} is not finite (as {tensors[name].dtype}): save a whole model")
 
 
 def _shards(sizes: dict[str, int], limit: int) -> dict[str, list[str]]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 import os
 import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -35,6 +38,11 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         raise named(error, path) from None
     finally:
         part.unlink(missing_ok=True)
+
+
+def json_text(data: Any, **options: Any) -> str:
+    """``json.dumps`` as every JSON reader understands it: NaN is null, an infinity the string that ``float`` reads back."""
+    return json.dumps(_finite(data), allow_nan=False, **options)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -120,6 +128,20 @@ def is_alive(pid: int, started: int | None = None) -> bool:
     except PermissionError:  # it is another user's
         return True
     return True
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, float):
+        if math.isnan(data):
+            return None
+        return data if math.isfinite(data) else "Infinity" if data > 0 else "-Infinity"
+    if isinstance(data, dict):
+        return {_finite_key(key): _finite(value) for key, value in data.items()}
+    return [_finite(value) for value in data] if isinstance(data, list | tuple) else data
+
+
+def _finite_key(key: Any) -> Any:
+    return key if not isinstance(key, float) or math.isfinite(key) else str(key)
 
 
 def _literal(name: str) -> str:

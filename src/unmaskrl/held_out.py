@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 from .adapters import merged_tensors, save_adapter
+from .bad_updates import check_weights
 from .checkpoint import write_json
 from .config import Recipe
 from .denoiser import save_model
@@ -77,6 +78,7 @@ def save_models(run: Run) -> None:
     Each can be loaded. With adapters it holds what ``train.save`` says: the adapter on the name of its base, the merged
     weights, or both (the adapter then in ``adapter/``).
     """
+    check_weights(run)
     model, main, lora = run.denoiser.model, run.accelerator.is_main_process, run.recipe.model.lora
     kind = saved_kind(run.recipe)
     for name in ("model", "model-raw") if run.average else ("model",):

@@ -15,7 +15,7 @@ from typing import Any
 
 from .adapter_folder import base_of
 from .config import asset
-from .files import append_text, sync
+from .files import append_text, json_text, sync
 from .hub import checkpoint_folder
 from .shell import installed
 from .tasks import Example, Task
@@ -38,7 +38,7 @@ class ItemLog:
             return cls(None)
         if not path.parent.is_dir():
             raise ValueError(f"{path}: the folder {path.parent} does not exist; make it first")
-        head = json.loads(json.dumps({"settings": settings}))  # as JSON gives it back: tuples are lists
+        head = json.loads(json_text({"settings": settings}))  # as JSON gives it back: tuples are lists
         if not path.exists() or not (lines := _whole_lines(path)):
             return cls(path, head=head)  # written with the first rows: a command that fails before leaves no file
         first, *rows = lines
@@ -58,7 +58,7 @@ class ItemLog:
         self.rows.extend(rows)
         if self.path is not None:
             head = [] if self.head is None else [self.head]
-            append_text(self.path, "".join(json.dumps(row) + "\n" for row in [*head, *rows]))
+            append_text(self.path, "".join(json_text(row) + "\n" for row in [*head, *rows]))
             sync(self.path)
             self.head = None
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .files import host_name, is_alive, process_start
+from .files import host_name, is_alive, json_text, process_start
 
 LOCK = ".lock"
 _PATIENCE = 5.0  # seconds, for another process that looks at the lock at the same moment
@@ -36,7 +36,7 @@ class Lock:
             refuse_holder(path, what, holder(path))
             file.seek(0)
             file.truncate()
-            file.write(json.dumps(_self()).encode())
+            file.write(json_text(_self()).encode())
             file.flush()
             os.fsync(file.fileno())
         _held.add(path)

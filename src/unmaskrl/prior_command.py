@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from .commands import check_counts, load_parts, task_of
 from .config import DecodeConfig, parse_overrides
 from .denoiser import ModelDenoiser, end_ids
 from .evaluate import batches_by_length, decode_blank, is_random
-from .files import write_whole
+from .files import json_text, write_whole
 from .item_log import ItemLog, described_model, described_problems
 from .lock import holding
 from .rng import named_generator
@@ -58,7 +57,7 @@ def prior_command(args: argparse.Namespace) -> int:
                 answers = decode_answers(denoiser, [prompts[row // args.samples] for row in batch], batch, settings, args, head)
                 log.append([answer for answer in answers if answer["row"] not in have])
         rows = graded(log.rows, examples, args.samples, task, tokenizer)
-        write_whole(out, lambda part: part.write_text("".join(json.dumps(row) + "\n" for row in rows)))
+        write_whole(out, lambda part: part.write_text("".join(json_text(row) + "\n" for row in rows)))
         assert log.path is not None
         log.path.unlink()
         right = sum(row["correct"] for row in rows)

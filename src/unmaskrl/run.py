@@ -98,6 +98,8 @@ class Run:
     stop: Stop = field(default_factory=Stop)
     saved_at: float = field(default_factory=time.monotonic)
     unsaved: str = ""  # why the last attempt failed, if it did
+    skipped: int = 0  # updates in a row that were not made because they are not finite
+    largest: dict[str, float] = field(default_factory=dict)  # |advantage| and |ratio - 1| of the newest update
 
     def check_place(self) -> None:
         """ValueError if the folder is not this process's any more: deleted, moved, or taken over."""

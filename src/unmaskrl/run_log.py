@@ -27,6 +27,7 @@ from .variance import step_metrics
 
 _VARIANCE_ROWS = 4
 LOGGED = "reward_log/"  # what reward functions gave to log_metric
+ABSURD = {"advantage/largest": 1e3, "grad_norm": 1e4}  # beyond these a step is hardly what was meant
 
 
 def rollout_metrics(run: Run, done: Rewarded) -> dict[str, float | None]:
@@ -95,10 +96,11 @@ def log_step(run: Run, batch: Batch) -> dict[str, Any]:
         values = [row[key] for row in inner if key in row]
         if key.endswith("max_dev"):
             merged[key] = max(values)
-        elif key == "seconds/update":
+        elif key in ("seconds/update", "updates/skipped"):
             merged[key] = sum(values)
         else:
             merged[key] = sum(values) / len(values)
+    merged = {**dict.fromkeys(("loss", "grad_norm")), **merged}  # null where every update of the step was skipped
     # ranks may log different names, so the main process's are taken
     logged = {key: merged.pop(key) for key in list(merged) if key.startswith(LOGGED)}
     merged = run.mean_over_ranks(merged) | logged
@@ -128,6 +130,19 @@ def alarms(row: dict[str, Any]) -> list[str]:
             f"a ratio is off by {row['ratio/max_dev']:.0e}: this step's gradient is that of a few tokens; lower train.lr, or "
             "use loss.name=sequence_clip"
         )
+    if skipped := row.get("updates/skipped"):
+        notes.append(f"{skipped:.0f} updates of this step were skipped: their loss or gradient was not finite")
+    if (row.get("advantage/largest") or 0.0) > ABSURD["advantage/largest"]:
+        notes.append(
+            f"an advantage is {row['advantage/largest']:.0e}: make the rewards smaller, or use advantage.name=group_mean_std"
+        )
+    if (row.get("grad_norm") or 0.0) > ABSURD["grad_norm"]:
+        notes.append(
+            f"the gradient's norm is {row['grad_norm']:.0e} before clipping: only its direction counts; lower train.lr"
+        )
+    bad = [name for name, value in row.items() if isinstance(value, float) and not math.isfinite(value)]
+    if bad:
+        notes.append(f"not finite in this step's metrics: {', '.join(bad)}")
     return notes
 
 

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .bad_updates import check_weights
 from .checkpoint import Checkpoint, load_latest, load_optimizer, optimizer_tensors, save_checkpoint, set_aside
+from .finite import first_not_finite
 from .run import Batch, Run
 from .run_config import CONFIG, keep_old, write_config
 from .run_folder import LOGS, cut_log, sync_logs
@@ -28,6 +30,7 @@ class Standing:
     inner: int
     updates: int
     calls: int
+    skipped: int
     elapsed: float
     num_ranks: int
     keep: float
@@ -38,6 +41,7 @@ class Standing:
 def save_run(run: Run) -> None:
     """Checkpoint everything that the rest of the run depends on. All ranks call; the main one writes."""
     run.check_place()
+    check_weights(run)
     # on every rank alike, also if the disk is full: all of them decide by it whether to save at the end
     run.saved = run.updates
     groups = {
@@ -54,6 +58,7 @@ def save_run(run: Run) -> None:
         "inner": run.inner,
         "updates": run.updates,
         "calls": run.calls,
+        "skipped": run.skipped,
         "elapsed": run.elapsed,
         "keep": run.anchors.adapted,
         "solved": run.anchors.solved,
@@ -123,7 +128,7 @@ def _restore(run: Run, standing: Standing, checkpoint: Checkpoint) -> list[str]:
     if run.sampler is not None:
         load_trainable(run.sampler.head, tensors["threshold"])
         load_optimizer(run.sampler.head, run.sampler.optimizer, tensors["threshold_optimizer"])
-    for name in ("step", "inner", "updates", "calls", "elapsed"):
+    for name in ("step", "inner", "updates", "calls", "skipped", "elapsed"):
         setattr(run, name, getattr(standing, name))
     run.anchors.adapted = standing.keep
     run.anchors.solved = standing.solved
@@ -151,6 +156,7 @@ def fit(run: Run, checkpoint: Checkpoint) -> Standing:
         check_moments("threshold_optimizer", dict(run.sampler.head.named_parameters()), tensors)
     standing = Standing(
         **{key: whole_number(state, key) for key in ("step", "inner", "updates", "calls", "num_ranks")},
+        skipped=whole_number({"skipped": 0, **state}, "skipped"),  # older checkpoints have none
         elapsed=_real(state, "elapsed"),
         keep=_real(state, "keep"),
         solved={int(index): _real(state["solved"], index) for index in state.get("solved", {})},
@@ -183,6 +189,8 @@ def check_tensors(group: str, expected: Mapping[str, Tensor], tensors: Mapping[s
     if names or wrong:
         what = f"other tensors ({', '.join(names[:3])})" if names else f"other shapes: {', '.join(wrong[:3])}"
         raise ValueError(f"{group}.safetensors has {what} than the recipe's model")
+    if (bad := first_not_finite(found)) is not None:  # older versions saved such
+        raise ValueError(f"{group}.safetensors has {bad}, which is not finite")
 
 
 def check_moments(group: str, parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, dict[str, Tensor]]) -> None:

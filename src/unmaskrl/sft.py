@@ -8,6 +8,7 @@ filled up with EOS, which is learnt as well. Batches and masks depend on (seed, 
 from __future__ import annotations
 
 import inspect
+import math
 import shutil
 import tempfile
 import time
@@ -24,6 +25,7 @@ from .checkpoint import Checkpoint, load_latest, load_optimizer, optimizer_tenso
 from .config import SFTMixture, SFTRecipe, SFTTrain
 from .decoding.sample import row_chunks
 from .denoiser import ModelDenoiser, save_model
+from .finite import NotFiniteError, first_not_finite
 from .loading import open_checkpoint
 from .rng import named_generator
 from .run_config import check_changes, keep_old, read_config
@@ -204,13 +206,15 @@ def _update(
         loss = masked_loss(denoiser, prompts, mask, completions, generator)
         (loss / len(data)).backward()
         losses.append(float(loss.detach()))
-    norm = nn.utils.clip_grad_norm_(denoiser.model.parameters(), settings.max_grad_norm)
+    norm = float(nn.utils.clip_grad_norm_(denoiser.model.parameters(), settings.max_grad_norm))
+    if not all(map(math.isfinite, [*losses, norm])):
+        raise NotFiniteError(f"step {step + 1}: loss {sum(losses) / len(losses)}, gradient norm {norm}; lower train.lr")
     share_done = max(0.0, step - settings.warmup) / max(1, settings.steps - settings.warmup)
     rate = learning_rate(step, share_done, lr=settings.lr, warmup=settings.warmup, schedule="cosine")
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()
-    return losses, float(norm), rate
+    return losses, norm, rate
 
 
 def _start_model(recipe: SFTRecipe, out: Path) -> tuple[ModelDenoiser, Any]:
@@ -261,6 +265,9 @@ class _Saver:
         """Write one; why it failed, if it did: training goes on, and the older ones are there."""
         self.last = time.monotonic()
         tensors = {"model": dict(self.model.named_parameters()), "optimizer": optimizer_tensors(self.model, self.optimizer)}
+        bad = first_not_finite({f"{group} {name}": t for group, named in tensors.items() for name, t in named.items()})
+        if bad is not None:
+            raise NotFiniteError(f"step {step}: {bad} is not finite, nothing is saved; lower train.lr")
         state = {"step": step, "log_bytes": sync_logs(self.out, (LOG,))[LOG]}
         try:
             save_checkpoint(self.out / "checkpoints", step, tensors, state, keep=self.settings.keep_checkpoints)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from . import __version__
-from .files import append_text
+from .files import append_text, json_text
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -76,7 +76,7 @@ def installed(*packages: str) -> dict[str, str]:
 
 def append_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Append rows, one JSON object per line, in one write."""
-    append_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+    append_text(path, "".join(json_text(row) + "\n" for row in rows))
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

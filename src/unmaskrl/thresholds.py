@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .files import write_whole
+from .files import json_text, write_whole
 
 GAMMAS = (0.0, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0)
 WEIGHTS, CONFIG = "threshold.safetensors", "threshold.json"
@@ -157,7 +157,7 @@ def save_threshold(head: ThresholdHead, folder: str | os.PathLike[str]) -> None:
     tensors = {name: t.detach().cpu().contiguous() for name, t in head.state_dict().items()}
     config = {"d_model": head.d_model, "gammas": head.grid, "start": head.start, "width": head.width, "floor": head.floor}
     write_whole(target / WEIGHTS, lambda part: save_file(tensors, part, metadata={"format": "pt"}))
-    write_whole(target / CONFIG, lambda part: part.write_text(json.dumps(config, indent=1) + "\n"))
+    write_whole(target / CONFIG, lambda part: part.write_text(json_text(config, indent=1) + "\n"))
 
 
 def load_threshold(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> ThresholdHead | None:
@@ -167,7 +167,7 @@ def load_threshold(folder: str | os.PathLike[str], device: str | torch.device = 
         return None
     try:
         config = json.loads((source / CONFIG).read_text())
-        head = ThresholdHead(config.pop("d_model"), config.pop("gammas"), **config)
+        head = ThresholdHead(config.pop("d_model"), [float(gamma) for gamma in config.pop("gammas")], **config)
         head.load_state_dict(load_file(source / WEIGHTS))
     except (KeyError, TypeError, ValueError, OSError, RuntimeError) as error:
         first = str(error).splitlines()[0]

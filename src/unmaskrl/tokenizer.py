@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .denoiser import read_json
+from .files import json_text
 from .hub import TOKENIZER_PATTERNS, checkpoint_folder
 
 MASK, EOS, USER, ASSISTANT, UNK = "<|mdm_mask|>", "<|endoftext|>", "<|user|>", "<|assistant|>", "<|unk|>"
@@ -87,7 +87,7 @@ def _write_tokenizer(backend: Any, folder: str | os.PathLike[str], chat_template
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     backend.save(str(target / "tokenizer.json"))
-    (target / "tokenizer_config.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+    (target / "tokenizer_config.json").write_text(json_text(settings, indent=1) + "\n", encoding="utf-8")
 
 
 def load_tokenizer(path: str | os.PathLike[str], revision: str | None = None) -> Any:

@@ -17,9 +17,11 @@ import torch
 from torch import Tensor
 
 from .advantages import group_sum, groups_with_spread
+from .bad_updates import check_rewards, explained, refused
 from .config import Recipe
 from .denoiser import ModelDenoiser
 from .estimators import Update
+from .finite import NotFiniteError
 from .first_ratio import check_first_ratio
 from .held_out import evaluate_due, evaluate_run, save_models, saving_notes
 from .importance import progress_of, summarise
@@ -64,6 +66,8 @@ def train(recipe: Recipe, *, resume: bool = False, force: bool = False, progress
             summary = write_summary(run, wall_minutes=(time.perf_counter() - began) / 60)
             if run.accelerator.is_main_process:
                 write_report(run.out)
+    except NotFiniteError as error:
+        raise explained(run, error) from None
     finally:
         progress.stop()
         run.accelerator.end_training()
@@ -100,7 +104,8 @@ def do_step(run: Run, progress: Progress, *, check_ratio: bool) -> None:
     while run.inner < recipe.train.num_iterations:
         if alone:  # ranks hold different rows, so with several a checkpoint, and a stop, waits for the end of the step
             run.stop.obey(run.most)
-        update(run, run.batch, check_ratio=check_ratio and run.inner == 0)
+        if note := update(run, run.batch, check_ratio=check_ratio and run.inner == 0):
+            progress.note(note)
         run.inner += 1
         run.updates += 1
         due = due or run.updates % recipe.train.save_every == 0 or (alone and is_late(run))
@@ -131,9 +136,10 @@ def collect(run: Run) -> Batch:
         decoded = clock()
         few = done.rollout.rows(torch.arange(min(2, len(done.texts))))
         gap = behavior_gap(policy, few, max_canvases=recipe.train.max_canvases)
-    metrics = rollout_metrics(run, done)
     group_ids = done.rollout.group_ids.cpu()
     advantages = advantages_of(run, done.rewards, group_ids).to(done.rollout.ids.device)
+    largest = check_rewards(run, done, advantages)
+    metrics = rollout_metrics(run, done) | {"advantage/largest": largest}
     used = trained_rows(run, groups_with_spread(done.rewards, group_ids)).to(done.rollout.ids.device)
     rollout, advantages = done.rollout.rows(used), advantages[used]
     metrics["health/behavior_gap"] = gap
@@ -205,12 +211,15 @@ def count(run: Run, rollout: Rollout, used: Tensor) -> dict[str, float]:
     return {name: run.total(float(value)) for name, value in local.items()}
 
 
-def update(run: Run, batch: Batch, *, check_ratio: bool) -> None:
-    """One optimiser step on the inner update's own masks, shared by the current, old and reference policy."""
+def update(run: Run, batch: Batch, *, check_ratio: bool) -> str | None:
+    """One optimiser step on the inner update's own masks, shared by the current, old and reference policy.
+
+    What is not finite is not stepped on: NotFiniteError, or the update is skipped and the line that says so returned.
+    """
     t, began = run.recipe.train, time.perf_counter()
     rate = learning_rate(run.updates, run.share_done, lr=t.lr, warmup=t.warmup, schedule=t.schedule)
-    row: dict[str, float] = {"lr": rate, "loss": 0.0, "grad_norm": 0.0}
-    if batch.counts["num_scored"] > 0:
+    row: dict[str, float] = {"lr": rate, "loss": 0.0, "grad_norm": 0.0, "updates/skipped": 0.0}
+    if trained := batch.counts["num_scored"] > 0:
         views = make_views(run, batch.rollout, batch.advantages, run.inner)
         if check_ratio:
             row |= check_first_ratio(run, batch, views)
@@ -219,17 +228,23 @@ def update(run: Run, batch: Batch, *, check_ratio: bool) -> None:
         out = backward(run, batch, views, loss_fn)
         row |= summarise(run.reduce_metrics({"loss": out.loss, **out.metrics}))
         row["grad_norm"] = run.sum_gradients(run.denoiser.model, t.max_grad_norm)
+    sampler = run.sampler if batch.choices is not None and run.sampler and run.sampler.trains(run.share_done) else None
+    if sampler is not None and batch.choices is not None:
+        num_rows = run.total(float(len(batch.choices.index)))
+        row |= run.reduce_metrics(sampler.backward(batch.choices, num_rows))
+        row["sampler/grad_norm"] = run.sum_gradients(sampler.head, sampler.config.max_grad_norm)
+    if note := refused(run, row):
+        row = {"lr": rate, "updates/skipped": 1.0}
+    elif trained:
         for group in run.optimizer.param_groups:
             group["lr"] = rate
         run.optimizer.step()
         update_average(run.average, run.denoiser.model, t.ema)
-    if run.sampler is not None and batch.choices is not None and run.sampler.trains(run.share_done):
-        num_rows = run.total(float(len(batch.choices.index)))
-        row |= run.reduce_metrics(run.sampler.backward(batch.choices, num_rows))
-        row["sampler/grad_norm"] = run.sum_gradients(run.sampler.head, run.sampler.config.max_grad_norm)
-        run.sampler.optimizer.step()
+    if sampler is not None and not note:
+        sampler.optimizer.step()
     row["seconds/update"] = time.perf_counter() - began
     batch.inner_metrics.append(row)
+    return note
 
 
 def backward(run: Run, batch: Batch, views: Views, loss_fn: Callable[[Tensor], LossOutputs]) -> LossOutputs:
