@@ -62,7 +62,7 @@ def eval_command(args: argparse.Namespace) -> int:
     task = task_of(args, task)
     parts = Parts(denoiser, tokenizer, task, task.examples(args.split)[: args.size], head)
     for note in getattr(task, "notes", []):
-        Console().print(note, highlight=False, markup=False)
+        PlainConsole().print(note, highlight=False)
     if not parts.examples:
         raise ValueError(f"task {task.name} has no problems in its {args.split} split; choose another --split")
     try_rewards(task, tokenizer, parts.examples[0])

@@ -347,5 +347,5 @@ def test_a_run_folder_is_a_recipe_too(tmp_path: Path) -> None:
     recipe = load_recipe(str(moved), ["train.steps=77"])
     assert (recipe.name, recipe.train.lr, recipe.train.steps) == ("sudoku-mini", 0.5, 77)
     assert folder_of(recipe.train.out, recipe.name, 0) == moved
-    with pytest.raises(ValueError, match="no recipe"):
+    with pytest.raises(ValueError, match="not found"):
         load_recipe(str(tmp_path))
