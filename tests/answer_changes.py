@@ -38,6 +38,14 @@ def digits(text: str) -> Iterator[str]:
             yield replaced(text, place, place + 1, character + "4")
 
 
+def joins(text: str) -> Iterator[str]:
+    """Two digits with something between them that must not be read over."""
+    for place in range(1, len(text)):
+        if text[place - 1].isdigit() and text[place].isdigit():
+            for new in (" ", "$", "\\%", "{}", "\\text{}", "^\\circ ", "\\;", "~", "\\left", "\\(", "\n", "'", "**"):
+                yield text[:place] + new + text[place:]
+
+
 def signs(text: str) -> Iterator[str]:
     """A plus for a minus and the reverse, a sign removed, a minus in front."""
     for place, character in enumerate(text):
@@ -122,7 +130,7 @@ def words(text: str) -> Iterator[str]:
                     yield f"\\text{{{new}}}"
 
 
-KINDS = {f.__name__: f for f in (digits, signs, brackets, letters, functions, members, words)}
+KINDS = {f.__name__: f for f in (digits, joins, signs, brackets, letters, functions, members, words)}
 
 
 def mutations(text: str) -> Iterator[tuple[str, str]]:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 from typing import Any
 
@@ -157,3 +158,15 @@ def test_the_first_right_answer_is_kept(tmp_path: Path, capsys: pytest.CaptureFi
     assert any(any(row["protected"]) and not all(row["protected"]) for row in rows)
     said = refused(capsys, *PRIOR, "--temperature", "0", "--out", str(one))
     assert "3 samples" in said and "--temperature" in said
+
+
+def test_rows_of_the_hub_that_nothing_could_match_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[dict[str, Any]] = [{"prompt": f"numbers {n} 2 3 target 9", "answer": str(n)} for n in range(4, 8)]
+    hub = types.SimpleNamespace(load_dataset=lambda name, config: {"test": [*rows, {"prompt": "numbers 9", "answer": " "}]})
+    monkeypatch.setitem(sys.modules, "datasets", hub)
+    options = "--task jsonl --threads 1 task.data=some/rows task.verifier=exact".split()
+    code, said = run(capsys, "eval", "mini", *options, "--json", str(tmp_path / "out.json"))
+    assert code == 0 and "1 of 5 rows of some/rows can never be right and are left out" in " ".join(said.split())
+    assert json.loads((tmp_path / "out.json").read_text())["num_problems"] == 4

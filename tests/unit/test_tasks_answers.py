@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from fractions import Fraction
 from itertools import pairwise
@@ -119,8 +120,11 @@ def test_written_numbers_are_read_back(number: int, places: int) -> None:
 def test_no_text_is_read_as_more_than_one_number(text: str) -> None:
     value = parse_number(text, UNITS)
     if value is not None:
-        digits = [part for part in text.replace(",", "").replace("$", " ").split() if any(c.isdigit() for c in part)]
-        assert len(digits) == 1 and text.count("/") <= 1
+        # From the first digit to the last one: a run, two around a slash, or a mixed number.
+        core = re.search(r"[0-9.](?:.*[0-9])?", text, re.DOTALL)
+        assert core is not None
+        run, slashed = r"(?:[0-9.,]|\\,)+", r"[ ,$\\]*/[ ,$\\]*[0-9]+"
+        assert re.fullmatch(rf"{run}(?:{slashed})?|[0-9]+[ $\\]+[0-9]+{slashed}", core[0]), core[0]
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ _NUMBER = re.compile(
     rf"[+-]?(?:{_WHOLE}(?:\.[0-9]*)?|\.[0-9]+|(?:[0-9]+ )?[0-9]+/[0-9]+|(?:[0-9]+)?\\frac\{{[0-9]+\}}\{{[0-9]+\}})"
 )
 _PERCENT = re.compile(r"(?<=[0-9])[ ]*(?:percent|\\text\{[ ]*percent[ ]*\})(?=[ .]*$)")
+_PART_OF = re.compile(r"%[ \t$\\]*[0-9/]")
 _BRACES = re.compile(r"(\\(?:boxed|fbox)[ \t\r\n]*\{)|\\[\\{}]|([{}])")
 # TeX boxes one token; whoever leaves the braces out means the next word.
 _LOOSE_BOX = re.compile(r"\\boxed[ \t]+(?!\{)((?:[^ \t\r\n$<>{}\\]|\\[A-Za-z]+|\{[^{}]*\})+)")
@@ -31,7 +32,7 @@ def parse_number(text: str, units: Iterable[str] = ()) -> Fraction | None:
     may follow, unless they scale (``million``) or hedge. ASCII digits only, no exponents.
     """
     text = text.strip(" \t\r\n")
-    if len(text) > MAX_NUMBER_CHARACTERS:
+    if len(text) > MAX_NUMBER_CHARACTERS or _PART_OF.search(text):
         return None
     words = frozenset(units)
     form = normal_form(_PERCENT.sub("%", text), words, words)

@@ -45,6 +45,8 @@ _WILD = re.compile(
 )
 _JOINED = re.compile(r"[0-9.] [0-9.]")
 _SUBSCRIPT = re.compile(r"[0-9)}\]|] ?_")
+# A prime stands after a letter (f').
+_UNREAD = re.compile("[^A-Za-z0-9+*/^_(){}\\[\\]|!.,:<>=\\\\ &'\u2264\u2265\u2248\u2208\u222a-]|(?<![A-Za-z'])'")
 _LETTER = re.compile(r"\\[A-Za-z]+|([A-Za-z])")
 _PLUS_MINUS = re.compile(r"\\pm ?")
 
@@ -246,8 +248,8 @@ def _has_letters(text: str) -> bool:
 
 
 def _is_readable(text: str) -> bool:
-    """Whether a computer algebra system reads all of a text: it joins digits over blanks and drops bases."""
-    return _JOINED.search(text) is None and _SUBSCRIPT.search(text) is None
+    """Whether a computer algebra system reads all of a text: it joins digits over blanks, drops bases and unknown signs."""
+    return all(pattern.search(text) is None for pattern in (_JOINED, _SUBSCRIPT, _UNREAD))
 
 
 def _is_tame(text: str) -> bool:

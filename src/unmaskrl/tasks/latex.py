@@ -79,12 +79,12 @@ def normal_form(text: str, words: frozenset[str] | None = None, bare: frozenset[
     for old, new in _SAME:
         text = text.replace(old, new) if old in text else text
     text = _SPELT.sub(lambda match: _SPELLINGS[match[1]], text)
-    text = _DROPPED.sub("", _WORDS.sub(r'"\1"', text))
+    text = _DROPPED.sub(" ", _WORDS.sub(r'"\1"', text))
     text = unwrap(_BLANK.sub(" ", text))
     text, unit = _without_unit(text, words, bare)
     text = _OR.sub(",", _HALF_OR.sub(_separators, text))
     wordy = any(any(len(word) > 1 for word in re.findall("[A-Za-z]+", part)) for part in _HALF_OR.findall(text))
-    text = _tight(unwrap(text.replace('"', "")))
+    text = _tight(unwrap(text.replace('"', " ")))
     text = _SHORT_ROOT.sub(r"\\sqrt{\1}", text)
     text = _SHORT_FRACTION.sub(_full_fraction, text)
     text = _LEADING.sub("", text, count=1) if _LEADING.match(text) else text
@@ -121,7 +121,7 @@ def _tight(text: str) -> str:
     parts = text.split()
     result = parts[0] if parts else ""
     for part in parts[1:]:
-        joins = result[-1:].isdigit() and (part[0].isdigit() or part[:1] == ".")
+        joins = result[-1:].isdigit() and (part[0].isdigit() or part[0] in ".,")
         thousand = result[-1:] == "," and result[-2:-1].isdigit() and part[0].isdigit()
         command = part[0].isalpha() and _COMMAND_END.search(result[-16:]) is not None
         result += f" {part}" if joins or thousand or command or result[-1:] == "." else part
