@@ -8,6 +8,7 @@ the optimisers step, weights and their moments before a checkpoint or a model is
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 from torch import Tensor
 
@@ -86,9 +87,14 @@ def explained(run: Run, error: NotFiniteError) -> NotFiniteError:
     """The one line that a run ends with: where it stood, what was not finite, what was large, what is left to go on from."""
     inside = run.step < run.recipe.train.steps
     where = f"step {run.step + 1}" if inside else f"after step {run.step}"
-    good = checkpoint_paths(run.out / "checkpoints")[-1:]  # nothing that is not finite is saved
     text = str(error).splitlines()[0]
-    return NotFiniteError(f"{where}: {text}; {_largest_of(run)}; last good checkpoint: {good[0] if good else 'none yet'}")
+    return NotFiniteError(f"{where}: {text}; {_largest_of(run)}; {last_good(run.out)}")
+
+
+def last_good(out: Path) -> str:
+    """The newest checkpoint of a run folder, in words; nothing that is not finite is saved."""
+    newest = checkpoint_paths(out / "checkpoints")[-1:]
+    return f"last good checkpoint: {newest[0] if newest else 'none yet'}"
 
 
 def _largest_of(run: Run) -> str:

@@ -84,7 +84,7 @@ def save_checkpoint(
         shutil.rmtree(partial, ignore_errors=True)
         raise OSError(f"checkpoint {final} could not be written ({error}); the older ones are untouched") from None
     older = [path for path in checkpoint_paths(folder) if _number(path) < update]
-    for path in older[: len(older) - (keep - 1)]:
+    for path in older[: max(0, len(older) - (keep - 1))]:
         _remove(path)
     return final
 

@@ -12,7 +12,8 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .bad_updates import last_good
 from .build import COMPONENTS, check_component, component
 from .checkpoint import Checkpoint, load_latest, load_optimizer, optimizer_tensors, save_checkpoint, set_aside, write_json
 from .config import SFTMixture, SFTRecipe, SFTTrain
@@ -121,7 +123,8 @@ def _run_steps(
     saver = _Saver(out, denoiser.model, optimizer, settings, report)
     with signals_to(stop.handle):
         for step in range(first, settings.steps if stop_at is None else stop_at):
-            losses, norm, rate = _update(denoiser, optimizer, data, settings, step)
+            with _explaining(out, step + 1):
+                losses, norm, rate = _update(denoiser, optimizer, data, settings, step)
             if (step + 1) % settings.log_every == 0 or step + 1 == settings.steps:
                 row = {"step": step + 1, "loss": sum(losses) / len(losses), "lr": rate, "grad_norm": norm}
                 row |= {f"loss/{i}_{p.task['name']}": v for i, (p, v) in enumerate(zip(recipe.data, losses, strict=True))}
@@ -130,11 +133,21 @@ def _run_steps(
                     report({**row, "steps": settings.steps, "seconds": time.perf_counter() - start})
             last = step + 1 == settings.steps  # kept: a finished run can be made longer
             if last or stop.signum or saver.is_due(step + 1):
-                failed = saver.save(step + 1)
+                with _explaining(out, step + 1):
+                    failed = saver.save(step + 1)
                 if stop.signum and not last:
                     place = f"stopped at step {step + 1} of {settings.steps}; all of it is in {out / 'checkpoints'}"
                     raise Stopped(stop.signum, failed or place, resumable=True)
     save_model(denoiser.model, out / "model")
+
+
+@contextmanager
+def _explaining(out: Path, step: int) -> Iterator[None]:
+    """What is not finite, with the step and what there is to go on from."""
+    try:
+        yield
+    except NotFiniteError as error:
+        raise NotFiniteError(f"step {step}: {error}; {last_good(out)}") from None
 
 
 def encode_mixture(part: SFTMixture, tokenizer: Any, denoiser: ModelDenoiser) -> SFTData:
@@ -208,7 +221,7 @@ def _update(
         losses.append(float(loss.detach()))
     norm = float(nn.utils.clip_grad_norm_(denoiser.model.parameters(), settings.max_grad_norm))
     if not all(map(math.isfinite, [*losses, norm])):
-        raise NotFiniteError(f"step {step + 1}: loss {sum(losses) / len(losses)}, gradient norm {norm}; lower train.lr")
+        raise NotFiniteError(f"loss {sum(losses) / len(losses)}, gradient norm {norm}; lower train.lr")
     share_done = max(0.0, step - settings.warmup) / max(1, settings.steps - settings.warmup)
     rate = learning_rate(step, share_done, lr=settings.lr, warmup=settings.warmup, schedule="cosine")
     for group in optimizer.param_groups:
@@ -267,7 +280,7 @@ class _Saver:
         tensors = {"model": dict(self.model.named_parameters()), "optimizer": optimizer_tensors(self.model, self.optimizer)}
         bad = first_not_finite({f"{group} {name}": t for group, named in tensors.items() for name, t in named.items()})
         if bad is not None:
-            raise NotFiniteError(f"step {step}: {bad} is not finite, nothing is saved; lower train.lr")
+            raise NotFiniteError(f"{bad} is not finite, nothing is saved; lower train.lr")
         state = {"step": step, "log_bytes": sync_logs(self.out, (LOG,))[LOG]}
         try:
             save_checkpoint(self.out / "checkpoints", step, tensors, state, keep=self.settings.keep_checkpoints)

@@ -35,6 +35,13 @@ def test_round_trip_is_exact_and_old_ones_go(tmp_path: Path) -> None:
     assert found.value.tensors["model"]["w"].equal(torch.full((4,), 100.0))
 
 
+@pytest.mark.parametrize("keep", [1, 2, 5, 9])
+def test_the_newest_ones_are_kept_and_none_is_dropped_before_there_are_so_many(tmp_path: Path, keep: int) -> None:
+    for update in range(1, 8):
+        write(tmp_path, update, keep=keep)
+        assert names(tmp_path) == [f"update-{n:06d}" for n in range(max(1, update - keep + 1), update + 1)]
+
+
 def flip(path: Path, where: int) -> None:
     """One bit of one byte."""
     data = bytearray(path.read_bytes())
