@@ -226,7 +226,8 @@ def test_bad_input_is_one_clear_line(argv: list[str], words: list[str], capsys: 
 
 
 def test_variance_needs_references_for_anchors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "p.jsonl").write_text('{"numbers": [1, 1, 1], "target": 50}\n')
+    # 8 / (3 - 8 / 3): solvable, so the row is loaded, but by no steps of whole numbers, which a reference is
+    (tmp_path / "p.jsonl").write_text('{"numbers": [3, 3, 8, 8], "target": 24}\n')
     said = refused(capsys, *VARIANCE, "--data", str(tmp_path / "p.jsonl"))
     assert "no known reference answer" in said and "--keep" in said
 
