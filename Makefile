@@ -30,7 +30,7 @@ integration: $(DEV)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest tests/integration -n 2 --dist worksteal
 
 bench: $(STAMP)
-	$(VENV)/bin/unmaskrl bench --json benchmarks/cpu.json
+	$(VENV)/bin/python -m benchmarks.speed --json benchmarks/cpu.json
 
 clean:
 	rm -rf $(VENV) runs build

@@ -14,15 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unmaskrl.config import load_recipe
-from unmaskrl.denoiser import Denoiser
-from unmaskrl.estimators import elbo
-from unmaskrl.rng import named_generator
-from unmaskrl.run import start_run
-from unmaskrl.scoring import frozen_token_logps
-from unmaskrl.train import collect, update
-from unmaskrl.types import Rollout
-from unmaskrl.weights import frozen_copy
+from unmaskrl.core.denoiser import Denoiser
+from unmaskrl.core.estimators import elbo
+from unmaskrl.core.rng import named_generator
+from unmaskrl.core.scoring import frozen_token_logps
+from unmaskrl.core.types import Rollout
+from unmaskrl.models.weights import frozen_copy
+from unmaskrl.recipes.load import load_recipe
+from unmaskrl.training.loop import collect, update
+from unmaskrl.training.setup import start_run
 
 SETTINGS = (
     "prior.keep=0.2 prior.keep_end=null prior.share=1.0 prior.hide_in_views=false decode.exit_at=0.85 "

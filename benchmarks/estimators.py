@@ -24,13 +24,13 @@ import torch
 from torch import Tensor
 
 from unmaskrl import blank_canvas, decode, load_denoiser, tasks
-from unmaskrl.config import ASSETS
-from unmaskrl.estimators import ESTIMATORS, Estimator, Update
-from unmaskrl.rng import named_generator
-from unmaskrl.scoring import count_canvases, frozen_token_logps
-from unmaskrl.tokenizer import encode_prompt, load_tokenizer
-from unmaskrl.toy import ToyDenoiser
-from unmaskrl.types import Rollout, Views
+from unmaskrl.core.estimators import ESTIMATORS, Estimator, Update
+from unmaskrl.core.rng import named_generator
+from unmaskrl.core.scoring import count_canvases, frozen_token_logps
+from unmaskrl.core.toy import ToyDenoiser
+from unmaskrl.core.types import Rollout, Views
+from unmaskrl.models.hub import ASSETS
+from unmaskrl.models.tokenizer import encode_prompt, load_tokenizer
 
 ROOT = Path(__file__).parents[1]
 RESULTS, PAGE = ROOT / "benchmarks" / "estimators.json", ROOT / "docs" / "estimators.md"

@@ -20,7 +20,7 @@ Outcomes = list[tuple[float, Tensor]]
 def conditional_logps(
     log_weights: Float[Tensor, " N"], num_tokens: int, length: int, tilt: Float[Tensor, "S L V"] | None = None
 ) -> Float[Tensor, "S L N"]:
-    """a_i(M) for each set M (S = 2**length of them) and i in M, 0 elsewhere; ``tilt`` as in ``unmaskrl.toy``."""
+    """a_i(M) for each set M (S = 2**length of them) and i in M, 0 elsewhere; ``tilt`` as in ``unmaskrl.core.toy``."""
     grid = log_weights.log_softmax(-1).reshape([num_tokens] * length)
     table = torch.zeros(2**length, length, num_tokens**length, dtype=log_weights.dtype)
     for hidden in range(2**length):

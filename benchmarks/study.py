@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
-CPU_CLOCK = "import time; time.perf_counter = time.process_time; from unmaskrl.cli import main; main()"
+CPU_CLOCK = "import time; time.perf_counter = time.process_time; from unmaskrl.cli.main import main; main()"
 
 
 def main() -> None:

@@ -103,7 +103,7 @@ def diffpo_table() -> str:
 
 
 def bench_table() -> str:
-    """Ratios of `unmaskrl bench` (CPU time, pages reused) for the rows that matter to a reader."""
+    """Ratios of `make bench` (CPU time, pages reused) for the rows that matter to a reader."""
     rows = json.loads((ROOT / "benchmarks" / "cpu.json").read_text())["rows"]
     wanted = ("greedy rollout", "sampled rollout", "ELBO forward + backward", "whole step", "rollout, early EOS")
     text = "| | 126,464 tokens, small body | 2,048 tokens, LLaDA's proportions |\n|---|---|---|\n"

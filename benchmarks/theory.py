@@ -28,7 +28,7 @@ from benchmarks.exact import (
     truncated_outcomes,
 )
 from benchmarks.theory_page import PAGE, RESULTS, Figures, fill
-from unmaskrl.decoding import planned_calls
+from unmaskrl.core.decoding import planned_calls
 
 NUM_TOKENS, LENGTH, JOINTS = 3, 6, 4
 ALL = range(LENGTH)

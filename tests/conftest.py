@@ -27,13 +27,12 @@ import pytest
 import torch
 from torch import Tensor
 
-# The rooms whose functions take tensors; tasks/ and the shell do not, and would only become slow.
-CORE = "types denoiser priors rng scoring advantages losses importance thresholds variance toy probe finite".split()
-CORE += "decoding estimators models".split()
+# The rooms whose functions take tensors; the others do not, and would only become slow.
+CORE = ["unmaskrl.core", "unmaskrl.models"]
 
 if "unmaskrl" in sys.modules:
     raise RuntimeError("unmaskrl was imported before tests/conftest.py: its shapes would go unchecked")
-jaxtyping.install_import_hook([f"unmaskrl.{room}" for room in CORE], "beartype.beartype")
+jaxtyping.install_import_hook(CORE, "beartype.beartype")
 torch.set_num_threads(1)
 
 
@@ -151,8 +150,8 @@ QUOTA_RULES = ["confidence", "entropy", "left_to_right", "margin", "max_prob", "
 
 def tiny_llada(dtype: torch.dtype = torch.float64, seed: int = 3):
     """A random LLaDA of 11 ordinary tokens (mask 11, EOS 12, pad 13); EOS is drawn now and then."""
-    from unmaskrl.denoiser import ModelDenoiser
-    from unmaskrl.models.llada import LLaDA, LLaDAConfig
+    from unmaskrl.models.denoiser import ModelDenoiser
+    from unmaskrl.models.families.llada import LLaDA, LLaDAConfig
 
     config = LLaDAConfig(
         d_model=16,
@@ -172,7 +171,7 @@ def tiny_llada(dtype: torch.dtype = torch.float64, seed: int = 3):
 
 def train_batch(mask: Tensor, advantages: Tensor, old: Tensor, ref: Tensor | None = None, **counts: Any):
     """A TrainBatch; counts that are not given are those of the batch itself, every row a group of its own."""
-    from unmaskrl.types import TrainBatch
+    from unmaskrl.core.types import TrainBatch
 
     rows, tokens = float(mask.any(-1).sum()), float(mask.sum())
     own = {"num_actions": tokens, "num_rows": rows, "num_groups": rows, "num_scored": tokens}
@@ -194,7 +193,7 @@ def finished_rollout(
     row_ids: Sequence[int] | None = None,
 ):
     """A hand-made Rollout: completions and their decoded_step (0 = anchor); prompts are token 0, pads ``pad_id``."""
-    from unmaskrl.types import Rollout, first_eos_mask
+    from unmaskrl.core.types import Rollout, first_eos_mask
 
     completion, step = torch.tensor(ids), torch.tensor(steps)
     num_rows, gen_length = completion.shape

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from tests.conftest import finished_rollout, seeded
-from unmaskrl.estimators import Estimator, Update
-from unmaskrl.estimators.base import ONLY
-from unmaskrl.toy import ToyDenoiser
-from unmaskrl.types import Rollout, Views
+from unmaskrl.core.estimators import Estimator, Update
+from unmaskrl.core.estimators.base import ONLY
+from unmaskrl.core.toy import ToyDenoiser
+from unmaskrl.core.types import Rollout, Views
 
 PROMPT = 2
 
@@ -223,7 +223,7 @@ def views_by_hand(
     update: Update = ONLY,
 ) -> Views:
     """The estimator's views with its row or position uniforms replaced by a tensor, or a function of (rollout, seed, *key)."""
-    module = importlib.import_module(f"unmaskrl.estimators.{name}")
+    module = importlib.import_module(f"unmaskrl.core.estimators.{name}")
     with monkeypatch.context() as patch:
         for function, value in (("row_uniform", row), ("position_uniform", position)):
             if value is not None:

@@ -54,7 +54,7 @@ def start(out: Path, *words: str) -> int:
     os.dup2(quiet, 1)
     log = os.open(out.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 2)
-    from unmaskrl.cli import main
+    from unmaskrl.cli.main import main
 
     code = 1
     try:
@@ -156,7 +156,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    import unmaskrl.train  # noqa: F401  before the forks
+    import unmaskrl.training.loop  # noqa: F401  before the forks
 
     draw, hits, bad, chains = random.Random(args.seed), Counter[str](), [], 0
     work = Path(tempfile.mkdtemp(prefix="kills-"))

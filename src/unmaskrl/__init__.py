@@ -1,30 +1,77 @@
 """unmaskrl: RL post-training of masked diffusion language models. What is imported here is kept.
 
-So are ``unmaskrl.config.ASSETS`` and, of ``unmaskrl.tokenizer``, ``load_tokenizer``, ``encode_prompt`` and ``decode_texts``,
-which the README uses; everything else may change.
+So are ``unmaskrl.models.hub.ASSETS`` and, of ``unmaskrl.models.tokenizer``, ``load_tokenizer``, ``encode_prompt``
+and ``decode_texts``, which the README uses; everything else may change.
 """
 
-from . import estimators as estimators
-from . import losses as losses
-from . import tasks as tasks
-from .advantages import group_mean as group_mean
-from .advantages import group_mean_std as group_mean_std
-from .decoding import decode as decode
-from .decoding import planned_calls as planned_calls
-from .denoiser import Denoiser as Denoiser
-from .denoiser import load_denoiser as load_denoiser
-from .denoiser import save_model as save_model
-from .estimators import Estimator as Estimator
-from .priors import anchored_canvas as anchored_canvas
-from .priors import blank_canvas as blank_canvas
-from .priors import choose_anchors as choose_anchors
-from .scoring import backward_in_chunks as backward_in_chunks
-from .scoring import token_logps as token_logps
-from .scoring import view_logps as view_logps
-from .types import Canvas as Canvas
-from .types import LossOutputs as LossOutputs
-from .types import Rollout as Rollout
-from .types import TrainBatch as TrainBatch
-from .types import Views as Views
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import tasks as tasks
+    from .core import estimators as estimators
+    from .core import losses as losses
+    from .core.advantages import group_mean as group_mean
+    from .core.advantages import group_mean_std as group_mean_std
+    from .core.canvas import anchored_canvas as anchored_canvas
+    from .core.canvas import blank_canvas as blank_canvas
+    from .core.canvas import choose_anchors as choose_anchors
+    from .core.decoding import decode as decode
+    from .core.decoding import planned_calls as planned_calls
+    from .core.denoiser import Denoiser as Denoiser
+    from .core.estimators import Estimator as Estimator
+    from .core.scoring import backward_in_chunks as backward_in_chunks
+    from .core.scoring import token_logps as token_logps
+    from .core.scoring import view_logps as view_logps
+    from .core.types import Canvas as Canvas
+    from .core.types import LossOutputs as LossOutputs
+    from .core.types import Rollout as Rollout
+    from .core.types import TrainBatch as TrainBatch
+    from .core.types import Views as Views
+    from .models.checkpoint import load_denoiser as load_denoiser
+    from .models.checkpoint import save_model as save_model
 
 __version__ = "0.1.0"
+# Where each public name lives: a module, or "module:name". It is loaded when it is first asked for, so that
+# `import unmaskrl.tasks` costs no torch.
+_HOMES = {
+    "Canvas": "core.types:Canvas",
+    "Denoiser": "core.denoiser:Denoiser",
+    "Estimator": "core.estimators:Estimator",
+    "LossOutputs": "core.types:LossOutputs",
+    "Rollout": "core.types:Rollout",
+    "TrainBatch": "core.types:TrainBatch",
+    "Views": "core.types:Views",
+    "anchored_canvas": "core.canvas:anchored_canvas",
+    "backward_in_chunks": "core.scoring:backward_in_chunks",
+    "blank_canvas": "core.canvas:blank_canvas",
+    "choose_anchors": "core.canvas:choose_anchors",
+    "decode": "core.decoding:decode",
+    "estimators": "core.estimators",
+    "group_mean": "core.advantages:group_mean",
+    "group_mean_std": "core.advantages:group_mean_std",
+    "load_denoiser": "models.checkpoint:load_denoiser",
+    "losses": "core.losses",
+    "planned_calls": "core.decoding:planned_calls",
+    "save_model": "models.checkpoint:save_model",
+    "tasks": "tasks",
+    "token_logps": "core.scoring:token_logps",
+    "view_logps": "core.scoring:view_logps",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, attribute = _HOMES[name].partition(":")
+    value = import_module(f".{module}", __name__)
+    if attribute:
+        value = getattr(value, attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from tests.conftest import ROUNDING, finished_rollout, same_maths, seeded, tiny_llada, train_batch
-from unmaskrl.decoding import decode
-from unmaskrl.estimators import ESTIMATORS, Update
-from unmaskrl.losses import token_clip
-from unmaskrl.priors import anchored_canvas
-from unmaskrl.scoring import backward_in_chunks, token_logps, view_logps
-from unmaskrl.types import Rollout, TrainBatch, Views, completion_columns
+from unmaskrl.core.canvas import anchored_canvas
+from unmaskrl.core.decoding import decode
+from unmaskrl.core.estimators import ESTIMATORS, Update
+from unmaskrl.core.losses import token_clip
+from unmaskrl.core.scoring import backward_in_chunks, token_logps, view_logps
+from unmaskrl.core.types import Rollout, TrainBatch, Views, completion_columns
 
 SETTINGS = {
     "coupled": [{}, {"normalise": True, "hide_anchors": True}],

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from tests.conftest import QUOTA_RULES, seeded, tiny_llada
-from unmaskrl.decoding import decode
-from unmaskrl.denoiser import ModelDenoiser
-from unmaskrl.estimators import ESTIMATORS
-from unmaskrl.models.llada import LLaDA
-from unmaskrl.priors import anchored_canvas
-from unmaskrl.scoring import token_logps, view_logps
-from unmaskrl.types import Canvas, Rollout
+from unmaskrl.core.canvas import anchored_canvas
+from unmaskrl.core.decoding import decode
+from unmaskrl.core.estimators import ESTIMATORS
+from unmaskrl.core.scoring import token_logps, view_logps
+from unmaskrl.core.types import Canvas, Rollout
+from unmaskrl.models.denoiser import ModelDenoiser
+from unmaskrl.models.families.llada import LLaDA
 
 DENOISER = tiny_llada()
 GEN_LENGTH = 8
@@ -170,7 +170,7 @@ def test_global_generators_are_neither_read_nor_written() -> None:
 
 
 def test_a_checkpointed_backward_does_not_touch_global_generators(monkeypatch) -> None:
-    monkeypatch.setattr("unmaskrl.decoding.sample.CHUNK_ELEMENTS", 2 * DENOISER.vocab_size)
+    monkeypatch.setattr("unmaskrl.core.decoding.sample.CHUNK_ELEMENTS", 2 * DENOISER.vocab_size)
     rollout = run(canvas_of([0, 1]), "entropy", OPTIONS[0])
     estimator = ESTIMATORS["elbo"]()
     views = estimator.make_views(rollout, DENOISER.mask_id, seeded(5))

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from tests.conftest import seeded, train_batch
-from unmaskrl.losses import LOSSES
-from unmaskrl.types import TrainBatch
+from unmaskrl.core.losses import LOSSES
+from unmaskrl.core.types import TrainBatch
 
 SETTINGS = {
     "linear_bound": [{}, {"dual_clip": 1.5, "kl_coef": 0.1, "kl": "quadratic"}],

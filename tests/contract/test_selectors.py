@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from tests.conftest import QUOTA_RULES, HashDenoiser, seeded
-from unmaskrl.decoding import RULES, decode
-from unmaskrl.decoding.sample import drawn_confidence, masked_log_softmax
-from unmaskrl.priors import anchored_canvas, blank_canvas
+from unmaskrl.core.canvas import anchored_canvas, blank_canvas
+from unmaskrl.core.decoding import RULES, decode
+from unmaskrl.core.decoding.sample import drawn_confidence, masked_log_softmax
 
 SETTINGS = {
     "confidence": {"needs_logits": True, "needs_draw": True},

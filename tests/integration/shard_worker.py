@@ -11,11 +11,11 @@ import torch
 import torch.distributed as dist
 
 from tests.conftest import seeded, tiny_llada
-from unmaskrl.decoding import decode
-from unmaskrl.denoiser import ModelDenoiser
-from unmaskrl.priors import blank_canvas
-from unmaskrl.shard import Gathered, Lockstep, extra_passes, finish_lockstep, is_split, shard_blocks
-from unmaskrl.weights import frozen_copy, whole
+from unmaskrl.core.canvas import blank_canvas
+from unmaskrl.core.decoding import decode
+from unmaskrl.models.denoiser import ModelDenoiser
+from unmaskrl.models.weights import frozen_copy, whole
+from unmaskrl.training.ranks.shard import Gathered, Lockstep, extra_passes, finish_lockstep, is_split, shard_blocks
 
 SLOW = 0.05  # seconds that the long rank spends on each call besides
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from unmaskrl.cli import main
-from unmaskrl.config import ASSETS, build_recipe, load_recipe
-from unmaskrl.recipe_files import composed_names
+from unmaskrl.cli.main import main
+from unmaskrl.models.hub import ASSETS
+from unmaskrl.recipes.files import composed_names
+from unmaskrl.recipes.load import build_recipe, load_recipe
 from unmaskrl.tasks import load
 
 EVAL = ("eval", "mini", "--task", "sudoku", "--size", "2", "--threads", "1")

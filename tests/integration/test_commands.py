@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from unmaskrl.cli import main
+from unmaskrl.cli.main import main
 
 TINY = (
     "train.steps=2 train.prompts_per_step=4 train.group_size=4 train.num_iterations=2 train.threads=1 train.log_with=[] "

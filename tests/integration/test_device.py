@@ -11,8 +11,8 @@ import torch
 from accelerate import Accelerator
 
 from tests.pretend_device import DEVICE, pretend_device
-from unmaskrl.config import load_recipe
-from unmaskrl.train import train
+from unmaskrl.recipes.load import load_recipe
+from unmaskrl.training.loop import train
 
 SETTINGS = (
     "model.random_init=tiny train.steps=1 train.prompts_per_step=2 train.group_size=2 train.num_iterations=2 train.threads=1 "
@@ -45,8 +45,8 @@ def test_the_pretend_device_refuses_what_a_gpu_refuses() -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_run_on_a_device_and_its_resume_inside_a_step(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unmaskrl.run.Accelerator", There)
-    monkeypatch.setattr("unmaskrl.train.memory_notes", lambda run: [])  # builds the full-size model without memory
+    monkeypatch.setattr("unmaskrl.training.setup.Accelerator", There)
+    monkeypatch.setattr("unmaskrl.training.loop.memory_notes", lambda run: [])  # builds the full-size model without memory
     recipe = load_recipe(name, [*SETTINGS, *METHODS[name], f"train.out={tmp_path / 'run'}"])
     with pretend_device():
         train(recipe)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.integration.test_commands import refused, run
-from unmaskrl.evaluate import wilson
+from unmaskrl.evaluation.evaluate import wilson
 
 EVAL = "eval mini --task countdown --threads 1".split()
 SAMPLED = "--size 12 --temperature 1 --samples 2 --seeds 0,4 --batch-size 5".split()

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from unmaskrl import load_denoiser, save_model
-from unmaskrl.cli import main
-from unmaskrl.config import ASSETS, load_recipe
-from unmaskrl.denoiser import ModelDenoiser
-from unmaskrl.loading import random_tiny
-from unmaskrl.models import Dream, LLaDA
-from unmaskrl.run import start_run
-from unmaskrl.tokenizer import build_byte_tokenizer, copy_tokenizer
+from unmaskrl.cli.main import main
+from unmaskrl.models.denoiser import ModelDenoiser
+from unmaskrl.models.families import Dream, LLaDA
+from unmaskrl.models.hub import ASSETS
+from unmaskrl.models.loading import random_tiny
+from unmaskrl.models.tokenizer import build_byte_tokenizer, copy_tokenizer
+from unmaskrl.recipes.load import load_recipe
+from unmaskrl.training.setup import start_run
 
 TINY = (
     "train.steps=1 train.prompts_per_step=2 train.group_size=2 train.num_iterations=1 train.threads=1 train.log_with=[] "

@@ -11,15 +11,15 @@ import torch
 
 from tests.offline_tasks import GSM8K_ROWS, MATH_ROWS, write_rows
 from unmaskrl import load_denoiser
-from unmaskrl.config import load_recipe
-from unmaskrl.cost import step_cost
-from unmaskrl.loading import open_checkpoint
-from unmaskrl.memory import Setup, memory_plan, model_shape
-from unmaskrl.models import Dream, LLaDA
-from unmaskrl.recipe_files import composed_names
+from unmaskrl.models.families import Dream, LLaDA
+from unmaskrl.models.loading import open_checkpoint
+from unmaskrl.models.tokenizer import EOS, MASK, build_byte_tokenizer
+from unmaskrl.recipes.cost import step_cost
+from unmaskrl.recipes.files import composed_names
+from unmaskrl.recipes.load import load_recipe
+from unmaskrl.recipes.memory import Setup, memory_plan, model_shape
 from unmaskrl.tasks import completion_text
-from unmaskrl.tokenizer import EOS, MASK, build_byte_tokenizer
-from unmaskrl.train import train
+from unmaskrl.training.loop import train
 
 LINEAR = "q_proj k_proj v_proj attn_out ff_proj up_proj ff_out o_proj gate_proj down_proj".split()
 DATA = Path(__file__).parents[1] / "data"

@@ -10,9 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from unmaskrl.config import load_recipe
+from unmaskrl.models.hub import ASSETS
+from unmaskrl.recipes.load import load_recipe
 
-train_module = importlib.import_module("unmaskrl.train")
+train_module = importlib.import_module("unmaskrl.training.loop")
 TINY = (
     "train.steps=1 train.prompts_per_step=6 train.group_size=4 train.num_iterations=2 train.threads=1 train.log_with=[] "
     "eval.size=2 eval.size_during=2"
@@ -32,7 +33,7 @@ def test_leaving_out_flat_groups_changes_nothing(loss: list[str], tmp_path: Path
     whole, all_rows = run("whole")
     assert few["groups/used_rows"] < all_rows["groups/used_rows"] == 24 and few["groups/used_rows"] > 0
     assert few["calls/score"] < all_rows["calls/score"]
-    base = load_file(Path(train_module.__file__).parent / "assets" / "mini" / "model.safetensors")
+    base = load_file(ASSETS / "mini" / "model.safetensors")
     assert max(float((left_out[k] - base[k]).abs().max()) for k in base) > 1e-5
     assert max(float((left_out[k] - whole[k]).abs().max()) for k in base) < 1e-6
 

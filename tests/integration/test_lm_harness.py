@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from unmaskrl.config import ASSETS, DecodeConfig
-from unmaskrl.continuation import continuation_logps
-from unmaskrl.denoiser import load_denoiser
-from unmaskrl.evaluate import evaluate
+from unmaskrl.evaluation.continuation import continuation_logps
+from unmaskrl.evaluation.evaluate import evaluate
+from unmaskrl.models.checkpoint import load_denoiser
+from unmaskrl.models.hub import ASSETS
+from unmaskrl.models.tokenizer import encode_pair, load_tokenizer
+from unmaskrl.recipes.schema import DecodeConfig
 from unmaskrl.tasks import load
-from unmaskrl.tokenizer import encode_pair, load_tokenizer
 
 pytest.importorskip("lm_eval", reason="the optional extra lm-eval is not installed")
 
@@ -48,7 +49,7 @@ metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
 
 def harness(tmp_path: Path, *argv: str) -> subprocess.CompletedProcess[str]:
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "unmaskrl.lm_harness", "--model", "unmaskrl", *argv]
+    command = [sys.executable, "-m", "unmaskrl.evaluation.lm_harness", "--model", "unmaskrl", *argv]
     return subprocess.run(command, capture_output=True, text=True, timeout=500, env={**os.environ, **offline})
 
 
@@ -99,4 +100,4 @@ def test_what_it_cannot_do_is_one_line(tmp_path: Path) -> None:
     )
     done = harness(tmp_path, "--model_args", "pretrained=mini", "--tasks", "mini_rolling", "--include_path", str(tmp_path))
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("unmaskrl.lm_harness: error: perplexity tasks")
+    assert done.stderr.splitlines()[-1].startswith("unmaskrl.evaluation.lm_harness: error: perplexity tasks")

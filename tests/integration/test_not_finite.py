@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from unmaskrl.config import asset
+from unmaskrl.models.hub import asset
 
 SMALL = (
     "train.steps=3 train.prompts_per_step=2 train.group_size=4 train.num_iterations=2 train.threads=1 train.log_with=[] "
@@ -41,7 +41,7 @@ def breaks_rank_1(prompts, completions, **columns):
     global steps
     steps += len(completions) == 4
     if os.environ.get("RANK") == "1" and steps == 1:
-        from unmaskrl import rollouts
+        from unmaskrl.training.rollouts import collect
         whole = rollouts.decode
         def decode(denoiser, *args, **options):
             next(denoiser.model.parameters()).data.fill_(float("nan"))

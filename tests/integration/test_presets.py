@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from unmaskrl.config import load_recipe
-from unmaskrl.cost import step_cost
-from unmaskrl.recipe_files import is_method, recipe_names
-from unmaskrl.run import Batch, Run
+from unmaskrl.core.types import Views
+from unmaskrl.recipes.cost import step_cost
+from unmaskrl.recipes.files import is_method, recipe_names
+from unmaskrl.recipes.load import load_recipe
 from unmaskrl.tasks import completion_text
-from unmaskrl.types import Views
+from unmaskrl.training.state import Batch, Run
 
-train_module = importlib.import_module("unmaskrl.train")
+train_module = importlib.import_module("unmaskrl.training.loop")
 
 METHODS = [name for name in recipe_names() if is_method(name)]
 PRUNED = ["prior.name=anchors", "decode.exit_at=0.8"]

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from unmaskrl.config import asset
-from unmaskrl.denoiser import load_denoiser
+from unmaskrl.models.checkpoint import load_denoiser
+from unmaskrl.models.hub import asset
 
 SETTINGS = (
     "model.dtype=float64 train.steps=2 train.prompts_per_step=4 train.group_size=4 train.num_iterations=2 train.threads=1 "

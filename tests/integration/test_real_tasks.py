@@ -14,9 +14,9 @@ import yaml
 from tests.conftest import seeded
 from tests.integration.test_commands import TINY, refused, run
 from tests.offline_tasks import GSM8K_ROWS, MATH_ROWS, write_rows
-from unmaskrl.checkpoint import write_json
-from unmaskrl.denoiser import save_model
-from unmaskrl.models.llada import LLaDA, LLaDAConfig
+from unmaskrl.models.checkpoint import save_model
+from unmaskrl.models.families.llada import LLaDA, LLaDAConfig
+from unmaskrl.utils.files import write_json
 
 ROOT = Path(__file__).parents[2]
 SHORT = "decode.gen_length=16 decode.block_length=8 decode.steps=4 decode.exit_at=null eval.size=3 eval.size_during=2".split()

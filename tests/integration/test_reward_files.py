@@ -11,8 +11,8 @@ import torch
 
 from tests.integration.test_commands import TINY, refused, run
 from tests.offline_tasks import write_rows
-from unmaskrl.config import load_recipe
-from unmaskrl.run_config import write_config
+from unmaskrl.recipes.load import load_recipe
+from unmaskrl.training.folder.config import write_config
 
 D1, TRL = "tests.rewards_d1_style", "tests.rewards_trl_style"
 BAD = """

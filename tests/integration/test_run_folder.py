@@ -11,14 +11,15 @@ import pytest
 import yaml
 from safetensors.torch import load_file, save_file
 
-from unmaskrl import train as train_module
-from unmaskrl.checkpoint import CheckpointError
-from unmaskrl.cli import main
-from unmaskrl.config import SFTRecipe, load_recipe
-from unmaskrl.lock import Lock
-from unmaskrl.progress import SilentProgress
-from unmaskrl.sft import run_sft
-from unmaskrl.train import train
+from unmaskrl.cli.main import main
+from unmaskrl.recipes.load import load_recipe
+from unmaskrl.recipes.schema import SFTRecipe
+from unmaskrl.reporting.progress import SilentProgress
+from unmaskrl.training import loop as train_module
+from unmaskrl.training.folder.checkpoint import CheckpointError
+from unmaskrl.training.loop import train
+from unmaskrl.training.sft import run_sft
+from unmaskrl.utils.lock import Lock
 
 SETTINGS = (
     "train.steps=3 train.prompts_per_step=2 train.group_size=4 train.num_iterations=2 train.save_every=1 train.threads=1 "
@@ -172,7 +173,7 @@ UNFIT: dict[str, Callable[[Path], object]] = {
 @pytest.fixture(scope="module")
 def built(straight: Path):
     """A run that was built once and is put where checkpoints stand again and again."""
-    from unmaskrl.run import start_run
+    from unmaskrl.training.setup import start_run
 
     out = straight.parent / "built"
     shutil.copytree(straight, out)
@@ -184,7 +185,7 @@ def built(straight: Path):
 
 @pytest.mark.parametrize("damage", UNFIT)
 def test_what_does_not_fit_is_passed_over_and_set_aside(damage: str, built, straight: Path) -> None:
-    from unmaskrl.run_state import load_run
+    from unmaskrl.training.resume import load_run
 
     shutil.rmtree(built.out / "checkpoints")
     shutil.copytree(straight / "checkpoints", built.out / "checkpoints")
@@ -251,7 +252,7 @@ def test_a_run_that_another_process_holds_is_refused(short: Path, tmp_path: Path
 
 def test_the_second_of_two_fresh_starts_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both looked when the folder was not there yet; one was faster."""
-    from unmaskrl import run as run_module
+    from unmaskrl.training import setup as run_module
 
     out, build = tmp_path / "run", run_module._build_run
 

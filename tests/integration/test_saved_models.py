@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from unmaskrl.cli import main
-from unmaskrl.config import load_recipe
-from unmaskrl.loading import open_checkpoint
-from unmaskrl.train import train
+from unmaskrl.cli.main import main
+from unmaskrl.models.loading import open_checkpoint
+from unmaskrl.recipes.load import load_recipe
+from unmaskrl.training.loop import train
 
 SETTINGS = (
     "train.steps=1 train.prompts_per_step=2 train.group_size=4 train.num_iterations=1 train.threads=1 train.log_with=[] "
@@ -64,7 +64,7 @@ def test_a_checkpoint_that_could_not_be_written_is_said_at_the_end(
     def full(*args: object, **kwargs: object) -> None:
         raise OSError("checkpoint x could not be written (No space left on device)")
 
-    monkeypatch.setattr("unmaskrl.saving.save_run", full)
+    monkeypatch.setattr("unmaskrl.training.saving.save_run", full)
     code = main(["train", "sudoku-mini", *SETTINGS, f"train.out={tmp_path / 'run'}", "--quiet"])
     said = capsys.readouterr()
     assert code == 2

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from unmaskrl.config import ASSETS, SFTRecipe, load_recipe
-from unmaskrl.sft import run_sft
+from unmaskrl.models.hub import ASSETS
+from unmaskrl.recipes.load import load_recipe
+from unmaskrl.recipes.schema import SFTRecipe
+from unmaskrl.training.sft import run_sft
 
 
 def test_first_twenty_steps_reproduce_the_logged_losses(tmp_path: Path) -> None:

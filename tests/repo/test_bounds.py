@@ -37,7 +37,8 @@ def lower_bound(package: str) -> tuple[int, ...]:
 
 
 def trees() -> list[ast.Module]:
-    return [ast.parse(path.read_text()) for path in sorted((ROOT / "src" / "unmaskrl").rglob("*.py"))]
+    folders = (ROOT / "src" / "unmaskrl", ROOT / "benchmarks" / "speed")
+    return [ast.parse(path.read_text()) for folder in folders for path in sorted(folder.rglob("*.py"))]
 
 
 def test_names_imported_from_torch_are_in_the_oldest_version_allowed() -> None:

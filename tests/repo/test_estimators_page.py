@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 
-from unmaskrl.estimators import ESTIMATORS
+from unmaskrl.core.estimators import ESTIMATORS
 
 ROOT = Path(__file__).parents[2]
 

@@ -12,15 +12,15 @@ from torch import Tensor
 
 import unmaskrl as u
 from tests.conftest import seeded
-from unmaskrl.config import load_recipe
-from unmaskrl.denoiser import Denoiser
-from unmaskrl.loading import open_checkpoint
-from unmaskrl.models import FAMILIES
-from unmaskrl.models.known import KNOWN
-from unmaskrl.probe import masked_accuracy
-from unmaskrl.rng import named_generator
-from unmaskrl.run import PROBE_PROBLEMS
-from unmaskrl.tokenizer import encode_prompt, encode_reference
+from unmaskrl.core.denoiser import Denoiser
+from unmaskrl.core.rng import named_generator
+from unmaskrl.models.families import FAMILIES
+from unmaskrl.models.families.known import KNOWN
+from unmaskrl.models.loading import open_checkpoint
+from unmaskrl.models.probe import masked_accuracy
+from unmaskrl.models.tokenizer import encode_prompt, encode_reference
+from unmaskrl.recipes.load import load_recipe
+from unmaskrl.training.setup import PROBE_PROBLEMS
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 

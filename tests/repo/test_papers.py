@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from unmaskrl.config import load_recipe
-from unmaskrl.cost import step_cost
-from unmaskrl.recipe_files import RECIPES as FOLDER
-from unmaskrl.recipe_files import headline, is_diffpo, is_method, recipe_names
+from unmaskrl.recipes.cost import step_cost
+from unmaskrl.recipes.files import RECIPES as FOLDER
+from unmaskrl.recipes.files import headline, is_diffpo, is_method, recipe_names
+from unmaskrl.recipes.load import load_recipe
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAPERS, RECIPES = (DOCS / "papers.md").read_text(), (DOCS / "recipes.md").read_text()

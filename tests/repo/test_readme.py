@@ -6,7 +6,7 @@ import re
 import shlex
 from pathlib import Path
 
-from unmaskrl.cli import parse
+from unmaskrl.cli.main import parse
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -38,9 +38,15 @@ def test_make_targets_exist() -> None:
 
 def test_tree_names_exist() -> None:
     (tree,) = re.findall(r"```\nsrc/unmaskrl/\n(.*?)```", README, re.S)
+    room = ""
     for line in tree.splitlines():
-        for name in re.findall(r"\b[a-z_]+\.py\b|\b[a-z]+/", line.split("   ")[0] if "   " in line else line):
-            assert (ROOT / "src" / "unmaskrl" / name).exists(), name
+        is_file = line.startswith("    ")
+        names = re.findall(r"\b[a-z_]+\.py\b|\b[a-z]+/", line.strip().split("   ")[0])
+        assert names
+        for name in names:
+            assert (ROOT / "src" / "unmaskrl" / (room if is_file else "") / name).exists(), name
+        if not is_file:
+            room = names[0]
 
 
 def test_tables_come_from_committed_results() -> None:

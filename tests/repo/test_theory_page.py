@@ -33,7 +33,7 @@ def test_exact_figures_are_what_the_code_gives() -> None:
 
 
 def test_every_test_on_the_page_exists_and_every_theory_test_is_on_the_page() -> None:
-    source = "".join(path.read_text() for path in sorted((ROOT / "tests" / "unit").glob("test_theory_*.py")))
+    source = "".join(path.read_text() for path in sorted((ROOT / "tests" / "unit").rglob("test_theory_*.py")))
     named, defined = set(re.findall(r"`(test_\w+)`", PAGE.read_text())), set(re.findall(r"^def (test_\w+)", source, re.M))
     assert named == defined
 

@@ -5,20 +5,14 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-from unmaskrl.tasks.base import (
-    Example,
-    LazyTask,
-    Task,
-    TrlReward,
-    nearest,
-)
-from unmaskrl.tasks.countdown import Countdown
+from unmaskrl.tasks.base import Example, LazyTask, Task, TrlReward, nearest
+from unmaskrl.tasks.custom import Jsonl
 from unmaskrl.tasks.functions import load_function
-from unmaskrl.tasks.gsm8k import GSM8K
-from unmaskrl.tasks.guard import Guard
-from unmaskrl.tasks.jsonl import Jsonl
-from unmaskrl.tasks.mathematics import MathProblems
-from unmaskrl.tasks.reasoning_gym import ReasoningGym
+from unmaskrl.tasks.gym.reasoning_gym import ReasoningGym
+from unmaskrl.tasks.math.gsm8k import GSM8K
+from unmaskrl.tasks.math.mathematics import MathProblems
+from unmaskrl.tasks.puzzles.countdown import Countdown
+from unmaskrl.tasks.puzzles.sudoku import Sudoku
 from unmaskrl.tasks.rewards import (
     CallContext,
     Grades,
@@ -29,7 +23,7 @@ from unmaskrl.tasks.rewards import (
     grade,
     trl_reward_parts,
 )
-from unmaskrl.tasks.sudoku import Sudoku
+from unmaskrl.tasks.sandbox.guard import Guard
 
 TASKS: dict[str, type[Any]] = {
     "countdown": Countdown,

@@ -1,0 +1,1 @@
+"""Speed of rollout, scoring and a whole step against a naive loop."""

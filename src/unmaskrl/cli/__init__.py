@@ -1,0 +1,1 @@
+"""The command `unmaskrl`: one file per command."""

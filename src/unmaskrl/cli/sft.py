@@ -1,0 +1,38 @@
+"""`unmaskrl sft`: what is written and measured when the training is over."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from ..evaluation.decode_settings import DECODE_FILE
+from ..evaluation.evaluate import evaluate
+from ..models.loading import open_checkpoint
+from ..recipes.registry import COMPONENTS, component
+from ..recipes.schema import SFTRecipe
+from ..reporting.tables import eval_table
+from ..tasks import Task
+from ..utils.files import write_json
+from ..utils.torch_setup import default_device
+
+
+def finish_sft(recipe: SFTRecipe, out: Path, console: Console) -> None:
+    """Write the decode settings beside the weights and evaluate them: pass@1 (greedy) and pass@8."""
+    folder = out / "model"
+    write_json(folder / DECODE_FILE, {name: d.model_dump() for name, d in recipe.eval_decode.items()})
+    denoiser, tokenizer, _ = open_checkpoint(folder, default_device())
+    results = {}
+    for part in recipe.data:
+        settings = recipe.eval_decode.get(part.task["name"])
+        if settings is None:
+            continue
+        task: Task = component(part.task, COMPONENTS["task"], "data.task")
+        examples = task.examples("test")
+        greedy = evaluate(denoiser, tokenizer, task, examples, settings)
+        console.print(eval_table(f"{task.name}, greedy", greedy))
+        sampled = evaluate(denoiser, tokenizer, task, examples[:128], settings, temperature=1.0, samples=8)
+        console.print(eval_table(f"{task.name}, temperature 1", sampled))
+        results[task.name] = {"greedy": greedy.summary(), "sampled": sampled.summary()}
+    write_json(out / "eval.json", results)
+    console.print(f"model: {folder}", highlight=False)

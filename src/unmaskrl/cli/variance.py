@@ -1,0 +1,137 @@
+"""What the command variance does (shell): anchored completions of a model, and how much their likelihood estimates vary."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.progress import Progress
+
+from ..core.canvas import anchored_canvas
+from ..core.decoding import decode
+from ..core.estimators import ESTIMATORS, Estimator
+from ..core.rng import named_generator
+from ..core.threshold_head import ThresholdHead
+from ..core.types import Rollout
+from ..core.variance import compare_versions, rollout_figures, summarise
+from ..evaluation.evaluate import decode_options
+from ..models.denoiser import ModelDenoiser
+from ..models.tokenizer import decode_texts
+from ..recipes.load import build_recipe, parse_overrides
+from ..recipes.registry import component
+from ..recipes.schema import DecodeConfig, Recipe
+from ..reporting.variance import variance_png, variance_table
+from ..tasks import CallContext, Task, grade
+from ..training.rollouts.anchors import Anchors
+from ..training.rollouts.problems import Problems
+from ..utils.files import write_json
+from ..utils.terminal import PlainConsole
+from .common import load_parts, task_of
+
+
+def variance_command(args: argparse.Namespace) -> int:
+    """unmaskrl variance: the variance of likelihood estimates on the model's own anchored completions, in three versions."""
+    if args.draws < 2:
+        raise ValueError(f"--draws: a variance needs at least 2 draws of masks, got {args.draws}")
+    if min(args.size, args.samples, args.max_canvases) < 1:
+        raise ValueError(
+            f"--size, --samples, --max-canvases must be at least 1: {args.size}, {args.samples}, {args.max_canvases}"
+        )
+    if args.samples > 1 and args.temperature == 0:
+        raise ValueError(f"{args.samples} samples at temperature 0 are all the same; set a temperature above 0")
+    for out in filter(None, (args.json, args.plot)):
+        if not Path(out).parent.is_dir():
+            raise ValueError(f"{out}: the folder {Path(out).parent} does not exist; make it first")
+    estimators = {spec: _estimator(spec, args.num_mc) for spec in args.estimators.split(",")}
+    denoiser, tokenizer, settings, task, head = load_parts(args)
+    rollout, correct, left_out = _anchored_rollout(args, denoiser, tokenizer, settings, task_of(args, task), head)
+    result: dict[str, Any] = {key: getattr(args, key) for key in ("model", "task", "keep", "select", "seed", "draws", "num_mc")}
+    result |= {"decode": {**settings.model_dump(), "temperature": args.temperature}, "num_rows": len(rollout.ids)}
+    result |= {"num_problems": len(rollout.group_ids.unique()), "left_out": left_out}
+    result |= {"rollouts": rollout_figures(rollout, correct), "estimators": []}
+    console = PlainConsole()
+    with Progress(console=console, transient=True) as bar:
+        for spec, estimator in estimators.items():
+            line = bar.add_task(escape(spec), total=3 * args.draws)
+            draws = compare_versions(
+                denoiser,
+                rollout,
+                estimator,
+                num_draws=args.draws,
+                generator=named_generator(args.seed, "variance"),
+                max_canvases=args.max_canvases,
+                on_draws=lambda n, line=line: bar.advance(line, n),
+            )
+            result["estimators"].append(summarise(spec, draws, rollout.group_ids, args.seed))
+    console.print(variance_table(result))
+    if args.json:
+        write_json(Path(args.json), result)
+    if args.plot:
+        variance_png(result, Path(args.plot))
+    return 0
+
+
+def _estimator(spec: str, num_mc: int) -> Estimator:
+    """``name`` or ``name:key=value:key=value``; ``num_mc`` is the default of those that have such a setting."""
+    name, *settings = spec.split(":")
+    chosen = {"name": name, **parse_overrides(settings)}
+    if name in ESTIMATORS and "num_mc" in inspect.signature(ESTIMATORS[name]).parameters:
+        chosen.setdefault("num_mc", num_mc)
+    try:
+        return component(chosen, ESTIMATORS, "estimator")
+    except ValueError as error:
+        raise ValueError(f"--estimators {spec}: {error}") from None
+
+
+def _anchored_rollout(
+    args: argparse.Namespace,
+    denoiser: ModelDenoiser,
+    tokenizer: Any,
+    settings: DecodeConfig,
+    task: Task,
+    head: ThresholdHead | None,
+) -> tuple[Rollout, list[bool], int]:
+    """Completions of training problems, anchored as in training, and their correctness; and how many rows are left out,
+    because nothing is free in them."""
+    examples = task.examples("train")[: args.size]
+    prior = {"name": "anchors" if args.keep else "none", "select": args.select, "keep": args.keep}
+    recipe: Recipe = build_recipe(
+        {
+            "task": {"name": args.task},
+            "prior": prior,
+            "decode": {**settings.model_dump(), "temperature": 1.0},
+            "train": {"seed": args.seed, "num_prompts": args.size, "prompts_per_step": 1},
+        }
+    )
+    for example in examples if args.keep else []:
+        if task.reference(example) is None:
+            raise ValueError(f"--keep {args.keep}: problem {example.id} has no known reference answer to take anchors from")
+    problems = Problems(recipe, task, tokenizer, denoiser.max_length)
+    anchors, given = Anchors(recipe, problems, denoiser), []
+    for i in range(len(examples)):
+        given += anchors.of_group(i, 0, 0.0, range(i * args.samples, (i + 1) * args.samples))
+    if args.keep and not any(given):
+        raise ValueError(
+            f"--select-anchors {args.select} leaves nothing of these references to fix; try --select-anchors random"
+        )
+    canvas = anchored_canvas(
+        [problems.prompt(i) for i in range(len(examples)) for _ in range(args.samples)],
+        given,
+        gen_length=settings.gen_length,
+        denoiser=denoiser,
+        group_ids=[i for i in range(len(examples)) for _ in range(args.samples)],
+        device=denoiser.device,
+    )
+    options = decode_options(settings, canvas, head)
+    rollout = decode(denoiser, canvas, temperature=args.temperature, generator=named_generator(args.seed, "rollout"), **options)
+    used = rollout.action_mask.any(-1).nonzero().squeeze(-1)
+    if not len(used):
+        raise ValueError(f"--keep {args.keep}: every completion is all anchors, so nothing is estimated; lower it")
+    rollout = rollout.rows(used)
+    ids = rollout.completions()
+    rows = [examples[int(group)] for group in rollout.group_ids]
+    correct = grade(task, rows, decode_texts(tokenizer, ids), CallContext(completion_ids=ids)).correct
+    return rollout, correct, len(canvas.ids) - len(used)

@@ -1,0 +1,1 @@
+"""Algorithms on tensors: torch and jaxtyping only, no file access."""

@@ -1,0 +1,1 @@
+"""Decode held-out problems and count."""

@@ -1,0 +1,195 @@
+"""Low-rank adapters by peft (shell): y = W x + (alpha / rank) B A x, with W frozen; and 4-bit W by bitsandbytes.
+
+Only linear layers inside the transformer's blocks are adapted (LLaDA's output head is called ff_out, as the last layer of its
+blocks is: matching names by their end would adapt both).
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..utils.files import json_text, write_whole
+from .denoiser import ModelDenoiser
+from .weights import trainable, whole
+
+_IN_BLOCK = re.compile(r"\.\d+\.")
+_NAME = "default"  # peft's name of a model's only adapter
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class WithoutAdapters(ModelDenoiser):
+    """A denoiser with its adapters switched off: the reference policy, at no memory."""
+
+    inner: ModelDenoiser
+
+    def hidden(self, ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"] | None = None) -> Float[Tensor, "B L D"]:
+        """Hidden states of the frozen weights alone."""
+        with adapters_off(self.model):
+            return self.inner.hidden(ids, attention_mask)
+
+
+def add_lora(
+    model: nn.Module, generator: torch.Generator, *, rank: int, alpha: float, targets: Sequence[str] | None = None
+) -> list[str]:
+    """Freeze the model and put adapters on its linear layers (float32 at least; A uniform, B zero: nothing changes yet).
+
+    Returns the adapted layers' names. ValueError if a target is no linear layer of a block, or peft is not installed.
+    """
+    peft = _import("peft", "lora")
+    names = linear_names(model)
+    kinds = sorted({name.rpartition(".")[2] for name in names})
+    wanted = set(targets or kinds)
+    if unknown := wanted - set(kinds):
+        raise ValueError(
+            f"model.lora.targets: no linear layer is called {sorted(unknown)[0]!r}; the blocks have {', '.join(kinds)}"
+        )
+    chosen = [name for name in names if name.rpartition(".")[2] in wanted]
+    settings = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=chosen, lora_dropout=0.0, bias="none")
+    first = next(p for p in model.parameters() if p.is_floating_point())
+    device, dtype = first.device, torch.promote_types(first.dtype, torch.float32)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):  # peft draws from the global generator
+        peft.inject_adapter_in_model(settings, model)
+    model.requires_grad_(False)
+    for name, layer in lora_layers(model):
+        a, b = layer.lora_A[_NAME], layer.lora_B[_NAME]
+        for part in (a, b):
+            part.to(device, dtype).requires_grad_(True)
+        bound = a.weight.shape[1] ** -0.5
+        with torch.no_grad():
+            a.weight.copy_(torch.empty(a.weight.shape).uniform_(-bound, bound, generator=generator))
+            b.weight.zero_()
+        assert name in chosen
+    return chosen
+
+
+def linear_names(model: nn.Module) -> list[str]:
+    """Linear layers inside the repeated blocks."""
+    return [name for name, m in model.named_modules() if isinstance(m, nn.Linear) and _IN_BLOCK.search(name)]
+
+
+def lora_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Adapted layers by name; none where peft was never used."""
+    for name, module in model.named_modules():
+        if hasattr(module, "lora_A") and hasattr(module, "base_layer"):
+            yield name, module
+
+
+@contextmanager
+def adapters_off(model: nn.Module) -> Iterator[None]:
+    """The model as it was before training; not for gradients."""
+    layers = [layer for _, layer in lora_layers(model)]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+
+
+@torch.no_grad()
+def merged_tensors(model: nn.Module, *, keep: bool = True) -> dict[str, Tensor]:
+    """All weights under their published names, adapters added in, shards gathered: every rank must call, and may keep none.
+
+    Layer by layer, and what is gathered or merged goes to the CPU: no second model on the device. Other tensors are the
+    model's own.
+    """
+    adapted, result = dict(lora_layers(model)), {}
+    for name, tensor in model.state_dict().items():
+        if ".lora_" in name or ".weight." in name:  # adapters; statistics of 4-bit weights
+            continue
+        published = name.replace(".base_layer.", ".")
+        layer, _, leaf = name.rpartition(".")
+        value = whole(tensor)
+        if leaf == "weight":
+            value = _dequantized(model.get_submodule(layer), value)
+        if leaf == "weight" and (adapter := adapted.get(published.rpartition(".")[0])) is not None:
+            delta = _delta(adapter)
+            value = (value.to(delta.dtype) + delta).to(value.dtype)
+        if keep:
+            result[published] = tensor if value is tensor else value.cpu()
+    return result
+
+
+def save_adapter(
+    model: nn.Module,
+    folder: Path,
+    base: str,
+    *,
+    rank: int,
+    alpha: float,
+    revision: str | None = None,
+    write: bool = True,
+) -> None:
+    """The adapters alone in peft's layout, with the name of their base; all ranks call, one writes."""
+    tensors = {f"base_model.model.{n.replace(f'.{_NAME}.', '.')}": whole(p).detach() for n, p in trainable(model).items()}
+    if not write:
+        return
+    targets = sorted({name.rpartition(".")[2] for name, _ in lora_layers(model)})
+    settings = {
+        "peft_type": "LORA",
+        # a folder is named whole: the adapter may be loaded from elsewhere
+        "base_model_name_or_path": str(Path(base).resolve()) if Path(base).is_dir() else base,
+        "revision": revision,
+        "r": rank,
+        "lora_alpha": alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": rf".*\.\d+\..*?({'|'.join(targets)})",
+        "inference_mode": True,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / "adapter_model.safetensors", lambda part: save_file(tensors, part, metadata={"format": "pt"}))
+    write_whole(folder / "adapter_config.json", lambda part: part.write_text(json_text(settings, indent=1) + "\n"))
+
+
+def quantize_blocks(model: nn.Module, device: torch.device, compute_dtype: torch.dtype) -> None:
+    """Replace the blocks' linear layers by 4-bit NF4 ones (double quantisation) and move the model to ``device``."""
+    bnb = _import("bitsandbytes", "quantize")
+    for name in linear_names(model):
+        old = model.get_submodule(name)
+        new = bnb.nn.Linear4bit(
+            old.in_features,
+            old.out_features,
+            bias=old.bias is not None,
+            compute_dtype=compute_dtype,
+            quant_type="nf4",
+            device="meta",
+        )
+        new.weight = bnb.nn.Params4bit(old.weight.data, requires_grad=False, quant_type="nf4")
+        new.bias = old.bias
+        parent, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, new.to(device))
+    model.to(device)
+
+
+def _delta(layer: Any) -> Tensor:
+    a, b = (whole(part[_NAME].weight) for part in (layer.lora_A, layer.lora_B))
+    return layer.scaling[_NAME] * (b @ a)
+
+
+def _dequantized(layer: Any, stored: Tensor) -> Tensor:
+    state = getattr(layer.weight, "quant_state", None)
+    if state is None:
+        return stored
+    return _import("bitsandbytes", "quantize").functional.dequantize_4bit(layer.weight.data, state)
+
+
+def _import(package: str, extra: str) -> Any:
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it, and it warns of kernels we do not use
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise ValueError(f"{package} is not installed ({error}): pip install 'unmaskrl[{extra}]'") from None

@@ -1,0 +1,67 @@
+"""ModelDenoiser: a Denoiser around a module of ours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, eq=False)
+class ModelDenoiser:
+    """A Denoiser around an nn.Module with ``hidden``, ``head`` and ``config`` (see ``families/``).
+
+    ``end_ids``: ``eos_id`` and the tokenizer's end-of-turn ids; empty means ``eos_id`` alone.
+    """
+
+    model: nn.Module
+    mask_id: int
+    eos_id: int
+    pad_id: int
+    vocab_size: int
+    end_ids: tuple[int, ...] = ()
+
+    @classmethod
+    def from_model(cls, model: nn.Module) -> ModelDenoiser:
+        """Take the ids from ``model.config``."""
+        config: Any = model.config
+        return cls(
+            model=model,
+            mask_id=config.mask_token_id,
+            eos_id=config.eos_token_id,
+            pad_id=config.pad_token_id,
+            vocab_size=config.embedding_size,
+        )
+
+    @classmethod
+    def of(cls, denoiser: ModelDenoiser, **more: Any) -> ModelDenoiser:
+        """The same module and ids in this class, which may compute ``hidden`` in its own way."""
+        return cls(**{f.name: getattr(denoiser, f.name) for f in fields(ModelDenoiser)}, **more)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.model.parameters()).device
+
+    @property
+    def max_length(self) -> int:
+        """Positions of the model: prompt and completion together."""
+        config: Any = self.model.config
+        return config.max_sequence_length
+
+    def hidden(self, ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"] | None = None) -> Float[Tensor, "B L D"]:
+        """Hidden states after the final norm."""
+        model: Any = self.model
+        return model.hidden(ids, attention_mask)
+
+    def head(self, hidden: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
+        """Logits at chosen rows of ``hidden``."""
+        model: Any = self.model
+        return model.head(hidden)
+
+    def logits(self, ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"] | None = None) -> Float[Tensor, "B L V"]:
+        """head(hidden(ids))."""
+        return self.head(self.hidden(ids, attention_mask))

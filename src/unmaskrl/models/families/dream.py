@@ -1,0 +1,252 @@
+"""Dream (Ye et al. 2025, https://arxiv.org/abs/2508.15487) and DiffuCoder (https://arxiv.org/abs/2506.20639): Qwen2's
+transformer without a causal mask.
+
+    x = embed_tokens[ids]
+    x = x + o_proj(attention(rope(q_proj(y)), rope(k_proj(y)), v_proj(y))),  y = input_layernorm(x)   (per layer)
+    x = x + down_proj(silu(gate_proj(y)) * up_proj(y)),                      y = post_attention_layernorm(x)
+    raw logits = lm_head(norm(x))
+
+Raw row i predicts position i + 1, as in the autoregressive model that Dream starts from. ``hidden`` undoes that: its row l
+is raw row l - 1. Row 0 keeps raw row 0, as the published generation code does; so does the first row after left pads, so
+that pads change nothing (there the published code reads the pad's row). It is the first prompt token, which is never
+predicted here.
+
+Parameters carry the published names (``model.layers.0.self_attn.q_proj.weight``, ...).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from .common import (
+    MaskPredictor,
+    RMSNorm,
+    check_sizes,
+    draw_weights,
+    in_chunks,
+    read_fields,
+    refuse_unsupported,
+    rotary_attention,
+    rotary_table,
+    run_blocks,
+    tiny_kv_heads,
+    written_config,
+)
+
+# Settings of the published configuration class that change the maths, and the values that this code computes
+# (None: the key is absent or null). The first value is the one we write.
+_SUPPORTED: dict[str, tuple[Any, ...]] = {
+    "hidden_act": ("silu", None),
+    "rope_scaling": (None,),
+    "rope_parameters": (None,),  # newer transformers write rope_theta in there
+    "use_sliding_window": (False, None),
+    "use_mrope": (False, None),
+    "attention_dropout": (0.0, None),
+}
+_SIZES = (
+    "hidden_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "num_hidden_layers",
+    "intermediate_size",
+    "vocab_size",
+    "max_position_embeddings",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DreamConfig:
+    """Sizes and token ids, named as in Dream's config.json; ``raw`` keeps what was read, verbatim."""
+
+    hidden_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    num_hidden_layers: int
+    intermediate_size: int
+    vocab_size: int
+    mask_token_id: int
+    eos_token_id: int
+    pad_token_id: int
+    max_position_embeddings: int = 131072
+    rope_theta: float = 1000000.0
+    rms_norm_eps: float = 1e-6
+    tie_word_embeddings: bool = False
+    raw: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Refuse sizes and ids that do not fit together (ValueError)."""
+        check_sizes(self, _SIZES, "hidden_size", "num_attention_heads", "num_key_value_heads")
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def max_sequence_length(self) -> int:
+        """Positions, by the name that every family has."""
+        return self.max_position_embeddings
+
+    @property
+    def d_model(self) -> int:
+        """Width of the hidden states."""
+        return self.hidden_size
+
+    @property
+    def embedding_size(self) -> int:
+        """Width of the logits."""
+        return self.vocab_size
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> DreamConfig:
+        """Read Dream's config.json; ValueError on missing keys and on settings not computed here."""
+        raw = _with_plain_rope(raw)
+        refuse_unsupported("Dream", raw, _SUPPORTED)
+        derived = {"num_key_value_heads": raw.get("num_attention_heads"), "pad_token_id": raw.get("eos_token_id")}
+        config = cls(**read_fields("Dream", cls, raw, derived), raw=dict(raw))
+        if raw.get("head_dim") not in (None, config.head_dim):
+            raise ValueError(f"Dream config has head_dim={raw['head_dim']!r}; only {config.head_dim} is supported")
+        return config
+
+    def to_dict(self) -> dict[str, Any]:
+        """The config.json: the keys that were read, verbatim, except values that were replaced since."""
+        fixed = {"model_type": "Dream", "architectures": ["DreamModel"]}
+        return written_config(self, fixed | {key: supported[0] for key, supported in _SUPPORTED.items()})
+
+    def tiny(self) -> DreamConfig:
+        """The same settings and vocabulary at sizes for a dry run; the share of key/value heads is kept."""
+        kv_heads = tiny_kv_heads(self.num_attention_heads, self.num_key_value_heads)
+        sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 160}
+        raw = {key: value for key, value in self.raw.items() if key != "head_dim"}
+        return replace(self, **sizes, num_key_value_heads=kv_heads, raw=raw)
+
+    def with_vocabulary(self, vocab_size: int, mask_id: int, eos_id: int, pad_id: int) -> DreamConfig:
+        """The same architecture for another tokenizer."""
+        return replace(self, vocab_size=vocab_size, mask_token_id=mask_id, eos_token_id=eos_id, pad_token_id=pad_id)
+
+
+def _with_plain_rope(raw: dict[str, Any]) -> dict[str, Any]:
+    """The config with ``rope_theta`` where it was before transformers 5 wrote it into ``rope_parameters``."""
+    new = raw.get("rope_parameters")
+    if not isinstance(new, dict) or new.keys() != {"rope_type", "rope_theta"} or new["rope_type"] != "default":
+        return raw
+    return {key: value for key, value in raw.items() if key != "rope_parameters"} | {"rope_theta": new["rope_theta"]}
+
+
+class _Attention(nn.Module):
+    """Grouped-query attention with rotary positions; queries, keys and values have biases, the output has none."""
+
+    def __init__(self, config: DreamConfig) -> None:
+        super().__init__()
+        d, self.head_dim = config.hidden_size, config.head_dim
+        self.q_proj = nn.Linear(d, config.num_attention_heads * self.head_dim, bias=True)
+        self.k_proj = nn.Linear(d, config.num_key_value_heads * self.head_dim, bias=True)
+        self.v_proj = nn.Linear(d, config.num_key_value_heads * self.head_dim, bias=True)
+        self.o_proj = nn.Linear(config.num_attention_heads * self.head_dim, d, bias=False)
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
+        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        return self.o_proj(rotary_attention(q, k, v, self.head_dim, rotary, mask))
+
+
+class _MLP(nn.Module):
+    """SwiGLU."""
+
+    def __init__(self, config: DreamConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class _Layer(nn.Module):
+    """Pre-norm attention and MLP, both residual."""
+
+    def __init__(self, config: DreamConfig) -> None:
+        super().__init__()
+        self.self_attn = _Attention(config)
+        self.mlp = _MLP(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rotary, mask)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Dream(MaskPredictor):
+    """A mask predictor: after the shift, logits at position l are about the token at position l.
+
+    A new module holds no memory (meta device), so building it draws nothing from the global generator: call
+    ``init_weights(generator)``, or load a checkpoint (``unmaskrl.models.checkpoint.load_denoiser``).
+    """
+
+    def __init__(self, config: DreamConfig) -> None:
+        super().__init__()
+        self.config = config
+        with torch.device("meta"):
+            self.model = nn.ModuleDict(
+                {
+                    "embed_tokens": nn.Embedding(config.vocab_size, config.hidden_size),
+                    "layers": nn.ModuleList([_Layer(config) for _ in range(config.num_hidden_layers)]),
+                    "norm": RMSNorm(config.hidden_size, config.rms_norm_eps),
+                }
+            )
+            if not config.tie_word_embeddings:
+                self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    @property
+    def _parts(self) -> Any:
+        return self.model
+
+    def init_weights(self, generator: torch.Generator, std: float = 0.02) -> Dream:
+        """Draw all weights on the generator's device: N(0, std), before residuals std / sqrt(2 num_hidden_layers)."""
+        draw_weights(self, generator, std, self.config.num_hidden_layers, ("o_proj", "down_proj"))
+        return self
+
+    def hidden(self, ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"] | None = None) -> Float[Tensor, "B L D"]:
+        """Hidden states after the final norm, row l about position l; keys where ``attention_mask`` is False are not attended.
+
+        Rows at such positions are finite and mean nothing. Pass None when there are no pads: the mask is not
+        inspected. ValueError beyond ``max_position_embeddings`` positions.
+        """
+        limit = self.config.max_position_embeddings
+        return _shift(
+            in_chunks(self._hidden, ids, attention_mask, limit, "max_position_embeddings", self.cpu_chunk), attention_mask
+        )
+
+    def _hidden(self, ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+        parts = self._parts
+        x = parts["embed_tokens"](ids)
+        rotary = rotary_table(ids.shape[1], self.config.head_dim, self.config.rope_theta, x)
+        mask = None if attention_mask is None else attention_mask[:, None, None, :]
+        x = run_blocks(parts["layers"], x, rotary, mask, self.recompute)
+        return parts["norm"](x)
+
+    def head(self, hidden: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
+        """Logits over all V = ``vocab_size`` rows, as in the published code."""
+        if self.config.tie_word_embeddings:
+            return F.linear(hidden, self._parts["embed_tokens"].weight)
+        return self.lm_head(hidden)
+
+    def forward(self, ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"] | None = None) -> Float[Tensor, "B L V"]:
+        """head(hidden(ids))."""
+        return self.head(self.hidden(ids, attention_mask))
+
+
+def _shift(hidden: Float[Tensor, "B L D"], attention_mask: Bool[Tensor, "B L"] | None) -> Float[Tensor, "B L D"]:
+    """Row l becomes row l - 1; the first row that is not a pad keeps its own."""
+    shifted = torch.cat([hidden[:, :1], hidden[:, :-1]], 1)
+    if attention_mask is None:
+        return shifted
+    first = attention_mask & (attention_mask.long().cumsum(-1) == 1)
+    return torch.where(first[..., None], hidden, shifted)

@@ -1,0 +1,219 @@
+"""LLaDA (Nie et al. 2025, https://arxiv.org/abs/2502.09992): a Llama-like transformer without a causal mask.
+
+    x = wte[ids]
+    x = x + attn_out(attention(rope(q_proj(y)), rope(k_proj(y)), v_proj(y))),  y = attn_norm(x)   (per block)
+    x = x + ff_out(silu(ff_proj(y)) * up_proj(y)),                             y = ff_norm(x)
+    logits = ff_out(ln_f(x))
+
+Parameters carry the published names (``model.transformer.blocks.0.attn_norm.weight``, ...). Unlike the
+published code: no dropout, no KV cache; RMSNorm and attention are torch's own kernels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from .common import (
+    MaskPredictor,
+    RMSNorm,
+    check_sizes,
+    draw_weights,
+    in_chunks,
+    read_fields,
+    refuse_unsupported,
+    rotary_attention,
+    rotary_table,
+    run_blocks,
+    tiny_kv_heads,
+    written_config,
+)
+
+# Settings of the published configuration class that change the maths, and the values that this code computes
+# (None: the key is absent or null, which means one of the other values). The first value is the one we write.
+_SUPPORTED: dict[str, tuple[Any, ...]] = {
+    "block_type": ("llama",),
+    "activation_type": ("silu",),
+    "layer_norm_type": ("rms",),
+    "rope": (True,),
+    "rope_full_precision": (True, None),
+    "layer_norm_with_affine": (True, None),
+    "bias_for_layer_norm": (False, None),
+    "alibi": (False, None),
+    "input_emb_norm": (False, None),
+    "attention_layer_norm": (False, None),
+    "scale_logits": (False, None),
+    "multi_query_attention": (None, False),
+    "clip_qkv": (None,),
+    "rope_scaling": (None,),
+    "block_group_size": (1, None),
+    "attention_dropout": (0.0, None),
+    "residual_dropout": (0.0, None),
+    "embedding_dropout": (0.0, None),
+}
+_SIZES = (
+    "d_model",
+    "n_heads",
+    "n_kv_heads",
+    "n_layers",
+    "mlp_hidden_size",
+    "vocab_size",
+    "max_sequence_length",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LLaDAConfig:
+    """Sizes and token ids, named as in LLaDA's config.json; ``raw`` keeps what was read, verbatim."""
+
+    d_model: int
+    n_heads: int
+    n_kv_heads: int
+    n_layers: int
+    mlp_hidden_size: int
+    vocab_size: int
+    embedding_size: int
+    mask_token_id: int
+    eos_token_id: int
+    pad_token_id: int
+    max_sequence_length: int = 4096
+    rope_theta: float = 500000.0
+    rms_norm_eps: float = 1e-5
+    include_qkv_bias: bool = False
+    include_bias: bool = False
+    weight_tying: bool = False
+    raw: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Refuse sizes and ids that do not fit together (ValueError)."""
+        if self.embedding_size < self.vocab_size:
+            raise ValueError(f"embedding_size {self.embedding_size} is below vocab_size {self.vocab_size}")
+        check_sizes(self, _SIZES, "d_model", "n_heads", "n_kv_heads")
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.d_model // self.n_heads
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> LLaDAConfig:
+        """Read LLaDA's config.json; ValueError on missing keys and on settings not computed here."""
+        refuse_unsupported("LLaDA", raw, _SUPPORTED)
+        if raw.get("include_bias") and raw.get("bias_for_layer_norm") is None:
+            raise ValueError("LLaDA config has include_bias and norms with a bias; that is not supported")
+        return cls(**read_fields("LLaDA", cls, raw, _derived(raw)), raw=dict(raw))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The config.json: the keys that were read, verbatim, except values that were replaced since."""
+        fixed = {"model_type": "llada", "architectures": ["LLaDAModelLM"]}
+        return written_config(self, fixed | {key: supported[0] for key, supported in _SUPPORTED.items()})
+
+    def tiny(self) -> LLaDAConfig:
+        """The same settings and vocabulary at sizes for a dry run; the share of key/value heads is kept."""
+        kv_heads = tiny_kv_heads(self.n_heads, self.n_kv_heads)
+        return replace(self, d_model=64, n_layers=2, n_heads=4, n_kv_heads=kv_heads, mlp_hidden_size=160)
+
+    def with_vocabulary(self, vocab_size: int, mask_id: int, eos_id: int, pad_id: int) -> LLaDAConfig:
+        """The same architecture for another tokenizer."""
+        ids = {"mask_token_id": mask_id, "eos_token_id": eos_id, "pad_token_id": pad_id}
+        return replace(self, vocab_size=vocab_size, embedding_size=vocab_size, **ids)
+
+
+def _derived(raw: dict[str, Any]) -> dict[str, Any]:
+    # What the published configuration class fills in for absent (or null) keys.
+    d_model, ratio = raw.get("d_model"), raw.get("mlp_ratio")
+    return {
+        "n_kv_heads": raw.get("n_heads"),
+        "mlp_hidden_size": d_model * ratio if d_model and ratio else None,
+        "embedding_size": raw.get("vocab_size"),
+        "pad_token_id": raw.get("eos_token_id"),
+    }
+
+
+class _Block(nn.Module):
+    """Pre-norm attention and SwiGLU, both residual."""
+
+    def __init__(self, config: LLaDAConfig) -> None:
+        super().__init__()
+        d_model, head_dim, bias = config.d_model, config.head_dim, config.include_bias
+        qkv_bias = bias or config.include_qkv_bias
+        self.head_dim = head_dim
+        self.attn_norm = RMSNorm(d_model, config.rms_norm_eps)
+        self.q_proj = nn.Linear(d_model, config.n_heads * head_dim, bias=qkv_bias)
+        self.k_proj = nn.Linear(d_model, config.n_kv_heads * head_dim, bias=qkv_bias)
+        self.v_proj = nn.Linear(d_model, config.n_kv_heads * head_dim, bias=qkv_bias)
+        self.attn_out = nn.Linear(d_model, d_model, bias=bias)
+        self.ff_norm = RMSNorm(d_model, config.rms_norm_eps)
+        self.ff_proj = nn.Linear(d_model, config.mlp_hidden_size, bias=bias)
+        self.up_proj = nn.Linear(d_model, config.mlp_hidden_size, bias=bias)
+        self.ff_out = nn.Linear(config.mlp_hidden_size, d_model, bias=bias)
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
+        y = self.attn_norm(x)
+        q, k, v = self.q_proj(y), self.k_proj(y), self.v_proj(y)
+        x = x + self.attn_out(rotary_attention(q, k, v, self.head_dim, rotary, mask))
+        y = self.ff_norm(x)
+        return x + self.ff_out(F.silu(self.ff_proj(y)) * self.up_proj(y))
+
+
+class LLaDA(MaskPredictor):
+    """A mask predictor: logits at position l are about the token at position l.
+
+    A new module holds no memory (meta device), so building it draws nothing from the global generator: call
+    ``init_weights(generator)``, or load a checkpoint (``unmaskrl.models.checkpoint.load_denoiser``).
+    """
+
+    def __init__(self, config: LLaDAConfig) -> None:
+        super().__init__()
+        self.config = config
+        with torch.device("meta"):
+            parts: dict[str, nn.Module] = {
+                "wte": nn.Embedding(config.embedding_size, config.d_model),
+                "blocks": nn.ModuleList([_Block(config) for _ in range(config.n_layers)]),
+                "ln_f": RMSNorm(config.d_model, config.rms_norm_eps),
+            }
+            if not config.weight_tying:
+                parts["ff_out"] = nn.Linear(config.d_model, config.embedding_size, bias=config.include_bias)
+            self.model = nn.ModuleDict({"transformer": nn.ModuleDict(parts)})
+
+    @property
+    def _parts(self) -> Any:
+        return self.model["transformer"]
+
+    def init_weights(self, generator: torch.Generator, std: float = 0.02) -> LLaDA:
+        """Draw all weights on the generator's device: N(0, std), before residuals std / sqrt(2 n_layers)."""
+        draw_weights(self, generator, std, self.config.n_layers, ("attn_out", "ff_out"))
+        return self
+
+    def hidden(self, ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"] | None = None) -> Float[Tensor, "B L D"]:
+        """Hidden states after the final norm; keys where ``attention_mask`` is False are not attended.
+
+        Rows at such positions are finite and mean nothing. Pass None when there are no pads: the mask is not
+        inspected. ValueError beyond ``max_sequence_length`` positions.
+        """
+        limit = self.config.max_sequence_length
+        return in_chunks(self._hidden, ids, attention_mask, limit, "max_sequence_length", self.cpu_chunk)
+
+    def _hidden(self, ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+        parts = self._parts
+        x = parts["wte"](ids)
+        rotary = rotary_table(ids.shape[1], self.config.head_dim, self.config.rope_theta, x)
+        mask = None if attention_mask is None else attention_mask[:, None, None, :]
+        x = run_blocks(parts["blocks"], x, rotary, mask, self.recompute)
+        return parts["ln_f"](x)
+
+    def head(self, hidden: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
+        """Logits over all V = ``embedding_size`` rows, as in the published code."""
+        parts = self._parts
+        if self.config.weight_tying:
+            return F.linear(hidden, parts["wte"].weight)
+        return parts["ff_out"](hidden)
+
+    def forward(self, ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"] | None = None) -> Float[Tensor, "B L V"]:
+        """head(hidden(ids))."""
+        return self.head(self.hidden(ids, attention_mask))

@@ -1,0 +1,1 @@
+"""Settings, their checks, what they cost, and the shipped YAML files."""

@@ -1,0 +1,102 @@
+"""What a recipe costs per step, counted without a model: denoiser calls and memory (shell)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..core.decoding import RULES, planned_calls
+from ..core.decoding.sample import CHUNK_ELEMENTS
+from ..models.adapter_folder import base_of
+from ..models.checkpoint import parse_config
+from ..models.families import known_config
+from ..models.hub import asset, checkpoint_folder
+from ..utils.files import read_json
+from .registry import make_estimator, make_loss
+from .schema import Recipe
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """Row-calls of one step (a call of B rows counts B) and bytes of the largest block of logits.
+
+    A step is one batch of rollouts and ``num_iterations`` updates; the old policy is not run for the first of them.
+    """
+
+    num_iterations: int
+    rollout_per_row: int
+    rollout: int
+    old: int
+    ref: int
+    new: int
+    logits_bytes: int
+    full_logits_bytes: int
+    parameters: int
+
+    def per_update(self, calls: int) -> float:
+        """A step's calls over its updates."""
+        return calls / self.num_iterations
+
+    @property
+    def forwards(self) -> int:
+        """Forward passes in rows, a backward pass counted as two."""
+        return self.rollout + self.old + self.ref + 3 * self.new
+
+
+def step_cost(recipe: Recipe) -> Cost:
+    """Upper bounds per step: no EOS, no flat group, anchors of the first step spread evenly over the completion.
+
+    Canvases that a group shares are counted once, as they are run.
+    """
+    t, d = recipe.train, recipe.decode
+    rows = t.prompts_per_step * t.group_size
+    anchored = recipe.prior.share if recipe.prior.name == "anchors" else 0.0
+    steps = d.steps if RULES[d.select].prefix is None else d.gen_length  # adaptive rules: one token per call at worst
+    blank = planned_calls(open_blocks(recipe, 0.0), d.gen_length, steps, d.exit_at)
+    given = planned_calls(open_blocks(recipe, recipe.prior.keep), d.gen_length, steps, d.exit_at)
+    estimator, loss = make_estimator(recipe), make_loss(recipe)
+    views = estimator.num_views(d.gen_length, blank, d.exit_at is not None and d.exit_at < 1)
+    shared = estimator.num_shared if recipe.prior.name == "none" else 0
+    scored = rows * (views - shared) + t.prompts_per_step * shared
+    vocab, parameters = model_size(recipe.model.path)
+    targets = min(t.max_canvases, rows * views)
+    return Cost(
+        num_iterations=t.num_iterations,
+        rollout_per_row=round(anchored * given + (1 - anchored) * blank),
+        rollout=round(rows * (anchored * given + (1 - anchored) * blank)),
+        old=scored * (t.num_iterations - 1) if loss.uses_old else 0,
+        ref=scored * t.num_iterations if loss.uses_ref else 0,
+        new=scored * t.num_iterations,
+        logits_bytes=4 * min(CHUNK_ELEMENTS, targets * d.gen_length * vocab),
+        full_logits_bytes=4 * targets * d.gen_length * vocab,
+        parameters=parameters,
+    )
+
+
+def open_blocks(recipe: Recipe, keep: float) -> list[int]:
+    """Open tokens per block when a share ``keep`` of the completion is anchored, spread evenly."""
+    d = recipe.decode
+    blocks = d.gen_length // d.block_length
+    fixed = int(keep * d.gen_length + 0.5)
+    return [d.block_length - (fixed * (b + 1) // blocks - fixed * b // blocks) for b in range(blocks)]
+
+
+def model_size(path: str) -> tuple[int, int]:
+    """Width of the logits and number of parameters, from config.json alone (a tied head counts once)."""
+    config, model_class = parse_config(model_config(path), f"model.path {path}")
+    return config.embedding_size, sum(p.numel() for p in model_class(config).parameters())
+
+
+def model_config(path: str) -> dict[str, Any]:
+    """A checkpoint's config.json: from its folder, by heart for released models, else fetched alone. ValueError if none."""
+    known = None if Path(asset(path)).is_dir() else known_config(path)
+    if known is not None:
+        return known
+    folder = checkpoint_folder(asset(path), patterns=("config.json",))
+    base = base_of(folder)
+    if base is not None:
+        return model_config(base.path)
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"model.path {path}: there is no {folder / 'config.json'}; give a checkpoint folder or a shipped name")
+    return read_json(folder / "config.json")

@@ -1,0 +1,112 @@
+"""Shipped recipes (shell): files by name, and large runs composed of three parts.
+
+``llada-8b-gsm8k-stp`` is ``parts/model/llada-8b.yaml``, ``parts/method/stp.yaml`` and ``parts/task/gsm8k.yaml`` merged in this
+order, so every model meets every task and method; a task may hold settings for some methods (``methods:``).
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+RECIPES = Path(__file__).parent
+PARTS = RECIPES / "parts"
+
+
+def recipe_names() -> list[str]:
+    """Names of the shipped recipe files."""
+    return sorted(p.stem for p in RECIPES.glob("*.yaml"))
+
+
+def part_names(kind: str) -> list[str]:
+    """Models, tasks or methods that large runs are composed of."""
+    return sorted(p.stem for p in (PARTS / kind).glob("*.yaml"))
+
+
+def composed_names() -> list[str]:
+    """Names of the large runs: MODEL-TASK-METHOD."""
+    return ["-".join(names) for names in itertools.product(*map(part_names, ("model", "task", "method")))]
+
+
+def is_method(name: str) -> bool:
+    """Whether a shipped recipe is a published method's preset: those are named in one word, task recipes with hyphens."""
+    return "-" not in name and not is_diffpo(name)
+
+
+def is_diffpo(name: str) -> bool:
+    """Whether a shipped recipe trains DiFFPO's policy, its sampler, or both."""
+    return "diffpo" in name
+
+
+def headline(path: Path) -> str:
+    """The first line of a recipe or a part: what it is."""
+    return path.read_text().split("\n", 1)[0].lstrip("# ")
+
+
+def read_recipe(name_or_path: str) -> dict[str, Any]:
+    """A shipped recipe, a composed one, a YAML file, or that of a run folder, as a mapping with its name in it.
+
+    ValueError if there is none.
+    """
+    if name_or_path in composed_names():
+        return {**_compose(name_or_path), "name": name_or_path}
+    shipped = RECIPES / f"{name_or_path}.yaml"
+    path = shipped if shipped.is_file() else Path(name_or_path)
+    if path.is_dir() and (stored := _stored_recipe(path)):
+        return stored
+    if not path.is_file():
+        raise ValueError(_not_found(name_or_path))
+    data = read_mapping(path)
+    data.setdefault("name", path.stem)
+    return data
+
+
+def _stored_recipe(folder: Path) -> dict[str, Any] | None:
+    """The recipe of a run, with the place where the run is now; None if the folder holds none."""
+    for name in ("config.yaml", "config.json"):
+        data = read_mapping(folder / name) if (folder / name).is_file() else {}
+        if isinstance(data.get("train"), dict):
+            data["train"]["out"] = str(folder).replace("{", "{{").replace("}", "}}")
+            return data
+    return None
+
+
+def _not_found(wanted: str) -> str:
+    """A path names a file; a word is most likely a recipe's name, mistyped."""
+    if wanted.endswith((".yaml", ".yml")) or "/" in wanted:
+        return f"recipe file {wanted} not found"
+    close = difflib.get_close_matches(wanted, [*recipe_names(), *composed_names()], 3, 0.0)
+    return f"no recipe {wanted!r}; the nearest are {', '.join(close)}; all of them: unmaskrl recipes"
+
+
+def _compose(name: str) -> dict[str, Any]:
+    model = next(m for m in part_names("model") if name.startswith(f"{m}-"))
+    task, _, method = name.removeprefix(f"{model}-").partition("-")
+    given = read_mapping(PARTS / "task" / f"{task}.yaml")
+    own = given.pop("methods", {}).get(method, {})
+    result: dict[str, Any] = {}
+    parts = [read_mapping(PARTS / kind / f"{part}.yaml") for kind, part in (("model", model), ("method", method))]
+    for part in (*parts, given, own):
+        result = _merged(result, part)
+    return result
+
+
+def _merged(below: Any, above: Any) -> Any:
+    if isinstance(below, dict) and isinstance(above, dict):
+        return below | {key: _merged(below.get(key), value) for key, value in above.items()}
+    return above
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """A YAML (or JSON) file that holds a mapping; ValueError in one line if it does not."""
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, RecursionError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid YAML: {(str(error) or type(error).__name__).splitlines()[0]}") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} holds {type(data).__name__}; expected a mapping with sections such as task: and train:")
+    return data

@@ -1,0 +1,1 @@
+"""Numbers and rollouts as text, HTML and pictures."""

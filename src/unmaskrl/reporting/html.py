@@ -1,0 +1,387 @@
+"""A run folder -> one self-contained HTML file (shell): headline numbers, curves, decodings, the resolved config.
+
+No network, no script; the same run gives the same file. What a run cut short lacks is left out, and whatever its
+logs hold is escaped.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..utils.files import write_text
+from ..utils.plain_text import escape_controls
+from .charts import CHART_CSS, COLOURS, Chart, Line, draw_chart, figure_html, style_axes, thin
+from .progress import PHASES, decimal, duration, estimate, interval, number, percent, preferred, verdict
+from .trajectory import decoding_png as decoding_png
+from .trajectory import is_sample, legend_html, trajectory_html
+
+Row = dict[str, Any]
+RUN_FILES = ("config.yaml", "metrics.jsonl", "eval.jsonl", "summary.json")
+_NUM_PUZZLES = 3
+
+_CSS = (
+    """
+:root{color-scheme:light dark;--bg:#fff;--fg:#1c2530;--muted:#5b6672;--soft:#f4f6f8}
+@media(prefers-color-scheme:dark){:root{--bg:#14181d;--fg:#e3e8ee;--muted:#9aa5b1;--soft:#1c2229}}
+*{box-sizing:border-box}
+body{margin:0;background:var(--bg);color:var(--fg);font:16px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif}
+main{max-width:1240px;margin:0 auto;padding:24px 16px 60px}
+h1{font-size:1.55rem;margin:0 0 .2em}h2{font-size:1.15rem;margin:2.2em 0 .8em}
+p{margin:.5em 0}.muted{color:var(--muted);font-size:.9rem}
+.scroll{overflow-x:auto}
+table{border-collapse:collapse;font-variant-numeric:tabular-nums;margin:1em 0 .4em}
+th,td{padding:.4em .9em .4em 0;text-align:right;white-space:nowrap;border-bottom:1px solid var(--grid)}
+th{font-weight:500;color:var(--muted);font-size:.85rem}th:first-child,td:first-child{text-align:left}
+td small{display:block;color:var(--muted)}
+.big{font-size:1.25rem;font-weight:650}
+.strip{position:relative;width:150px;height:12px;background:var(--soft);border-radius:6px}
+.strip i{position:absolute;top:3px;height:6px;border-radius:3px;background:var(--c0);opacity:.45}
+.strip b{position:absolute;top:0;width:3px;height:12px;margin-left:-1px;border-radius:2px;background:var(--c0)}
+@media(max-width:600px){.wide{display:none}table{font-size:.8rem}th,td{padding-right:.5em}.big{font-size:1rem}th{font-size:.72rem}}
+.charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,340px),1fr));gap:30px 34px}
+.puzzle{padding:.9em 0;border-top:1px solid var(--grid)}
+.pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,460px),1fr));gap:6px 28px}
+.prompt{font-weight:600;white-space:pre-wrap;overflow-wrap:anywhere}
+pre{background:var(--soft);padding:1em;border-radius:8px;overflow-x:auto;font-size:.82rem;line-height:1.45}
+summary{cursor:pointer}
+"""
+    + CHART_CSS
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """What a run folder holds; missing parts are empty."""
+
+    folder: Path
+    config_text: str
+    config: Row
+    metrics: list[Row]
+    evals: list[Row]
+    samples: list[Row]
+    summary: Row
+
+    @property
+    def before(self) -> Row:
+        """The base's test row, from the summary or the log; {} if there is none."""
+        rows = [row for row in self.evals if row.get("split") == "test" and row.get("weights") == "base"]
+        return _mapping(self.summary.get("before")) or (rows[0] if rows else {})
+
+    @property
+    def after(self) -> dict[str, Row]:
+        """The last test row of the raw and the averaged weights."""
+        stored = {key: row for key, row in _mapping(self.summary.get("after")).items() if _mapping(row)}
+        logged = {str(row.get("weights")): row for row in self.evals if row.get("split") == "test"}
+        return stored or {key: logged[key] for key in ("raw", "ema") if key in logged}
+
+    @property
+    def name(self) -> str:
+        """The recipe's name, else the folder's."""
+        return str(self.summary.get("name") or self.config.get("name") or self.folder.resolve().name)
+
+
+def write_report(run: Path) -> Path:
+    """Write ``run/report.html`` and return its path. Raises ValueError if ``run`` is no run folder."""
+    data = load_run(run)
+    body = "".join(part(data) for part in (_headline, _curves, _decodings, _config))
+    title = html.escape(data.name)
+    page = escape_controls(
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f'<meta name="viewport" content="width=device-width,initial-scale=1"><style>{_CSS}</style></head>\n'
+        f"<body><main>{body}</main></body></html>\n"
+    )
+    path = data.folder / "report.html"
+    write_text(path, page)
+    return path
+
+
+def load_run(run: Path) -> Run:
+    """Read a run folder, as far as it goes. Raises ValueError if it holds none of a run's files."""
+    folder = Path(run)
+    if not any((folder / name).is_file() for name in RUN_FILES):
+        names = ", ".join(RUN_FILES)
+        raise ValueError(f"{run} is no run folder (none of {names} is there): pass what `unmaskrl train` wrote")
+    text = _read_text(folder / "config.yaml")
+    try:
+        config = _mapping(yaml.safe_load(text))
+    except (yaml.YAMLError, RecursionError):
+        config = {}  # shown as text all the same
+    summary = _read_rows(_read_text(folder / "summary.json").replace("\n", " "))
+    return Run(
+        folder=folder,
+        config_text=text,
+        config=config,
+        metrics=_read_rows(_read_text(folder / "metrics.jsonl")),
+        evals=_read_rows(_read_text(folder / "eval.jsonl")),
+        samples=[row for row in _read_rows(_read_text(folder / "samples.jsonl")) if is_sample(row)],
+        summary=summary[0] if summary else {},
+    )
+
+
+def charts(run: Run) -> dict[str, list[Chart]]:
+    """The figures by section, without the empty ones."""
+
+    def metric(title: str, keys: dict[str, str], **options: Any) -> Chart:
+        return Chart(title=title, lines=[_metric_line(run.metrics, key, label) for key, label in keys.items()], **options)
+
+    parts = sorted({k for r in run.metrics for k in r if k.startswith("reward/")} - {"reward/mean", "reward/std"})
+    accuracy = {"accuracy/rollout": "all", "accuracy/anchored": "anchored", "accuracy/blank": "blank"}
+    if all(row.get("accuracy/anchored") is None for row in run.metrics):
+        del accuracy["accuracy/blank"]  # nothing is anchored: all are blank
+    rewards = {"reward/mean": "sum", **{key: key.removeprefix("reward/") for key in parts}}
+    tokens = {"rollout/length": "length", "rollout/anchors": "anchors", "rollout/exit_tokens": "exit call"}
+    likelihood = {"likelihood/per_token": "scored", "likelihood/behavior_per_token": "as sampled"}
+    share: Row = {"floor": 0.0, "is_share": True}
+    result = {
+        "Learning": [
+            Chart(title="Held-out accuracy, 95% intervals", lines=_eval_lines(run.evals, _step), **share),
+            metric("Rollout accuracy", accuracy, **share),
+            metric("Reward per rollout, mean", rewards, floor=0.0),
+        ],
+        "Cost": [
+            metric("Denoiser calls per rollout (NFE)", {"nfe/mean": "mean"}, floor=0.0),
+            metric("Tokens per call", {"nfe/tokens_per_call": "mean"}, floor=0.0),
+            metric("Tokens per rollout", tokens, floor=0.0),
+            Chart(title="Seconds per step", lines=_phase_lines(run.metrics), floor=0.0, stacked=True),
+            Chart(
+                title="Held-out accuracy by cost", lines=_eval_lines(run.evals, _cost(run.metrics)), x="denoiser calls", **share
+            ),
+        ],
+        "Health": [
+            metric("Groups with reward spread", {"groups/live": "share"}, **share),
+            metric("Probability ratio, mean", {"ratio/mean": "mean"}),
+            metric("Ratio clipped", {"ratio/clip_frac": "share of tokens"}, **share),
+            metric("Ratio, largest deviation from 1", {"ratio/max_dev": "max |ratio - 1|"}, floor=0.0),
+            metric("KL divergence (nats per token)", {"kl/ref": "to the reference", "kl/old": "to the old policy"}),
+            metric("Likelihood per token (nats)", likelihood),
+            metric("Likelihood variance (nats^2)", {"likelihood/variance": "of a row's total"}, floor=0.0),
+            metric("Likelihood variance / f^2", {"likelihood/variance_per_token": "f action tokens"}, floor=0.0),
+            metric("Behavior gap (nats)", {"health/behavior_gap": "max |scored - sampled|"}, floor=0.0),
+            metric("Gradient norm", {"grad_norm": "before clipping"}, floor=0.0),
+        ],
+    }
+    filled = {s: [_without_empty(c) for c in group if any(x.points for x in c.lines)] for s, group in result.items()}
+    return {section: group for section, group in filled.items() if group}
+
+
+def plot_png(run: Path, path: Path) -> None:
+    """One PNG for a README: accuracy before and after, and the main curves. ValueError if ``run`` is no run folder."""
+    from matplotlib.figure import Figure
+
+    data = load_run(run)
+    sections = charts(data)
+    wanted = sections.get("Learning", [])[:3] + [c for c in sections.get("Cost", []) if c.stacked or "NFE" in c.title]
+    figure = Figure(figsize=(12, 6.4), dpi=150, facecolor="white", layout="constrained")
+    figure.suptitle(data.name, fontsize=14, fontweight="bold")
+    axes = figure.subplots(2, 3).flat
+    _png_headline(next(axes), data)
+    for chart in wanted:
+        draw_chart(next(axes), chart)
+    for empty in axes:
+        empty.axis("off")
+    figure.savefig(path, format="png", metadata={"Software": None})
+
+
+def _step(row: Row) -> float | None:
+    return number(row, "step")
+
+
+def _cost(metrics: Sequence[Row]) -> Callable[[Row], float | None]:
+    """Row -> denoiser calls spent up to its step."""
+    spent = {row.get("step"): calls for row in metrics if (calls := number(row, "calls/total")) is not None}
+    return lambda row: 0.0 if spent and row.get("step") == 0 else spent.get(row.get("step"))
+
+
+def _metric_line(metrics: Sequence[Row], key: str, label: str) -> Line:
+    pairs = ((_step(row), number(row, key)) for row in metrics)
+    return Line(label=label, points=[(x, y) for x, y in pairs if x is not None and y is not None])
+
+
+def _eval_lines(evals: Sequence[Row], x_of: Callable[[Row], float | None]) -> list[Line]:
+    """A line per split and weights; the base's row starts every line of its split."""
+    kinds = dict.fromkeys((str(r.get("split")), str(r.get("weights"))) for r in evals)
+    later = {split for split, weights in kinds if weights != "base"}
+    lines = []
+    for split, weights in sorted(kinds, key=lambda kind: (kind[0] == "test", kind)):
+        if weights == "base" and split in later:
+            continue
+        rows = [r for r in evals if r.get("split") == split and r.get("weights") in ("base", weights)]
+        points, bars = [], []
+        for r in rows:
+            x, y = x_of(r), number(r, "accuracy")
+            if x is not None and y is not None:
+                points.append((x, y))
+                bars.append((x, *(estimate(r) or (y, y, y))[1:]))
+        lines.append(Line(label=f"{split}, {weights}", points=points, bars=bars, dashed=split == "test"))
+    return lines
+
+
+def _phase_lines(metrics: Sequence[Row]) -> list[Line]:
+    """Seconds of each phase, means over at most 80 stretches; a step without a phase spent 0 s in it."""
+    rows = [row for row in metrics if _step(row) is not None]
+    lines = []
+    for name in PHASES:
+        values = [number(row, f"seconds/{name}") for row in rows]
+        if any(values):
+            points = [(_step(row) or 0.0, value or 0.0) for row, value in zip(rows, values, strict=True)]
+            lines.append(Line(label=name, points=thin(points, 80)))
+    return lines
+
+
+def _headline(run: Run) -> str:
+    """Name, settings, and accuracy before and after."""
+    settings = html.escape(_settings(run.config))
+    rows = {"before": run.before, **{f"after, {key}": row for key, row in run.after.items()}}
+    body = "".join(_headline_row(name, row) for name, row in rows.items() if row)
+    names = ("NFE", "tok/call", "problems")
+    head = '<th>weights</th><th>accuracy</th><th>95% interval</th><th class="wide">0 to 100%</th>'
+    head += "".join(f"<th>{name}</th>" for name in names)
+    table = f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>' if body else ""
+    judged = html.escape(verdict(run.before, preferred(run.after))) if run.before and run.after else _unfinished(run)
+    return f'<h1>{html.escape(run.name)}</h1><p class="muted">{settings}</p>{table}<p>{judged}</p>{_effort(run)}'
+
+
+def _unfinished(run: Run) -> str:
+    steps = [int(x) for row in run.metrics if (x := _step(row)) is not None]
+    return f"This run has no final evaluation; {f'its log ends at step {max(steps)}' if steps else 'no step was logged'}."
+
+
+def _headline_row(name: str, row: Row) -> str:
+    strip = ""
+    if known := estimate(row):
+        share, low, high = known
+        bar = f'<i style="left:{100 * low:.1f}%;width:{100 * (high - low):.1f}%"></i><b style="left:{100 * share:.1f}%"></b>'
+        strip = f'<div class="strip" aria-hidden="true">{bar}</div>'
+    calls, tokens = decimal(number(row, "nfe"), 1), decimal(number(row, "tokens_per_call"), 2)
+    problems = html.escape(str(row.get("num_problems", "-")))
+    return (
+        f'<tr><td>{html.escape(name)}</td><td class="big">{percent(number(row, "accuracy"))}</td><td>{interval(row)}</td>'
+        f'<td class="wide">{strip}</td>'
+        f"<td>{calls}</td><td>{tokens}</td><td>{problems}</td></tr>"
+    )
+
+
+def _effort(run: Run) -> str:
+    """Wall time, steps, updates, machine: one muted line."""
+    last = run.metrics[-1] if run.metrics else {}
+    minutes, seconds = number(run.summary, "minutes"), number(last, "seconds")
+    seconds = 60 * minutes if minutes is not None else seconds
+    facts = [f"wall time {duration(seconds)}"] if seconds is not None else []
+    for key, name in (("steps", "steps"), ("updates", "updates"), ("threads", "threads")):
+        value = run.summary.get(key, last.get(key.removesuffix("s") if key == "steps" else key))
+        facts += [f"{value} {name}"] if value is not None else []
+    calls = number(last, "calls/total")
+    facts += [f"{calls:,.0f} denoiser calls (rows)"] if calls is not None else []
+    facts += [f"{key} {run.summary[key]}" for key in ("device", "seed") if run.summary.get(key) is not None]
+    return f'<p class="muted">{html.escape(" | ".join(facts))}</p>'
+
+
+def _settings(config: Row) -> str:
+    """The settings that matter, in one line."""
+    shown = {
+        "task": None,
+        "estimator": None,
+        "advantage": None,
+        "loss": None,
+        "prior": ("name", "select", "keep", "keep_end", "share", "hide_in_views"),
+        "decode": ("gen_length", "block_length", "steps", "select", "temperature", "exit_at"),
+        "train": ("prompts_per_step", "group_size", "num_iterations", "lr", "ema", "seed"),
+    }
+    parts = []
+    for section, keys in shown.items():
+        values = _mapping(config.get(section))
+        if section == "prior" and values.get("name") == "none":
+            keys = ("name",)
+        picked = {k: values[k] for k in keys or values if values.get(k) is not None}
+        words = [str(v) if k == "name" else f"{k}={v}" for k, v in picked.items()]
+        parts += [f"{section} {' '.join(words)}"] if words else []
+    return "; ".join(parts)
+
+
+def _curves(run: Run) -> str:
+    return "".join(
+        f'<h2>{section}</h2><div class="charts">{"".join(map(figure_html, group))}</div>'
+        for section, group in charts(run).items()
+    )
+
+
+def _decodings(run: Run) -> str:
+    """Test puzzles at the first and the last step, and the last rollouts with and without anchors."""
+    pairs = _test_pairs(run.samples)
+    train = [row for row in run.samples if row.get("split") == "train"]
+    for anchored in (True, False):
+        pairs += [[row] for row in train if bool(row.get("anchored")) == anchored][-1:]
+    if not pairs:
+        return ""
+    return f"<h2>Decoding order</h2>{legend_html()}{''.join(map(_puzzle, pairs))}"
+
+
+def _test_pairs(samples: Sequence[Row]) -> list[list[Row]]:
+    """First and last sample of the puzzles that were seen longest, at most three."""
+    by_id: dict[str, list[Row]] = {}
+    for row in samples:
+        if str(row.get("split")).startswith("test"):  # test-base, test-raw, test-ema
+            by_id.setdefault(str(row.get("id")), []).append(row)
+    best = sorted(by_id.values(), key=lambda rows: -len(rows))[:_NUM_PUZZLES]
+    return [[rows[0], rows[-1]] if len(rows) > 1 else rows for rows in best]
+
+
+def _puzzle(rows: Sequence[Row]) -> str:
+    prompt = html.escape(str(rows[0].get("prompt", "")).strip())
+    grids = "".join(trajectory_html(row, legend=False) for row in rows)
+    return f'<div class="puzzle"><div class="prompt">{prompt}</div><div class="pair">{grids}</div></div>'
+
+
+def _config(run: Run) -> str:
+    if not run.config_text:
+        return ""
+    text = html.escape(run.config_text)
+    return f"<h2>Settings</h2><details><summary>Resolved config</summary><pre>{text}</pre></details>"
+
+
+def _png_headline(axes: Any, run: Run) -> None:
+    """Accuracy before and after with 95% intervals, as dots."""
+    rows = {"before": run.before, **{f"after\n{key}": row for key, row in run.after.items()}}
+    known = [(name, row) for name, row in rows.items() if number(row, "accuracy") is not None]
+    for i, (name, row) in enumerate(known):
+        share = number(row, "accuracy") or 0.0
+        low, high = number(row, "accuracy_low"), number(row, "accuracy_high")
+        colour = COLOURS[5] if name == "before" else COLOURS[0]
+        axes.plot([i, i], [low if low is not None else share, high if high is not None else share], color=colour, lw=3)
+        axes.plot(i, share, "o", color=colour, ms=9)
+        axes.text(i + 0.14, share, percent(share), fontsize=11, va="center", fontweight="bold", color=colour)
+    axes.set_title("Test accuracy, 95% intervals", fontsize=10, loc="left", fontweight="bold")
+    axes.set_xticks(range(len(known)), [name for name, _ in known])
+    axes.set_xlim(-0.5, max(1, len(known)) - 0.2)
+    axes.set_ylim(bottom=0)
+    style_axes(axes, lambda share: f"{100 * share:.3g}%")
+
+
+def _without_empty(chart: Chart) -> Chart:
+    return replace(chart, lines=[line for line in chart.lines if line.points])
+
+
+def _mapping(value: Any) -> Row:
+    return value if isinstance(value, dict) else {}
+
+
+def _read_text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+
+def _read_rows(text: str) -> list[Row]:
+    """The JSON objects among the lines; a line cut by a kill is left out."""
+    rows = []
+    for line in text.splitlines():
+        try:
+            rows.append(json.loads(line))
+        except (ValueError, RecursionError):
+            continue
+    return [row for row in rows if isinstance(row, dict)]

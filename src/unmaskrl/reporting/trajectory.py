@@ -1,0 +1,348 @@
+"""One decoding shown as a grid of tokens, coloured by the denoiser call that revealed them (shell).
+
+The input is a row of ``samples.jsonl`` (``sample_row`` makes one); the outputs are a rich renderable for the
+terminal, an HTML fragment for the report, and a PNG. Colours run through viridis from the first call to the
+last; the number of the call is printed under every token, so that nothing depends on colour alone.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from rich.cells import cell_len, set_cell_size
+from rich.columns import Columns
+from rich.console import Console, ConsoleOptions, Group, RenderableType
+from rich.panel import Panel
+from rich.style import Style
+from rich.text import Text
+
+# Every eighth colour of viridis (CC0): lightness rises evenly, also without colour vision.
+_VIRIDIS = ("#440154", "#472d7b", "#3b528b", "#2c728e", "#21918c", "#28ae80", "#5ec962", "#addc30", "#fde725")
+_INK, _MUTED, _PALE = "#1c2530", "#5b6672", "#8a94a0"
+_MAX_PIECE = 40
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """A token as it is shown; ``share`` in [0, 1] is its place among the calls, None if none revealed it."""
+
+    text: str
+    label: str
+    tip: str = ""
+    share: float | None = None
+    anchor: bool = False
+    exit: bool = False
+
+    @property
+    def unseen(self) -> bool:
+        """Never revealed: neither given nor decoded."""
+        return self.share is None and not self.anchor
+
+    @property
+    def width(self) -> int:
+        """Terminal columns, one blank on each side."""
+        return max(cell_len(self.text), cell_len(self.label)) + 2
+
+    @property
+    def paint(self) -> tuple[str, str] | None:
+        """Background and ink; None where the page's own colours are used."""
+        return None if self.share is None else (colour(self.share), ink_on(colour(self.share)))
+
+
+def cells(row: dict[str, Any]) -> list[Cell]:
+    """The tokens of a sample row; equal never-revealed neighbours share a cell. ValueError for no sample."""
+    if not is_sample(row):
+        raise ValueError("a sample row needs pieces and decoded_step of one length; pass a row of samples.jsonl")
+    nfe, exits, logps = _num_calls(row), _column(row, "exit"), _column(row, "logps")
+    result: list[Cell] = []
+    # Revealed tokens get a key of their own, never-revealed ones share the key of their text.
+    tokens = enumerate(zip(row["pieces"], row["decoded_step"], strict=True))
+    for _, run in groupby(tokens, lambda t: str(t[1][0]) if t[1][1] > nfe else t[0]):
+        (position, (piece, call)), *more = run
+        text = visible(str(piece)) or "''"
+        if call > nfe:
+            result.append(Cell(text=text, label=f"x {1 + len(more)}" if more else "-", tip="never revealed"))
+        elif call < 1:
+            result.append(Cell(text=text, label="given", tip=f"position {position}, given", anchor=True))
+        else:
+            is_exit, share = bool(exits[position]), (call - 1) / max(1, nfe - 1)
+            tip, label = _tip(position, call, is_exit, logps[position]), f"{call}{'*' * is_exit}"
+            result.append(Cell(text=text, label=label, tip=tip, share=share, exit=is_exit))
+    return result
+
+
+def is_sample(row: dict[str, Any]) -> bool:
+    """Whether a row holds what the views need: ``pieces`` and integer ``decoded_step`` of the same length."""
+    texts, steps = row.get("pieces"), row.get("decoded_step")
+    if not isinstance(texts, list) or not isinstance(steps, list) or not texts:
+        return False
+    return len(texts) == len(steps) and all(isinstance(s, int) for s in steps)
+
+
+def trajectory_text(row: dict[str, Any], listing: bool = True) -> RenderableType:
+    """For the terminal: the token grid in a panel and, if ``listing``, which tokens each call revealed."""
+    shown = cells(row)
+    prompt = Text(str(row.get("prompt", "")).strip(), style="bold")
+    legend = _legend(shown, _num_calls(row))
+    body = Group(prompt, Text(_headline(row), style="dim"), Text(), _Grid(shown), Text(), legend)
+    panel = Panel(body, padding=(0, 1), border_style="dim")
+    return Group(panel, calls_listing(row)) if listing else panel
+
+
+def print_trajectory(row: dict[str, Any], console: Console, *, graded: bool = True) -> None:
+    """Print one decoding outside of a run; ``graded=False`` says nothing of reward and correctness."""
+    hidden = {"step"} if graded else {"step", "reward", "correct"}
+    console.print(trajectory_text({key: value for key, value in row.items() if key not in hidden}))
+
+
+def calls_listing(row: dict[str, Any]) -> RenderableType:
+    """``call 1: tokens it revealed`` for every call, each token after its position in the completion."""
+    revealed: dict[int, list[tuple[int, str]]] = {}
+    for position, (piece, call) in enumerate(zip(row["pieces"], row["decoded_step"], strict=True)):
+        if 0 < call <= _num_calls(row):
+            revealed.setdefault(call, []).append((position, visible(str(piece))))
+    lines = []
+    for call, tokens in sorted(revealed.items()):
+        line = Text(f"call {call:>2}: ", style="bold")
+        for position, piece in tokens:
+            line.append(f" {position}", style="not bold dim").append(f" {piece}", style="not bold")
+        lines.append(line)
+    # One long line (an exit call) would leave no room for a second column.
+    short, long = ([x for x in lines if (x.cell_len > 28) == is_long] for is_long in (False, True))
+    return Group(Columns(short, padding=(0, 3), column_first=True), *long)
+
+
+def trajectory_html(row: dict[str, Any], legend: bool = True) -> str:
+    """For the report: a fragment with inline CSS only and every text escaped; fits light and dark."""
+    shown = cells(row)
+    revealed = sum(c.share is not None for c in shown)
+    summary = f"{revealed} tokens revealed in {_num_calls(row)} denoiser calls"
+    headline = html.escape(_headline(row))
+    flow = "display:flex;flex-wrap:wrap;gap:3px;margin:.35em 0"
+    return (
+        f'<div style="margin:.3em 0"><div style="font-size:.86em;opacity:.85">{headline}</div>'
+        f'<div role="group" aria-label="{summary}" style="{flow}">{"".join(map(_cell_html, shown))}</div>'
+        f"{legend_html() if legend else ''}</div>"
+    )
+
+
+def legend_html() -> str:
+    """What the colours and marks of ``trajectory_html`` mean."""
+    examples = (
+        (Cell(text="7", label="given", anchor=True), "anchor (given, not an action)"),
+        (Cell(text="7", label="9*", share=1.0, exit=True), "filled by the exit call"),
+        (Cell(text="7", label="-"), "never revealed: the row had ended"),
+    )
+    item = '<span style="display:inline-flex;align-items:center;gap:6px">'
+    marks = "".join(f"{item}{_cell_html(cell)}{text}</span>" for cell, text in examples)
+    ramp = f"background:linear-gradient(90deg,{','.join(_VIRIDIS)})"
+    bar = f'<i style="width:90px;height:12px;border-radius:3px;{ramp}"></i>'
+    return (
+        '<div style="display:flex;flex-wrap:wrap;gap:6px 18px;align-items:center;font-size:.86em">'
+        f"{item}first call {bar} last call</span>{marks}</div>"
+    )
+
+
+def decoding_png(row: dict[str, Any], path: Path) -> None:
+    """A picture of one decoding: the token grid coloured by call, the prompt above, the legend below."""
+    from matplotlib.figure import Figure
+
+    shown = cells(row)
+    lines = list(_wrap(shown, [_inches(cell) + 0.06 for cell in shown], 8.56))
+    height = 1.15 + 0.62 * len(lines)  # one data unit is one inch
+    figure = Figure(figsize=(9, height), dpi=160, facecolor="white")
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(0, 9), ylim=(height, 0))
+    axes.axis("off")
+    plain = {"parse_math": False, "va": "center"}
+    prompt = _shorten(str(row.get("prompt", "")).strip(), 86)
+    axes.text(0.25, 0.28, prompt, fontsize=11, fontweight="bold", color=_INK, **plain)
+    axes.text(0.25, 0.54, _headline(row), fontsize=8.5, color=_MUTED, **plain)
+    for number, line in enumerate(lines):
+        x = 0.25
+        for cell in line:
+            x += _draw_cell(axes, cell, x, 0.76 + 0.62 * number) + 0.06
+    axes.text(0.25, height - 0.2, _caption(shown), fontsize=8, color=_MUTED, **plain)
+    figure.savefig(path, format="png", metadata={"Software": None})
+
+
+def _draw_cell(axes: Any, cell: Cell, x: float, y: float) -> float:
+    """Draw one cell with its upper left corner at (x, y) inches; returns its width."""
+    from matplotlib.patches import FancyBboxPatch
+
+    width = _inches(cell)
+    fill, ink = cell.paint or ("white", _INK if cell.anchor else _PALE)
+    edge, line = (fill, 0.8) if cell.paint else (ink, 1.6 if cell.anchor else 0.6)
+    shape = "round,pad=0,rounding_size=0.06"
+    axes.add_patch(FancyBboxPatch((x, y), width, 0.5, boxstyle=shape, fc=fill, ec=edge, linewidth=line))
+    middle = {"ha": "center", "va": "center", "color": ink, "family": "monospace", "parse_math": False}
+    weight = "bold" if cell.anchor else "normal"
+    axes.text(x + width / 2, y + 0.19, cell.text, fontsize=10, fontweight=weight, **middle)
+    axes.text(x + width / 2, y + 0.39, cell.label, fontsize=6.5, **middle)
+    return width
+
+
+def _inches(cell: Cell) -> float:
+    return max(0.1 * cell_len(cell.text), 0.07 * cell_len(cell.label)) + 0.16
+
+
+def colour(share: float) -> str:
+    """Viridis at ``share`` in [0, 1] as ``#rrggbb``, linear between every eighth colour."""
+    place = min(1.0, max(0.0, share)) * (len(_VIRIDIS) - 1)
+    at = min(int(place), len(_VIRIDIS) - 2)
+    pair = zip(_channels(_VIRIDIS[at]), _channels(_VIRIDIS[at + 1]), strict=True)
+    return "#" + "".join(f"{round(a + (b - a) * (place - at)):02x}" for a, b in pair)
+
+
+def ink_on(background: str) -> str:
+    """Black or white, whichever has the larger contrast (WCAG 2 relative luminance)."""
+    return "#000000" if luminance(background) > 0.179 else "#ffffff"
+
+
+def luminance(hex_colour: str) -> float:
+    """WCAG 2 relative luminance of ``#rrggbb``, 0 (black) to 1 (white)."""
+    channels = [value / 255 for value in _channels(hex_colour)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def visible(piece: str) -> str:
+    """A token's text with spaces at its ends as middle dots and control characters escaped."""
+    core = piece.strip(" ")
+    left = len(piece) - len(piece.lstrip(" "))
+    right = len(piece) - left - len(core) if core else 0
+    text = "\u00b7" * left + "".join(map(_escape, core)) + "\u00b7" * right
+    return _shorten(text, _MAX_PIECE)
+
+
+def _escape(char: str) -> str:
+    return char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
+
+
+def _shorten(text: str, size: int) -> str:
+    return text if cell_len(text) <= size else set_cell_size(text, size - 3) + "..."
+
+
+def _channels(hex_colour: str) -> tuple[int, ...]:
+    return tuple(int(hex_colour[i : i + 2], 16) for i in (1, 3, 5))
+
+
+def _num_calls(row: dict[str, Any]) -> int:
+    nfe = row.get("nfe")
+    return nfe if isinstance(nfe, int) else max(row["decoded_step"])
+
+
+def _column(row: dict[str, Any], key: str) -> Sequence[Any]:
+    """A per-token list of the row; all None if it is missing or of another length."""
+    values = row.get(key)
+    empty = [None] * len(row["pieces"])
+    return values if isinstance(values, list) and len(values) == len(empty) else empty
+
+
+def _tip(position: int, call: int, is_exit: bool, logp: Any) -> str:
+    tip = f"position {position}, call {call}" + (", exit call" if is_exit else "")
+    known = isinstance(logp, int | float) and math.isfinite(logp)
+    return f"{tip}, log-prob {logp:.2f} nats" if known else tip
+
+
+def _headline(row: dict[str, Any]) -> str:
+    parts = [f"step {row['step']}"] if row.get("step") is not None else []
+    parts += [f"{row.get('split', '')} {row.get('id', '')}".strip()]
+    if isinstance(row.get("correct"), bool):
+        parts.append(f"correct: {'yes' if row['correct'] else 'no'}")
+    parts.append(f"{_num_calls(row)} calls")
+    if isinstance(row.get("reward"), int | float):
+        parts.append(f"reward {row['reward']:.2f}")
+    if isinstance(row.get("temperature"), int | float):
+        parts.append(f"T={row['temperature']:g}")
+    return " | ".join(part for part in parts if part)
+
+
+def _caption(shown: Sequence[Cell]) -> str:
+    """The legend in words; only marks that occur."""
+    parts = ["number = the denoiser call that revealed the token"]
+    parts += ["boxed, 'given' = anchor"] if any(c.anchor for c in shown) else []
+    parts += ["* = filled by the exit call"] if any(c.exit for c in shown) else []
+    parts += ["pale = never revealed (the row had ended)"] if any(c.unseen for c in shown) else []
+    return "; ".join(parts)
+
+
+def _cell_html(cell: Cell) -> str:
+    style = "display:inline-flex;flex-direction:column;align-items:center;padding:2px 7px;border-radius:5px;"
+    style += "font:14px/1.25 ui-monospace,Menlo,Consolas,monospace;border:2px solid "
+    if cell.paint:
+        fill, ink = cell.paint
+        style += f"{fill};background:{fill};color:{ink};"
+        style += f"outline:2px dotted {fill};outline-offset:1px;margin:2px;" if cell.exit else ""
+    elif cell.anchor:
+        style += "currentColor;font-weight:700;text-decoration:underline;"
+    else:
+        style += "transparent;opacity:.55;"
+    small = f'<span style="font-size:10px;font-weight:400">{html.escape(cell.label)}</span>'
+    tip = f' title="{html.escape(cell.tip)}"' if cell.tip else ""
+    return f'<span{tip} style="{style}">{html.escape(cell.text)}{small}</span>'
+
+
+def _wrap(shown: Sequence[Cell], sizes: Sequence[float], limit: float) -> Iterator[list[Cell]]:
+    """Lines of cells whose sizes add up to at most ``limit``."""
+    line: list[Cell] = []
+    used = 0.0
+    for cell, size in zip(shown, sizes, strict=True):
+        if line and used + size > limit:
+            yield line
+            line, used = [], 0.0
+        line.append(cell)
+        used += size
+    if line:
+        yield line
+
+
+@dataclass(frozen=True, slots=True)
+class _Grid:
+    """Cells flowing into lines of the console's width: tokens above, calls below."""
+
+    cells: Sequence[Cell]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
+        sizes = [float(cell.width + 1) for cell in self.cells]
+        for line in _wrap(self.cells, sizes, options.max_width + 1.0):
+            top, bottom = Text(), Text()
+            for cell in line:
+                width = min(cell.width, options.max_width)
+                token = Text(_shorten(cell.text, width - 2))
+                if cell.anchor:  # underline the token, not the blanks around it
+                    token.stylize("bold underline")
+                token.align("center", width)
+                token.stylize(_style(cell))
+                label = Text(cell.label, style="dim" if cell.unseen else "")
+                label.align("center", width)
+                top.append_text(token).append(" ")
+                bottom.append_text(label).append(" ")
+            yield from (top, bottom)
+
+
+def _style(cell: Cell) -> Style:
+    if cell.paint is None:
+        return Style(dim=cell.unseen)
+    background, ink = cell.paint
+    return Style(color=ink, bgcolor=background, italic=cell.exit)
+
+
+def _legend(shown: Sequence[Cell], nfe: int) -> Text:
+    line = Text("call 1 ")
+    for i in range(8):
+        line.append("  ", style=Style(bgcolor=colour(i / 7)))
+    line.append(f" call {nfe}")
+    if any(c.anchor for c in shown):
+        line.append("   ").append("given", style=Style(bold=True, underline=True)).append(" anchor")
+    if any(c.exit for c in shown):
+        line.append("   9* exit call")
+    if any(c.unseen for c in shown):
+        line.append("   ").append("dim", style=Style(dim=True)).append(" never revealed")
+    return line

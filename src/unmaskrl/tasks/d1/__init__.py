@@ -1,0 +1,1 @@
+"""Prompts, rewards and parsers as d1 published them."""

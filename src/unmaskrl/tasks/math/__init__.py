@@ -1,0 +1,1 @@
+"""Word problems and mathematics: answers, and when two are the same."""

@@ -1,0 +1,273 @@
+"""Countdown: reach a target with + - * / and parentheses, using each given number exactly once.
+
+The generator is ours, since reasoning-gym's gives no control of three things that decide whether a gain means
+competence: splits disjoint by the numbers, a balance of solution templates (here no fixed template such as
+n3+n2-n1 solves more than about 5% of a split; with numbers drawn first it is 17-20%), and leaving out what
+the lazy policy solves.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+from typing import Any
+
+from unmaskrl.tasks.base import (
+    FORMAT_REWARD,
+    PROMPT_STYLES,
+    PROTOCOLS,
+    SPLITS,
+    Example,
+    RewardPart,
+    answer_spans,
+    check_choice,
+    check_range,
+    file_stamp,
+    last_answer,
+    only_answer,
+    read_examples,
+)
+from unmaskrl.tasks.d1 import d1_puzzles
+from unmaskrl.tasks.math.answers import final_answer
+from unmaskrl.tasks.math.latex_numbers import exact_value
+from unmaskrl.tasks.math.wrapping import plain_arithmetic
+from unmaskrl.tasks.puzzles import arithmetic
+from unmaskrl.tasks.puzzles.arithmetic import Expression, Tree
+from unmaskrl.tasks.puzzles.countdown_problems import STEP_LIMIT, generate, kind_of
+
+# A row of a file may need more; tried second.
+FILE_STEP_LIMIT = 1_000_000
+# Only guards against a tree that is no solution: the lazy sum of the largest numbers of a file fits.
+WRITE_LIMIT = 10_000_000
+_INSTRUCT = (
+    "You are given the numbers {numbers} and the target {target}. Combine the numbers with +, -, * and / "
+    "(parentheses are allowed) so that the result is exactly {target}. Use every number exactly once and no "
+    "other number. First show your work, one operation at a time, each written like `2 * 5 = 10 ;`. Then "
+    "write one expression that reaches the target inside <answer></answer>, for example "
+    "<answer> ( 2 * 5 ) - 1 </answer>, without an equals sign."
+)
+
+
+def write(tree: Tree) -> str:
+    """Worked steps and the answer: ``3 * 7 = 21 ; 21 + 12 = 33 ; <answer> ( 3 * 7 ) + 12 </answer>``."""
+    steps = arithmetic.whole_steps(tree, WRITE_LIMIT)
+    assert steps is not None, tree
+    worked = " ".join(f"{left} {op} {right} = {result} ;" for left, op, right, result in steps)
+    return f"{worked} <answer> {arithmetic.render(tree)} </answer>"
+
+
+def template_coverage(examples: Sequence[Example]) -> list[tuple[str, float]]:
+    """The share of examples that each fixed template (``( n2 + n3 ) - n1``) solves, best first.
+
+    A policy that knew only this template would score its share. All examples have the same count of numbers.
+    """
+    count = len(examples[0].fields["numbers"])
+    names = [f"n{index + 1}" for index in range(count)]
+    problems = [(example.fields["numbers"], example.fields["target"]) for example in examples]
+    shares = [
+        (arithmetic.render(tree, names), sum(_hits(tree, *problem) for problem in problems) / len(problems))
+        for tree in arithmetic.templates(count)
+    ]
+    return sorted(shares, key=lambda item: -item[1])
+
+
+def _hits(tree: Tree, numbers: Sequence[int], target: int) -> bool:
+    numerator, denominator = arithmetic.ratio(tree, numbers)
+    return denominator != 0 and numerator == target * denominator
+
+
+@dataclass(frozen=True, kw_only=True)
+class Countdown:
+    """Countdown problems with 3 or 4 ``numbers`` in 1..max_number and a target in 1..max_target.
+
+    ``data`` (JSONL rows ``{"numbers": [..], "target": n}``, or with the columns of the published sets: see
+    published_row) replaces the problems of every split; a solution is searched for (None: there is none with
+    positive integer results). Generated problems are distinct, never solved by the lazy sum, and splits share no
+    multiset of numbers. ``protocol``: "strict", or "d1" for the published prompts, reward and parser with their
+    quirks (docs/tasks.md). Fields: numbers, target, solution (an expression or None), kind (see kind_of), under
+    d1 split; a row's other columns are kept. Raises ValueError.
+    """
+
+    seed: int = 0
+    data: str | None = None
+    train_size: int = 4096
+    eval_size: int = 512
+    prompt_style: str = "short"
+    numbers: int = 3
+    max_number: int = 20
+    max_target: int = 50
+    protocol: str = "strict"
+
+    def __post_init__(self) -> None:
+        check_range("seed", self.seed, 0)
+        check_range("train_size", self.train_size, 1)
+        check_range("eval_size", self.eval_size, 1)
+        check_choice("prompt_style", self.prompt_style, PROMPT_STYLES)
+        check_range("numbers", self.numbers, 3, 4)
+        check_range("max_number", self.max_number, 2, STEP_LIMIT)
+        check_range("max_target", self.max_target, 1, STEP_LIMIT)
+        check_choice("protocol", self.protocol, PROTOCOLS)
+
+    def examples(self, split: str) -> list[Example]:
+        """The problems of a split. Raises ValueError for a bad row of ``data`` or too large a size."""
+        check_choice("split", split, SPLITS)
+        size = self.train_size if split == "train" else self.eval_size
+        found = (
+            generate((split, self.seed, size, self.numbers, self.max_number, self.max_target))
+            if self.data is None
+            else _from_file(*file_stamp(self.data))
+        )
+        return list(found) if self.protocol == "strict" else [d1_puzzles.with_split(example, split) for example in found]
+
+    def prompt(self, example: Example) -> list[dict[str, str]]:
+        """One user message: ``numbers 3 7 12 target 24``, or an instruction for a general chat model.
+
+        Under d1, training and evaluation (validation, test) have different prompts, as published.
+        """
+        numbers, target = example.fields["numbers"], example.fields["target"]
+        if self.protocol == "d1":
+            return d1_puzzles.countdown_prompt(numbers, target, d1_puzzles.trains(example))
+        if self.prompt_style == "short":
+            content = " ".join(("numbers", *map(str, numbers), "target", str(target)))
+        else:
+            content = _INSTRUCT.format(numbers=", ".join(map(str, numbers)), target=target)
+        return [{"role": "user", "content": content}]
+
+    def reference(self, example: Example) -> str | None:
+        """Worked steps and the answer; None if no solution with positive integer results exists.
+
+        Under d1 the reasoning is the equation alone: its evaluation grades the first ``expression = number``.
+        """
+        solution = example.fields["solution"]
+        if self.protocol == "d1":
+            return solution and d1_puzzles.layout(f"{solution} = {example.fields['target']}", solution)
+        return next(iter(self.references(example, limit=1)), None)
+
+    def references(self, example: Example, limit: int = 8) -> list[str]:
+        """Up to ``limit`` right completions, different beyond swapped operands, the reference first."""
+        if example.fields["solution"] is None:
+            return []
+        first = arithmetic.parse_tree(example.fields["solution"])
+        assert first is not None, example
+        others = _solutions(example.fields["numbers"], example.fields["target"])
+        trees: dict[str, Tree] = {}
+        for tree in (first, *islice(others, 0 if limit == 1 else None)):
+            trees.setdefault(arithmetic.canonical(tree), tree)
+        return [write(tree) for tree in islice(trees.values(), limit)]
+
+    def lazy(self, example: Example) -> str:
+        """The running sum of the numbers in prompt order, in the same layout."""
+        first, *rest = example.fields["numbers"]
+        tree: Tree = first
+        for number in rest:
+            tree = ("+", tree, number)
+        return write(tree)
+
+    def answer_spans(self, text: str) -> list[tuple[int, int]]:
+        """Character spans (start, end) of the insides of the answer tags."""
+        return answer_spans(text)
+
+    def correct(self, example: Example, text: str) -> bool:
+        """Whether the last answer uses each number once and its exact value is the target; d1: its evaluation's verdict."""
+        if self.protocol == "d1":
+            return d1_puzzles.countdown_correct(text, example.fields["numbers"], example.fields["target"])
+        parsed = _expression(last_answer(text))
+        if parsed is None or parsed.value != example.fields["target"]:
+            return False
+        return sorted(parsed.numbers) == sorted(example.fields["numbers"])
+
+    @property
+    def name(self) -> str:
+        """The name that load knows."""
+        return "countdown"
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The fields that rewards read."""
+        return ("numbers", "target")
+
+    @property
+    def rewards(self) -> dict[str, RewardPart]:
+        """{"correct": 1 if correct, "format": 0.1 if one answer block has an expression}; d1: {"score": 0, 0.1 or 1}."""
+        if self.protocol == "d1":
+            return {"score": self._published_reward}
+        return {"correct": self._correct_reward, "format": self._format_reward}
+
+    def _correct_reward(self, example: Example, text: str) -> float:
+        return float(self.correct(example, text))
+
+    def _published_reward(self, example: Example, text: str) -> float:
+        return d1_puzzles.countdown_score(text, example.fields["numbers"], example.fields["target"])
+
+    def _format_reward(self, example: Example, text: str) -> float:
+        return 0.0 if _expression(only_answer(text)) is None else FORMAT_REWARD
+
+
+def _expression(body: str | None) -> Expression | None:
+    """The expression of an answer's body, its box opened and LaTeX's signs read; ``= value`` behind it must be true."""
+    if body is None:
+        return None
+    body = final_answer(body)
+    if len(body) > arithmetic.MAX_CHARACTERS:
+        return None
+    left, equals, right = plain_arithmetic(body).partition("=")
+    parsed = arithmetic.parse(left)
+    if parsed is None or not equals:
+        return parsed
+    return parsed if parsed.value is not None and exact_value(right.strip()) == parsed.value else None
+
+
+def _solutions(numbers: Sequence[int], target: int) -> Iterator[Tree]:
+    """Solution trees within the small step limit, or, if there are none, within the large one."""
+    small = arithmetic.solution_trees(numbers, target, STEP_LIMIT)
+    first = next(small, None)
+    if first is None:
+        yield from arithmetic.solution_trees(numbers, target, FILE_STEP_LIMIT)
+        return
+    yield first
+    yield from small
+
+
+@lru_cache(maxsize=8)
+def _from_file(path: str, _modified: int, _size: int) -> tuple[Example, ...]:
+    return read_examples(path, _from_row)
+
+
+def published_row(row: dict[str, Any]) -> dict[str, Any]:
+    """A row with numbers and target, also from the columns of two published sets (those columns stay).
+
+    Jiayi-Pan/Countdown-Tasks-3to4: nums, target. d1's countdown_cd3_test.jsonl: input ("30,100,93"), output ("23").
+    """
+    if "numbers" not in row and "nums" in row:
+        return {**row, "numbers": row["nums"]}
+    if "numbers" not in row and isinstance(row.get("input"), str) and "output" in row:
+        parts = [_whole(part) for part in row["input"].split(",", 4)]
+        return {**row, "numbers": parts, "target": _whole(row["output"])}
+    return row
+
+
+def _whole(text: object) -> object:
+    """The integer of a short text of digits; anything else as it is."""
+    return int(text) if isinstance(text, str) and re.fullmatch(r" *[0-9]{1,6} *", text) else text
+
+
+def _from_row(where: str, row: dict[str, Any]) -> Example:
+    row = published_row(row)
+    numbers, target = row.get("numbers"), row.get("target")
+    if not isinstance(numbers, list) or len(numbers) not in (3, 4) or not all(map(_is_number, numbers)):
+        got = ascii(numbers)[:60]
+        raise ValueError(f"{where}: got numbers {got}, expected a list of 3 or 4 integers in 1..999999")
+    if target is None or not _is_number(target):
+        raise ValueError(f"{where}: got target {ascii(target)[:60]}, expected an integer in 1..999999")
+    tree = next(_solutions(numbers, target), None)
+    if tree is None and not any(_hits(other, numbers, target) for other in arithmetic.templates(len(numbers))):
+        raise ValueError(f"{where}: no expression of the numbers {numbers} is {target}: correct the row or leave it out")
+    solution = None if tree is None else arithmetic.render(tree)
+    return Example(id=where, fields={**row, "solution": solution, "kind": kind_of(numbers, target)})
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 999_999

@@ -1,0 +1,1 @@
+"""A process of its own for verifiers that hostile text could hang."""

@@ -1,0 +1,1 @@
+"""The loops, what a run remembers, how it is split over GPUs."""

@@ -1,0 +1,294 @@
+"""The RL loop, to be read from top to bottom: rollout, reward, advantage, inner updates, log, checkpoint.
+
+It is explicit on purpose (no trainer class of another library): what happens in a step is ``collect`` and ``update``.
+Every draw comes from a generator named by (seed, purpose, step), so a checkpoint holds no generator states and a resumed
+run repeats the interrupted one bit for bit. Ranks (accelerate launch) hold whole groups; gradients are summed and
+losses are normalised by global counts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.advantages import group_sum, groups_with_spread
+from ..core.estimators import Update
+from ..core.finite import NotFiniteError
+from ..core.importance import progress_of, summarise
+from ..core.losses import PolicyLoss
+from ..core.rng import named_generator, named_seed
+from ..core.scoring import backward_in_chunks, behavior_gap, count_canvases, frozen_token_logps_over, num_passes
+from ..core.types import LossOutputs, Rollout, TrainBatch, Views
+from ..models.denoiser import ModelDenoiser
+from ..models.weights import update_average
+from ..recipes.schema import Recipe
+from ..reporting.html import write_report
+from ..reporting.progress import SilentProgress, TrainProgress
+from ..utils.stopping import Stopped, signals_to
+from .bad_updates import check_rewards, explained, refused
+from .first_ratio import check_first_ratio
+from .held_out import evaluate_due, evaluate_run, save_models, saving_notes
+from .log import alarms, log_samples, log_step, rollout_metrics, start_trackers, write_summary
+from .memory_notes import memory_notes
+from .ranks.shard import extra_passes
+from .resume import load_run
+from .rollouts.collect import rollout_step
+from .saving import is_late, save, where_it_stands
+from .schedule import learning_rate
+from .setup import start_run
+from .state import Batch, Run
+
+Progress = TrainProgress | SilentProgress
+
+
+def train(recipe: Recipe, *, resume: bool = False, force: bool = False, progress: Progress | None = None) -> dict[str, Any]:
+    """Run a recipe (or go on with it) and return its summary; everything else is in the run folder."""
+    progress, began = progress or SilentProgress(), time.perf_counter()
+    run = start_run(recipe, resume=resume, force=force)
+    try:
+        notes = load_run(run) if resume else []
+        for note in [*notes, *run.notes, *run.anchors.notes(), *start_trackers(run), *memory_notes(run), *saving_notes(run)]:
+            progress.note(note)
+        progress.start(recipe.train.steps, f"{recipe.name} seed {recipe.train.seed}: {run.out}")
+        with signals_to(run.stop.handle):
+            run_steps(run, progress)
+            save_models(run)
+            summary = write_summary(run, wall_minutes=(time.perf_counter() - began) / 60)
+            if run.accelerator.is_main_process:
+                write_report(run.out)
+    except NotFiniteError as error:
+        raise explained(run, error) from None
+    finally:
+        progress.stop()
+        run.accelerator.end_training()
+        if run.lock is not None:
+            run.lock.release()
+    return {**summary, "unsaved": run.unsaved}
+
+
+def run_steps(run: Run, progress: Progress) -> None:
+    """All steps and evaluations that are left; Stopped after a signal, with a checkpoint of where the run stands."""
+    recipe, first = run.recipe, True
+    try:
+        evaluate_due(run, progress)
+        while run.step < recipe.train.steps and not run.out_of_time:
+            do_step(run, progress, check_ratio=first)
+            run.stop.obey(run.most)
+            evaluate_due(run, progress)
+            first = False
+        save(run, progress)  # from which a longer run can go on
+        progress.note("evaluating on held-out problems")
+        evaluate_run(run, "test", ["raw", "ema"] if recipe.train.ema else ["raw"], progress)
+    except Stopped as stopped:
+        save(run, progress)
+        raise Stopped(stopped.signum, where_it_stands(run), resumable=True) from None
+
+
+def do_step(run: Run, progress: Progress, *, check_ratio: bool) -> None:
+    """Finish one step, wherever inside it the run stands."""
+    recipe = run.recipe
+    began, due = time.perf_counter(), False
+    if run.batch is None:
+        run.batch = collect(run)
+    alone = run.accelerator.num_processes == 1
+    while run.inner < recipe.train.num_iterations:
+        if alone:  # ranks hold different rows, so with several a checkpoint, and a stop, waits for the end of the step
+            run.stop.obey(run.most)
+        if note := update(run, run.batch, check_ratio=check_ratio and run.inner == 0):
+            progress.note(note)
+        run.inner += 1
+        run.updates += 1
+        due = due or run.updates % recipe.train.save_every == 0 or (alone and is_late(run))
+        if due and run.inner < recipe.train.num_iterations and alone:
+            save(run, progress)
+            due = False
+    run.step, run.inner = run.step + 1, 0
+    run.elapsed += run.most(time.perf_counter() - began)  # one clock: rates, modes and the end follow from it
+    row = log_step(run, run.batch)
+    progress.step(row)
+    run.batch = None
+    if run.step % recipe.eval.every == 0:
+        for note in alarms(row):
+            progress.note(note)
+    if due or run.most(float(is_late(run))):  # clocks differ, so the ranks decide together
+        save(run, progress)
+
+
+def collect(run: Run) -> Batch:
+    """Rollouts, rewards and advantages of one step, and the old and reference likelihoods of all its inner updates."""
+    recipe, clock = run.recipe, time.perf_counter
+    began, ranks = clock(), (run.accelerator.process_index, run.accelerator.num_processes)
+    gamma_of = None if run.sampler is None else partial(run.sampler.gamma, seed=recipe.train.seed, step=run.step)
+    with run.droppable(), run.inference() as policy:
+        done = rollout_step(
+            recipe, run.problems, run.anchors, policy, run.functions, run.step, run.share_done, *ranks, gamma_of=gamma_of
+        )
+        decoded = clock()
+        few = done.rollout.rows(torch.arange(min(2, len(done.texts))))
+        gap = behavior_gap(policy, few, max_canvases=recipe.train.max_canvases)
+    group_ids = done.rollout.group_ids.cpu()
+    advantages = advantages_of(run, done.rewards, group_ids).to(done.rollout.ids.device)
+    largest = check_rewards(run, done, advantages)
+    metrics = rollout_metrics(run, done) | {"advantage/largest": largest}
+    used = trained_rows(run, groups_with_spread(done.rewards, group_ids)).to(done.rollout.ids.device)
+    rollout, advantages = done.rollout.rows(used), advantages[used]
+    metrics["health/behavior_gap"] = gap
+    graded = clock()
+    with run.droppable(), run.inference() as policy:
+        old, ref, canvases = frozen_likelihoods(run, policy, rollout, advantages)
+    # up to here nothing but this function's own names has changed: a signal may drop it all
+    log_samples(run, done)
+    run.anchors.learn(done, run.step, run.reduce)
+    metrics |= {
+        "calls/score": run.total(float(canvases)),
+        "seconds/rollout": decoded - began,
+        "seconds/reward": graded - decoded,
+        "seconds/score": clock() - graded,
+        "groups/used_rows": float(len(used)),
+    }
+    return Batch(
+        rollout=rollout,
+        advantages=advantages,
+        old_logps=old,
+        ref_logps=ref,
+        group_actions=group_sum(done.rollout.action_mask.sum(-1).float(), done.rollout.group_ids)[used],
+        counts=count(run, done.rollout, used),
+        choices=None if run.sampler is None else run.sampler.choices(done),
+        metrics=metrics,
+        inner_metrics=[],
+    )
+
+
+def trained_rows(run: Run, live: Tensor) -> Tensor:
+    """Rows that the policy is trained on. Without a KL term, rows without advantage add nothing: the gradient is the same."""
+    if not run.trains_policy:
+        return torch.zeros(0, dtype=torch.int64)
+    return (live if run.loss.kl_coef == 0 else torch.ones_like(live)).nonzero().squeeze(-1)
+
+
+def frozen_likelihoods(
+    run: Run, policy: ModelDenoiser, rollout: Rollout, advantages: Tensor
+) -> tuple[Tensor, Tensor | None, int]:
+    """Old and reference token log-probs (num_iterations, B, L) on each inner update's views, and all canvases of the step.
+
+    At the first inner update the old policy is the current one: no pass is needed, and zeros stand there.
+    """
+    iterations = run.recipe.train.num_iterations
+    old, ref = torch.zeros(iterations, *rollout.ids.shape, device=rollout.ids.device), None
+    if not len(advantages):
+        return old, torch.zeros_like(old) if run.reference else None, 0
+    views = [make_views(run, rollout, advantages, inner) for inner in range(iterations)]
+    canvases = sum(count_canvases(rollout, v) for v in views)
+    limit = run.recipe.train.max_canvases
+    if run.loss.uses_old and iterations > 1:
+        later, calls = frozen_token_logps_over(policy, rollout, run.estimator, views[1:], max_canvases=limit)
+        old, canvases = torch.cat([old[:1], later]), canvases + calls
+    if run.reference is not None:
+        ref, calls = frozen_token_logps_over(run.reference, rollout, run.estimator, views, max_canvases=limit)
+        canvases += calls
+    return old, ref, canvases
+
+
+def count(run: Run, rollout: Rollout, used: Tensor) -> dict[str, float]:
+    """What losses are normalised by, over all ranks: tokens, rows and groups of the step; and the tokens of the used rows."""
+    actions = rollout.action_mask
+    local = {
+        "num_actions": actions.sum(),
+        "num_rows": actions.any(-1).sum(),
+        "num_groups": rollout.group_ids[actions.any(-1)].unique().numel(),
+        "num_scored": actions[used].sum(),
+    }
+    return {name: run.total(float(value)) for name, value in local.items()}
+
+
+def update(run: Run, batch: Batch, *, check_ratio: bool) -> str | None:
+    """One optimiser step on the inner update's own masks, shared by the current, old and reference policy.
+
+    What is not finite is not stepped on: NotFiniteError, or the update is skipped and the line that says so returned.
+    """
+    t, began = run.recipe.train, time.perf_counter()
+    rate = learning_rate(run.updates, run.share_done, lr=t.lr, warmup=t.warmup, schedule=t.schedule)
+    row: dict[str, float] = {"lr": rate, "loss": 0.0, "grad_norm": 0.0, "updates/skipped": 0.0}
+    if trained := batch.counts["num_scored"] > 0:
+        views = make_views(run, batch.rollout, batch.advantages, run.inner)
+        if check_ratio:
+            row |= check_first_ratio(run, batch, views)
+        loss_fn = batch_loss(run.loss, batch, run.inner)
+        run.optimizer.zero_grad(set_to_none=True)
+        out = backward(run, batch, views, loss_fn)
+        row |= summarise(run.reduce_metrics({"loss": out.loss, **out.metrics}))
+        row["grad_norm"] = run.sum_gradients(run.denoiser.model, t.max_grad_norm)
+    sampler = run.sampler if batch.choices is not None and run.sampler and run.sampler.trains(run.share_done) else None
+    if sampler is not None and batch.choices is not None:
+        num_rows = run.total(float(len(batch.choices.index)))
+        row |= run.reduce_metrics(sampler.backward(batch.choices, num_rows))
+        row["sampler/grad_norm"] = run.sum_gradients(sampler.head, sampler.config.max_grad_norm)
+    if note := refused(run, row):
+        row = {"lr": rate, "updates/skipped": 1.0}
+    elif trained:
+        for group in run.optimizer.param_groups:
+            group["lr"] = rate
+        run.optimizer.step()
+        update_average(run.average, run.denoiser.model, t.ema)
+    if sampler is not None and not note:
+        sampler.optimizer.step()
+    row["seconds/update"] = time.perf_counter() - began
+    batch.inner_metrics.append(row)
+    return note
+
+
+def backward(run: Run, batch: Batch, views: Views, loss_fn: Callable[[Tensor], LossOutputs]) -> LossOutputs:
+    """Loss and gradients of this rank's rows; on sharded weights every rank makes as many passes as the rank with most."""
+    limit, frozen, own, most = run.recipe.train.max_canvases, None, 0, 0
+    if run.sharded:
+        own = num_passes(batch.rollout, views, limit)
+        most = int(run.most(own))
+        frozen = run.inference if most > 1 else None
+    out = backward_in_chunks(run.denoiser, batch.rollout, run.estimator, views, loss_fn, max_canvases=limit, frozen=frozen)
+    extra_passes(run.denoiser, own, most)
+    return out
+
+
+def batch_loss(loss: PolicyLoss, batch: Batch, inner: int) -> Callable[[Tensor], LossOutputs]:
+    """The policy loss as a function of token log-probs alone; at inner update 0 the old policy is the current one."""
+
+    def loss_fn(token_logps: Tensor) -> LossOutputs:
+        return loss(
+            token_logps,
+            TrainBatch(
+                action_mask=batch.rollout.action_mask,
+                advantages=batch.advantages,
+                old_logps=batch.old_logps[inner] if inner else token_logps.detach(),
+                ref_logps=None if batch.ref_logps is None else batch.ref_logps[inner],
+                behavior_logps=batch.rollout.behavior_logps,
+                progress=progress_of(batch.rollout.decoded_step, batch.rollout.nfe),
+                group_actions=batch.group_actions,
+                **batch.counts,
+            ),
+        )
+
+    return loss_fn
+
+
+def advantages_of(run: Run, rewards: Tensor, group_ids: Tensor) -> Tensor:
+    """Advantages within groups; the control of ``train.shuffle_advantages`` permutes them within each group."""
+    advantages = run.advantage(rewards, group_ids)
+    if run.recipe.train.shuffle_advantages:
+        generator = named_generator(run.recipe.train.seed, "shuffle", run.step)
+        for group in group_ids.unique():
+            rows = (group_ids == group).nonzero().squeeze(-1)
+            advantages[rows] = advantages[rows[torch.randperm(len(rows), generator=generator)]]
+    return advantages
+
+
+def make_views(run: Run, rollout: Rollout, advantages: Tensor, inner: int) -> Views:
+    """Masks of an inner update: named by step and position, so old, reference and current policy share them."""
+    seed = run.recipe.train.seed
+    generator = named_generator(seed, "views", run.step, inner)
+    update = Update(inner, run.recipe.train.num_iterations, named_seed(seed, "schedule", run.step), advantages)
+    return run.estimator.make_views(rollout, run.denoiser.mask_id, generator, update)

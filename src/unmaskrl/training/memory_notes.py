@@ -1,0 +1,58 @@
+"""Whether a run's memory plan fits this machine, told before its first step."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..models.hub import asset
+from ..models.tokenizer import has_tokenizer, load_tokenizer
+from ..recipes.memory import ASSUMED_PROMPT, GIB, ModelShape, Setup, verdict
+from ..recipes.schema import Recipe
+from .rollouts.problems import Problems, make_task
+
+if TYPE_CHECKING:
+    from .state import Run
+
+_PROMPTS = 64  # problems whose prompts are counted
+
+
+def memory_notes(run: Run) -> list[str]:
+    """A line before a run's first step: does the plan fit this machine, and what to change if not."""
+    if run.step or run.inner:
+        return []
+    model: Any = run.denoiser.model
+    shape, a = ModelShape.of(model.config.to_dict()), run.accelerator
+    tokens, cuda = longest_prompt(run.problems), a.device.type == "cuda"
+    setup = Setup.of(run.recipe, processes=a.num_processes, prompt_tokens=tokens, cuda=cuda)
+    return [f"memory plan: {verdict(shape, setup, *this_machine(a.num_processes))}"]
+
+
+def longest_prompt(problems: Problems) -> int:
+    """Tokens of the longest of the first training prompts."""
+    return max(len(problems.prompt(i)) for i in range(min(_PROMPTS, len(problems.examples))))
+
+
+def prompt_tokens(recipe: Recipe) -> tuple[int, bool]:
+    """``longest_prompt`` and True, or an assumption and False where the tokenizer or the task's data is not at hand."""
+    path = asset(recipe.model.path)
+    if not Path(path).is_dir() or not has_tokenizer(Path(path)):
+        return ASSUMED_PROMPT, False
+    try:
+        return longest_prompt(Problems(recipe, make_task(recipe), load_tokenizer(path), sys.maxsize)), True
+    except (ValueError, OSError):
+        return ASSUMED_PROMPT, False
+
+
+def this_machine(processes: int) -> tuple[str, float]:
+    """Name and GiB of what one process of a run here has: the first GPU, else its share of the RAM."""
+    if torch.cuda.is_available():
+        card = torch.cuda.get_device_properties(0)
+        return f"{card.name} {card.total_memory / GIB:.0f} GiB", card.total_memory / GIB
+    gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+    share = f" / {processes}" if processes > 1 else ""
+    return f"RAM, {gib:.0f} GiB{share}", gib / processes

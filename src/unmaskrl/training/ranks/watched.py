@@ -1,0 +1,43 @@
+"""Denoisers that look before every call whether a signal came (shell)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ...models.denoiser import ModelDenoiser
+from ...utils.stopping import Stop
+from .shard import Lockstep
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Watched(ModelDenoiser):
+    """A denoiser whose passes are its own."""
+
+    check: Callable[[], None]
+
+    def hidden(self, ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"] | None = None) -> Float[Tensor, "B L D"]:
+        """Hidden states, or Abandoned."""
+        self.check()
+        return super().hidden(ids, attention_mask)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class WatchedLockstep(Lockstep):
+    """A sharded one: a rank that leaves answers the others' calls until all have left."""
+
+    check: Callable[[], None]
+
+    def hidden(self, ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"] | None = None) -> Float[Tensor, "B L D"]:
+        """Hidden states, or Abandoned before the others are told of a call."""
+        self.check()
+        return super().hidden(ids, attention_mask)
+
+
+def watched(denoiser: ModelDenoiser, stop: Stop) -> ModelDenoiser:
+    """The same weights; work that may be dropped is left when a signal came."""
+    kind = WatchedLockstep if isinstance(denoiser, Lockstep) else Watched
+    return kind.of(denoiser, check=stop.check)

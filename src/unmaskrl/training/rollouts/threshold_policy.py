@@ -1,0 +1,139 @@
+"""Training the threshold head inside the RL loop (shell): what it drew, what that was worth, its own optimiser."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ...core.advantages import group_mean
+from ...core.decoding import RULES
+from ...core.rng import counter_uniform, named_generator, named_seed
+from ...core.threshold_head import ThresholdHead, prompt_features, speed_reward, threshold_loss
+from ...core.types import Rollout
+from ...models.denoiser import ModelDenoiser
+from ...models.heads import load_threshold
+from ...recipes.schema import Recipe, ThresholdConfig
+from .problems import Rewarded
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choices:
+    """What the head saw and drew for each of the N rows of a step that made a call, how likely that was, and its advantage."""
+
+    features: Tensor  # (N, D)
+    index: Tensor  # (N,)
+    old_logps: Tensor  # (N,)
+    advantages: Tensor  # (N,)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """By name, for a checkpoint."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+@dataclass(slots=True, kw_only=True)
+class Sampler:
+    """The head, its optimiser, and the draws of the rollouts in progress."""
+
+    config: ThresholdConfig
+    head: ThresholdHead
+    optimizer: torch.optim.Optimizer
+    drawn: dict[str, Tensor]
+
+    @classmethod
+    def start(cls, recipe: Recipe, denoiser: ModelDenoiser, folder: Path | None) -> Sampler | None:
+        """The head beside the model, or a new one where it is trained; None where gamma is a number or there is none."""
+        if RULES[recipe.decode.select].prefix is None or recipe.decode.gamma is not None:
+            return None
+        t, head = recipe.threshold, None if folder is None else load_threshold(folder, denoiser.device)
+        if head is None and t.mode == "policy":
+            raise ValueError(
+                f"decode.gamma is null, so a threshold head chooses it, but {folder or recipe.model.path} has none: "
+                "set decode.gamma=0.1, or train a head with threshold.mode=joint or sampler"
+            )
+        if head is None:
+            model = denoiser.model.config
+            d_model: int = model.d_model  # pyright: ignore[reportAssignmentType, reportAttributeAccessIssue]
+            head = ThresholdHead(d_model, t.gammas, start=t.start, width=t.width, floor=t.floor)
+            head = head.init_weights(named_generator(recipe.train.seed, "threshold")).to(denoiser.device)
+        head.requires_grad_(True)
+        return cls(config=t, head=head, optimizer=torch.optim.AdamW(head.parameters(), lr=t.lr, weight_decay=0.0), drawn={})
+
+    def trains(self, share_done: float) -> bool:
+        """Whether the head learns at this point of the run."""
+        mode = self.config.mode
+        return mode in ("sampler", "joint") or (mode == "sequential" and share_done >= self.config.switch_at)
+
+    def gamma(self, prompt_mask: Tensor, row_ids: Tensor, seed: int, step: int) -> Callable[[Tensor, Tensor], Tensor]:
+        """``gamma`` for ``decode``: one draw per rollout, keyed by its row id, and remembered."""
+        count, device = len(row_ids), row_ids.device
+        self.drawn = {
+            "features": torch.zeros(count, self.head.d_model, device=device),
+            "index": torch.zeros(count, dtype=torch.int64, device=device),
+            "old_logps": torch.zeros(count, device=device),
+        }
+
+        def draw(hidden: Tensor, rows: Tensor) -> Tensor:
+            features = prompt_features(hidden, prompt_mask[rows])
+            uniform = counter_uniform(named_seed(seed, "gamma", step), row_ids[rows])
+            index, logps = self.head.act(features, uniform)
+            for name, value in (("features", features), ("index", index), ("old_logps", logps)):
+                self.drawn[name][rows] = value
+            return torch.where(logps.isnan(), math.nan, self.head.gammas(index))  # decode refuses NaN
+
+        return draw
+
+    def choices(self, done: Rewarded) -> Choices:
+        """The step's draws with their advantages: task reward less the cost of calls, against the mean of the group's draws.
+
+        Rows that made no call (nothing was open) drew no gamma: the head learns nothing from them.
+        """
+        rollout = done.rollout
+        drew = rollout.nfe > 0
+        chosen = drew.cpu()
+        reward = speed_reward(
+            done.rewards[chosen],
+            done.correct[chosen],
+            rollout.nfe.cpu()[chosen],
+            alpha=self.config.alpha,
+            max_calls=rollout.gen_length,
+        )
+        advantages = group_mean(reward, rollout.group_ids.cpu()[chosen]).to(rollout.ids.device)
+        return Choices(**{name: value[drew] for name, value in self.drawn.items()}, advantages=advantages)
+
+    def backward(self, choices: Choices, num_rows: float) -> dict[str, Tensor]:
+        """This rank's clipped policy gradient of the head alone, and metrics that add up over ranks."""
+        self.optimizer.zero_grad(set_to_none=True)
+        c = self.config
+        loss, metrics = threshold_loss(
+            self.head,
+            choices.features,
+            choices.index,
+            choices.old_logps,
+            choices.advantages,
+            clip=c.clip,
+            entropy_coef=c.entropy_coef,
+            num_rows=num_rows,
+        )
+        loss.backward()
+        return {**metrics, "sampler/loss": loss.detach()}
+
+
+def sampler_metrics(rollout: Rollout, block_length: int) -> dict[str, float]:
+    """Mean log10 gamma of positive choices, share of exact ones, and the share of rows that took the fewest calls possible.
+
+    ``sampler/fewest_calls`` near 1 is the collapse to one call per block. Rows that made no call chose nothing: left out.
+    """
+    drew = rollout.nfe > 0
+    gamma, nfe = rollout.gamma[drew], rollout.nfe[drew]
+    positive = gamma[gamma > 0]
+    blocks, count = -(-rollout.gen_length // block_length), max(1, len(nfe))
+    return {
+        "sampler/log10_gamma": float(positive.log10().mean()) if len(positive) else 0.0,
+        "sampler/exact_share": float((gamma == 0).double().sum() / count),
+        "sampler/fewest_calls": float((nfe <= blocks).double().sum() / count),
+    }

@@ -1,0 +1,40 @@
+"""When a run is saved, and what is said of it (shell)."""
+
+from __future__ import annotations
+
+import time
+
+from ..reporting.progress import SilentProgress, TrainProgress
+from .resume import save_run
+from .state import Run
+
+
+def is_late(run: Run) -> bool:
+    """Whether the last checkpoint is older than train.save_minutes, by this process's clock."""
+    minutes = run.recipe.train.save_minutes
+    return minutes is not None and time.monotonic() - run.saved_at >= 60 * minutes
+
+
+def save(run: Run, progress: TrainProgress | SilentProgress) -> None:
+    """Checkpoint, unless there is one of this update; a full disk is said, and training goes on with the last good one."""
+    if run.saved == run.updates:
+        return
+    failed = ""
+    try:
+        save_run(run)
+    except OSError as error:  # of the main process, which writes
+        failed = str(error)
+        progress.warn(failed)
+    run.saved_at = time.monotonic()
+    run.unsaved = failed
+    if run.most(float(bool(failed))):
+        run.saved = -1  # on every rank: they save together or not at all
+
+
+def where_it_stands(run: Run) -> str:
+    """For whoever stopped the run: how far it came, and what it can go on from."""
+    inner = f", inner update {run.inner} of {run.recipe.train.num_iterations}" if run.inner else ""
+    place = f"stopped at step {run.step} of {run.recipe.train.steps}{inner}"
+    if run.unsaved:
+        return f"{place}, but {run.unsaved}"
+    return f"{place}; all of it is in {run.out / 'checkpoints'}"

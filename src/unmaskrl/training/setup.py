@@ -1,0 +1,193 @@
+"""A run from its recipe: model, task, estimator, loss, optimiser, folder."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, ProjectConfiguration
+
+from ..core.rng import named_generator
+from ..models.adapters import WithoutAdapters, add_lora, quantize_blocks
+from ..models.denoiser import ModelDenoiser
+from ..models.hub import asset
+from ..models.loading import open_checkpoint, random_tiny, stand_in_folder, with_end_ids
+from ..models.probe import check_probe, masked_accuracy
+from ..models.tokenizer import byte_tokenizer, encode_reference, load_tokenizer
+from ..models.weights import frozen_copy, start_average, trainable
+from ..recipes.registry import COMPONENTS, make_estimator, make_loss
+from ..recipes.schema import ModelConfig, Recipe
+from ..tasks import TrainerState, load_function
+from ..utils.files import read_json, write_json
+from ..utils.torch_setup import DTYPES, set_threads
+from .folder.config import CONFIG, check_changes, describe_changes, read_config, write_config
+from .folder.run_folder import check_folder, claim_folder, folder_of, hold_folder
+from .ranks.shard import Gathered, Lockstep, shard_blocks
+from .rollouts.anchors import Anchors
+from .rollouts.problems import Problems, make_task
+from .rollouts.reward_trial import try_rewards
+from .rollouts.threshold_policy import Sampler
+from .state import Run
+
+PROBE_PROBLEMS = 32
+WAIT = timedelta(days=1)  # of ranks while one evaluates or saves; a rank that dies is noticed by the launcher, not by this
+
+
+def start_run(recipe: Recipe, *, resume: bool, force: bool) -> Run:
+    """Build a run from its recipe; only when all of it could be built is its folder made (by ``force``: the old one moved).
+
+    The main process holds the folder's lock when this returns (``Run.lock``).
+    """
+    patience = InitProcessGroupKwargs(timeout=WAIT)
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[patience])
+    out, lock = folder_of(recipe.train.out, recipe.name, recipe.train.seed), None
+    accelerator.project_configuration = ProjectConfiguration(project_dir=str(out), logging_dir=str(out / "tensorboard"))
+    if accelerator.is_main_process:  # the other ranks may look when the folder is already there
+        check_folder(out, resume=resume, force=force)
+        lock = hold_folder(out) if resume else None
+    try:
+        changed, notes = _check_stored(recipe, out) if resume else ([], [])
+        run = _build_run(recipe, accelerator, out, resume=resume)
+        if accelerator.is_main_process and not resume:
+            lock, moved = claim_folder(out, force=force)
+            notes += moved
+            write_config(recipe, out)
+        if accelerator.is_main_process:
+            _choose_threads(recipe, out)
+    except BaseException:
+        if lock is not None:
+            lock.release()
+        raise
+    run.lock, run.changed, run.notes = lock, changed, [*notes, *run.notes]
+    accelerator.wait_for_everyone()
+    run.threads = _choose_threads(recipe, out)
+    return run
+
+
+def _build_run(recipe: Recipe, accelerator: Accelerator, out: Path, *, resume: bool) -> Run:
+    shard = _shard_mode(recipe, accelerator)
+    if recipe.train.prompts_per_step % accelerator.num_processes:
+        raise ValueError(
+            f"train.prompts_per_step={recipe.train.prompts_per_step} on {accelerator.num_processes} processes: every process "
+            "takes as many prompts, so set a multiple of their number"
+        )
+    denoiser, tokenizer, folder = open_model(recipe.model, accelerator.device, recipe.train.seed)
+    task = make_task(recipe)
+    problems = Problems(recipe, task, tokenizer, denoiser.max_length)
+    functions = {name: load_function(name, "train.reward_functions") for name in recipe.train.reward_functions}
+    state = TrainerState(global_step=0, max_steps=recipe.train.steps)
+    tried = try_rewards(task, tokenizer, problems.examples[0], functions, state=state, run_name=recipe.name)
+    notes = [*problems.notes, *tried, *([] if resume else probe_model(recipe, denoiser, problems))]
+    loss = make_loss(recipe)
+    gathered = Gathered(denoiser.model, frozen_copy(denoiser)) if shard != "none" and recipe.train.gather_rollout else None
+    frozen = gathered.plain if gathered else Lockstep.of(denoiser) if shard != "none" else denoiser
+    base = denoiser
+    if loss.uses_ref or "most_predictable" in recipe.prior.select:  # something looks at the model as it was
+        base = WithoutAdapters.of(frozen, inner=frozen) if recipe.model.lora else frozen_copy(denoiser)
+    if shard != "none":
+        shard_blocks(denoiser.model, shard)
+    t, learning = recipe.train, trainable(denoiser.model)
+    optimizer = torch.optim.AdamW(learning.values(), lr=t.lr, betas=t.betas, weight_decay=t.weight_decay)
+    return Run(
+        recipe=recipe,
+        out=out,
+        accelerator=accelerator,
+        denoiser=denoiser,
+        frozen=frozen,
+        gathered=gathered,
+        average=start_average(denoiser.model) if t.ema else {},
+        reference=base if loss.uses_ref else None,
+        tokenizer=tokenizer,
+        tokenizer_folder=folder,
+        task=task,
+        problems=problems,
+        anchors=Anchors(recipe, problems, base),
+        estimator=make_estimator(recipe),
+        advantage=COMPONENTS["advantage"][recipe.advantage["name"]],
+        loss=loss,
+        functions=functions,
+        optimizer=optimizer,
+        sampler=Sampler.start(recipe, denoiser, folder),
+        notes=notes,
+    )
+
+
+def probe_model(recipe: Recipe, denoiser: ModelDenoiser, problems: Problems) -> list[str]:
+    """Ask a loaded model for masked tokens of some training problems; a warning, or ValueError if its logits look shifted."""
+    if not recipe.train.probe or recipe.model.random_init is not None:
+        return []
+    count = min(PROBE_PROBLEMS, len(problems.examples))
+    texts = [problems.task.reference(example) for example in problems.examples[:count]]
+    known = [i for i, text in enumerate(texts) if text is not None]
+    prompts = [problems.prompt(i) for i in known]
+    references = [encode_reference(problems.tokenizer, texts[i] or "", [])[0] for i in known]
+    probe = masked_accuracy(denoiser, prompts, references, named_generator(recipe.train.seed, "probe"))
+    note = check_probe(probe)
+    return [] if note is None else [f"model.path {recipe.model.path}: {note}"]
+
+
+def _shard_mode(recipe: Recipe, accelerator: Accelerator) -> str:
+    """train.shard, or what accelerate's own FSDP settings ask for."""
+    mode, kind = recipe.train.shard, accelerator.distributed_type
+    if kind == DistributedType.DEEPSPEED:
+        raise ValueError(
+            "accelerate is configured for DeepSpeed, whose engine owns the optimiser step that this loop does itself; "
+            "train.shard=zero2 splits the same tensors: launch with configs/accelerate/zero2.yaml"
+        )
+    if kind == DistributedType.FSDP and mode == "none":
+        plugin = accelerator.state.fsdp_plugin
+        mode = "fsdp" if plugin is None or plugin.reshard_after_forward else "zero2"
+    if mode != "none" and accelerator.num_processes == 1:
+        raise ValueError(f"train.shard={mode} splits weights over processes and there is one; start with `accelerate launch`")
+    return mode
+
+
+def _check_stored(recipe: Recipe, out: Path) -> tuple[list[str], list[str]]:
+    """Changed settings of a run that goes on, and what to say of them; ValueError if one belongs to its past."""
+    stored = read_config(out / CONFIG)
+    changed = check_changes(recipe, stored, out / CONFIG)
+    return changed, describe_changes(recipe, stored, changed)
+
+
+def _choose_threads(recipe: Recipe, out: Path) -> int:
+    """The measured number of threads, kept with the run: a resumed run must sum in the same order, unless told otherwise."""
+    path, wanted = out / "threads.json", recipe.train.threads
+    if path.exists():
+        stored = read_json(path).get("threads")
+        if isinstance(stored, bool) or not isinstance(stored, int) or stored < 1:
+            raise ValueError(f"{path}: expected a number of threads, got {stored!r}; delete it")
+        if wanted in (0, stored):
+            return set_threads(stored)
+    threads = set_threads(wanted)
+    write_json(path, {"threads": threads})
+    return threads
+
+
+def open_model(model: ModelConfig, device: str | torch.device, seed: int = 0) -> tuple[ModelDenoiser, Any, Path | None]:
+    """What a recipe's ``model`` section says: denoiser, tokenizer, and the tokenizer's folder (None: the byte tokenizer).
+
+    Blocks are put into 4 bits, adapters (drawn from ``seed``) are added, and activations are recomputed, if so set.
+    """
+    denoiser, tokenizer, folder = _open_base(model, "cpu" if model.quantize else device)
+    module: Any = denoiser.model
+    if model.quantize:
+        quantize_blocks(module, torch.device(device), DTYPES[model.dtype])
+    if model.lora:
+        add_lora(
+            module, named_generator(seed, "lora"), rank=model.lora.rank, alpha=model.lora.alpha, targets=model.lora.targets
+        )
+    module.recompute = model.activation_checkpointing
+    return denoiser, tokenizer, folder
+
+
+def _open_base(model: ModelConfig, device: str | torch.device) -> tuple[ModelDenoiser, Any, Path | None]:
+    dtype = DTYPES[model.dtype]
+    if model.random_init is None:
+        return open_checkpoint(model.path, device, dtype, model.revision)
+    folder = stand_in_folder(asset(model.path))
+    tokenizer = byte_tokenizer() if folder is None else load_tokenizer(folder)
+    module = random_tiny(asset(model.path), named_generator(0, "random_init")).to(device, dtype)
+    return with_end_ids(ModelDenoiser.from_model(module), tokenizer), tokenizer, folder

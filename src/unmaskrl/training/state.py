@@ -1,0 +1,186 @@
+"""What a training run knows while it runs, and what its ranks share."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from ..core.estimators import Estimator
+from ..core.losses import PolicyLoss
+from ..core.types import Rollout
+from ..models.denoiser import ModelDenoiser
+from ..models.weights import trainable
+from ..recipes.schema import Recipe
+from ..tasks import Task, TrlReward
+from ..utils.lock import Lock
+from ..utils.stopping import Abandoned, Stop
+from .ranks.shard import Gathered, Lockstep, clip_gradients, finish_lockstep, is_split
+from .ranks.watched import watched
+from .rollouts.anchors import Anchors
+from .rollouts.problems import Problems
+from .rollouts.threshold_policy import Choices, Sampler
+
+
+@dataclass(slots=True, kw_only=True)
+class Batch:
+    """The step in progress: rows that are trained on, their likelihoods per inner update, metrics so far."""
+
+    rollout: Rollout
+    advantages: Tensor
+    old_logps: Tensor  # (num_iterations, B, L)
+    ref_logps: Tensor | None
+    group_actions: Tensor  # (B,): action tokens of each row's group
+    counts: dict[str, float]  # of the whole step over all ranks, left-out rows included; and of what is scored
+    choices: Choices | None
+    metrics: dict[str, float | None]
+    inner_metrics: list[dict[str, float]]
+
+
+@dataclass(slots=True, kw_only=True)
+class Run:
+    """Everything a step needs. ``step``, ``inner``, ``updates`` say where the run stands; ``batch`` is the open step."""
+
+    recipe: Recipe
+    out: Path
+    accelerator: Accelerator
+    denoiser: ModelDenoiser  # what is trained
+    frozen: ModelDenoiser  # the same weights for passes without gradient, inside ``inference``
+    gathered: Gathered | None
+    average: dict[str, Tensor]
+    reference: ModelDenoiser | None
+    tokenizer: Any
+    tokenizer_folder: Path | None  # None: the byte tokenizer
+    task: Task
+    problems: Problems
+    anchors: Anchors
+    estimator: Estimator
+    advantage: Callable[[Tensor, Tensor], Tensor]
+    loss: PolicyLoss
+    functions: dict[str, TrlReward]
+    optimizer: torch.optim.Optimizer
+    sampler: Sampler | None
+    threads: int = 1
+    step: int = 0
+    inner: int = 0
+    updates: int = 0
+    calls: int = 0
+    elapsed: float = 0.0
+    batch: Batch | None = None
+    trackers: bool = field(default=False)
+    notes: list[str] = field(default_factory=list)
+    lock: Lock | None = None  # the main process's, of the folder
+    changed: list[str] = field(default_factory=list)  # settings that are not those of the stored run
+    saved: int = -1  # updates at the last checkpoint that was read or (tried to be) written
+    stop: Stop = field(default_factory=Stop)
+    saved_at: float = field(default_factory=time.monotonic)
+    unsaved: str = ""  # why the last attempt failed, if it did
+    skipped: int = 0  # updates in a row that were not made because they are not finite
+    largest: dict[str, float] = field(default_factory=dict)  # |advantage| and |ratio - 1| of the newest update
+
+    def check_place(self) -> None:
+        """ValueError if the folder is not this process's any more: deleted, moved, or taken over."""
+        if self.lock is not None and not self.lock.is_held():
+            raise ValueError(
+                f"{self.out} was deleted, moved or taken by another process while this one trained (its {self.lock.path.name} "
+                f"file is gone): stopped at step {self.step}, nothing more is written there"
+            )
+
+    @property
+    def share_done(self) -> float:
+        """How much of the run is over, by steps or, if train.minutes is set and further on, by time."""
+        t = self.recipe.train
+        return min(1.0, max(self.step / t.steps, self.elapsed / (60 * t.minutes) if t.minutes else 0.0))
+
+    @property
+    def out_of_time(self) -> bool:
+        """Whether train.minutes are over (counted over all parts of a resumed run, evaluation apart)."""
+        minutes = self.recipe.train.minutes
+        return minutes is not None and self.elapsed >= 60 * minutes
+
+    @property
+    def trains_policy(self) -> bool:
+        """Whether the policy's weights learn at this point of the run (threshold.mode)."""
+        mode = self.recipe.threshold.mode
+        return mode != "sampler" and not (mode == "sequential" and self.sampler and self.sampler.trains(self.share_done))
+
+    @property
+    def sharded(self) -> bool:
+        """Whether a pass through the model is a call that all ranks must make alike."""
+        return self.frozen is not self.denoiser
+
+    @contextmanager
+    def inference(self) -> Iterator[ModelDenoiser]:
+        """The policy for passes without gradient. All ranks enter together; inside, only the denoiser may communicate."""
+        if self.gathered is not None:
+            self.gathered.refresh()
+        try:
+            yield watched(self.frozen, self.stop)
+        except Abandoned:
+            self._answer_others()
+            raise
+        self._answer_others()
+
+    def _answer_others(self) -> None:
+        if isinstance(self.frozen, Lockstep):
+            finish_lockstep(self.frozen)
+
+    def droppable(self) -> AbstractContextManager[None]:
+        """Work that a signal may cut short, because a resumed run repeats it alike. All ranks enter together."""
+        return self.stop.droppable(self.most)
+
+    def most(self, value: float) -> float:
+        """Maximum of a number over ranks."""
+        return float(self._gather(torch.tensor([[value]], dtype=torch.float64)).max())
+
+    def total(self, value: float) -> float:
+        """Sum of a number over ranks."""
+        return float(self.reduce(torch.tensor(value, dtype=torch.float64)))
+
+    def reduce(self, tensor: Tensor) -> Tensor:
+        """Sum of a tensor over ranks."""
+        if self.accelerator.num_processes == 1:
+            return tensor
+        accelerator: Any = self.accelerator  # typed for nested containers, which these are not
+        return accelerator.reduce(tensor.to(accelerator.device), "sum").to(tensor.device)  # NCCL takes no tensor on the CPU
+
+    def reduce_metrics(self, metrics: dict[str, Tensor]) -> dict[str, float]:
+        """Local sums over global counts add up over ranks; maxima stay maxima."""
+        gathered = self._gather(torch.tensor([[float(value) for value in metrics.values()]], dtype=torch.float64))
+        return {
+            key: float(values.max() if key.endswith("max_dev") else values.sum())
+            for key, values in zip(metrics, gathered.unbind(1), strict=True)
+        }
+
+    def mean_over_ranks(self, metrics: dict[str, float | None]) -> dict[str, float | None]:
+        """Means of the ranks' figures; None where no rank has one. Totals, the same everywhere, stay what they are."""
+        if self.accelerator.num_processes == 1:
+            return metrics
+        own = torch.tensor([[float("nan") if v is None else float(v) for v in metrics.values()]], dtype=torch.float64)
+        means = self._gather(own).nanmean(0).tolist()
+        return {k: None if math.isnan(v) else v for k, v in zip(metrics, means, strict=True)}
+
+    def _gather(self, own: Tensor) -> Tensor:
+        """A (1, N) tensor of every rank, (ranks, N), on the CPU."""
+        accelerator: Any = self.accelerator
+        return own if accelerator.num_processes == 1 else accelerator.gather(own.to(accelerator.device)).cpu()
+
+    def sum_gradients(self, module: nn.Module, max_norm: float) -> float:
+        """Sum gradients over ranks, clip, and return their norm before clipping."""
+        parameters = list(trainable(module).values())
+        for parameter in parameters if self.accelerator.num_processes > 1 else ():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            if not is_split(parameter):  # split ones were summed in the backward pass
+                parameter.grad = self.reduce(parameter.grad)
+        if any(map(is_split, parameters)):
+            return clip_gradients(parameters, max_norm, self.total)
+        return float(nn.utils.clip_grad_norm_(parameters, max_norm))

@@ -1,0 +1,1 @@
+"""Files and text; torch in one file only."""
