@@ -1,8 +1,10 @@
-"""Write the tables of README.md and of docs/{recipes,diffpo,variance}.md from the committed results in benchmarks/.
+"""Write the tables of README.md and of docs/{recipes,diffpo,variance}.md from the committed results
+in benchmarks/.
 
     python benchmarks/tables.py
 
-Each table stands between ``<!-- name -->`` and ``<!-- /name -->``; a test checks that the committed pages are up to date.
+Each table stands between ``<!-- name -->`` and ``<!-- /name -->``; a test checks that the committed
+pages are up to date.
 """
 
 from __future__ import annotations
@@ -14,7 +16,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("recipes", "diffpo", "variance")))
+PAGES = (
+    ROOT / "README.md",
+    *(ROOT / "docs" / f"{name}.md" for name in ("recipes", "diffpo", "variance")),
+)
 # The arms of DiFFPO's study in the order of their table, and what each is.
 DIFFPO = {
     "diffpo-mf,estimator.p_mask_prompt=0.15": "diffu-GRPO (prompt masking)",
@@ -37,7 +42,12 @@ def main() -> None:
 
 def fill(text: str) -> str:
     """``text`` with every marked table replaced by the one from the results."""
-    tables = {"demo": demo_table, "study": study_tables, "bench": bench_table, "variance": variance_tables}
+    tables = {
+        "demo": demo_table,
+        "study": study_tables,
+        "bench": bench_table,
+        "variance": variance_tables,
+    }
     tables |= {"diffpo": diffpo_table}
     for name, table in tables.items():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.S)
@@ -49,15 +59,28 @@ def fill(text: str) -> str:
 
 def demo_table() -> str:
     """One row per run of `unmaskrl train sudoku-mini`."""
-    head = "| run | before | after, raw | after, EMA | 95% interval | calls per answer | steps | wall time |\n"
+    head = (
+        "| run | before | after, raw | after, EMA | 95% interval | calls per answer | steps | "
+        "wall time |\n"
+    )
     lines = [head, "|---|---|---|---|---|---|---|---|\n"]
     for path in sorted((ROOT / "benchmarks" / "demo").glob("*.json")):
         s = json.loads(path.read_text())
-        raw, ema = s["after"]["raw"], s["after"]["ema"]
+        raw = s["after"]["raw"]
+        ema = s["after"]["ema"]
         name = f"seed {s['seed']}" if path.stem.startswith("seed") else f"control, seed {s['seed']}"
-        cells = [percent(s["before"]["accuracy"]), percent(raw["accuracy"]), percent(ema["accuracy"])]
-        cells += [f"{100 * ema['accuracy_low']:.1f} to {100 * ema['accuracy_high']:.1f}", f"{ema['nfe']:.1f}"]
-        lines.append(f"| {name} | {' | '.join(cells)} | {s['steps']} | {s['wall_minutes']:.1f} min |\n")
+        cells = [
+            percent(s["before"]["accuracy"]),
+            percent(raw["accuracy"]),
+            percent(ema["accuracy"]),
+        ]
+        cells += [
+            f"{100 * ema['accuracy_low']:.1f} to {100 * ema['accuracy_high']:.1f}",
+            f"{ema['nfe']:.1f}",
+        ]
+        lines.append(
+            f"| {name} | {' | '.join(cells)} | {s['steps']} | {s['wall_minutes']:.1f} min |\n"
+        )
     return "".join(lines)
 
 
@@ -73,25 +96,47 @@ def study_table(path: Path) -> str:
     for key, result in results.items():
         arms.setdefault(key.rsplit(" seed ", 1)[0], []).append(result)
     limit = min(r["calls"] for r in results.values())
-    head = "arm | seeds | before | raw | EMA | pass@4 | by kind (raw) | steps | minutes | calls spent"
+    head = (
+        "arm | seeds | before | raw | EMA | pass@4 | by kind (raw) | steps | minutes | calls spent"
+    )
     head += f" | at {limit / 1000:.0f}k calls"
     text = f"\n### {path.stem.removeprefix('study-')}\n\n| {head} |\n{'|---' * 11}|\n"
     for arm, runs in sorted(arms.items()):
-        at = [max((p for p in r["curve"] if p["calls"] <= limit), key=lambda p: p["calls"], default=None) for r in runs]
+        at = [
+            max(
+                (p for p in r["curve"] if p["calls"] <= limit),
+                key=lambda p: p["calls"],
+                default=None,
+            )
+            for r in runs
+        ]
         cells = [spread([r[k] for r in runs]) for k in ("before", "raw", "ema", "pass@4")]
-        kinds = {k.removeprefix("accuracy_"): spread([r["kinds"][k] for r in runs]) for k in runs[0]["kinds"]}
+        kinds = {
+            k.removeprefix("accuracy_"): spread([r["kinds"][k] for r in runs])
+            for k in runs[0]["kinds"]
+        }
         cells += [", ".join(f"{k} {v}" for k, v in kinds.items()) or "-"]
-        cells += [f"{mean(runs, 'steps'):.0f}", f"{mean(runs, 'minutes'):.1f}", f"{mean(runs, 'calls') / 1000:.0f}k"]
+        cells += [
+            f"{mean(runs, 'steps'):.0f}",
+            f"{mean(runs, 'minutes'):.1f}",
+            f"{mean(runs, 'calls') / 1000:.0f}k",
+        ]
         text += (
-            f"| {arm.replace(',', ' ')} | {len(runs)} | {' | '.join(cells)} | {spread([p['accuracy'] for p in at if p])} |\n"
+            f"| {arm.replace(',', ' ')} | {len(runs)} | {' | '.join(cells)} | "
+            f"{spread([p['accuracy'] for p in at if p])} |\n"
         )
     return text
 
 
 def diffpo_table() -> str:
-    """An arm of ``benchmarks/diffpo.json`` per row: mean (range) over seeds of accuracy and calls per answer, and its cost."""
+    """An arm of ``benchmarks/diffpo.json`` per row: mean (range) over seeds of accuracy and calls
+    per answer, and its cost.
+    """
     results: dict[str, Any] = json.loads((ROOT / "benchmarks" / "diffpo.json").read_text())
-    lines = ["| arm | command | accuracy | calls per answer | steps | calls spent in training |\n|---|---|---|---|---|---|\n"]
+    lines = [
+        "| arm | command | accuracy | calls per answer | steps | calls spent in training "
+        "|\n|---|---|---|---|---|---|\n"
+    ]
     for arm, label in DIFFPO.items():
         runs = [run for key, run in sorted(results.items()) if key.rsplit(" seed ", 1)[0] == arm]
         calls = [run["nfe"] for run in runs]
@@ -105,7 +150,13 @@ def diffpo_table() -> str:
 def bench_table() -> str:
     """Ratios of `make bench` (CPU time, pages reused) for the rows that matter to a reader."""
     rows = json.loads((ROOT / "benchmarks" / "cpu.json").read_text())["rows"]
-    wanted = ("greedy rollout", "sampled rollout", "ELBO forward + backward", "whole step", "rollout, early EOS")
+    wanted = (
+        "greedy rollout",
+        "sampled rollout",
+        "ELBO forward + backward",
+        "whole step",
+        "rollout, early EOS",
+    )
     text = "| | 126,464 tokens, small body | 2,048 tokens, LLaDA's proportions |\n|---|---|---|\n"
     for what in wanted:
         cells = [bench_cell(r) for r in rows if r["what"] == what and r["malloc"] == "pages reused"]
@@ -121,26 +172,37 @@ def bench_cell(row: dict[str, Any]) -> str:
 
 
 def variance_tables() -> str:
-    """One table per file ``benchmarks/variance*.json``: what was rolled out, then a row per estimator and version."""
+    """One table per file ``benchmarks/variance*.json``: what was rolled out, then a row per
+    estimator and version.
+    """
     paths = sorted((ROOT / "benchmarks").glob("variance*.json"), key=lambda path: path.stem)
     return "".join(variance_table(json.loads(path.read_text())) for path in paths)
 
 
 def variance_table(r: dict[str, Any]) -> str:
     """Means over rows and, in brackets, the ratio to "full" with its 95% interval."""
-    s, exit_at = r["rollouts"], r["decode"]["exit_at"]
+    s = r["rollouts"]
+    exit_at = r["decode"]["exit_at"]
     text = (
-        f"\n**{r['task']}**, `--keep {r['keep']} --select-anchors {r['select']} --exit-at {exit_at}`: {r['num_rows']} "
-        f"completions of {r['num_problems']} problems, {r['draws']} draws. On average {s['tokens']:.1f} tokens, "
-        f"{s['anchors']:.1f} of them anchors, {s['exit_tokens']:.1f} filled by the exit; {percent(s['accuracy'])} right.\n\n"
-        "| estimator | version | canvases per draw | mean (nats) | variance (nats^2) | / f^2 | / c^2 | rows that rose |\n"
+        f"\n**{r['task']}**, `--keep {r['keep']} --select-anchors {r['select']} --exit-at "
+        f"{exit_at}`: {r['num_rows']} "
+        f"completions of {r['num_problems']} problems, {r['draws']} draws. On average "
+        f"{s['tokens']:.1f} tokens, "
+        f"{s['anchors']:.1f} of them anchors, {s['exit_tokens']:.1f} filled by the exit; "
+        f"{percent(s['accuracy'])} right.\n\n"
+        "| estimator | version | canvases per draw | mean (nats) | variance (nats^2) | / f^2 | / "
+        "c^2 | rows that rose |\n"
         f"{'|---' * 8}|\n"
     )
     for estimator in r["estimators"]:
         for version, v in estimator["versions"].items():
             cells = [f"{v['canvases']:.1f}", f"{v['mean']:.2f}"]
             cells += [variance_cell(v, key) for key in ("variance", "per_free", "per_token")]
-            cells.append("" if version == "full" else f"{100 * v['rose']:.0f}% ({100 * v['rose_clearly']:.0f}%)")
+            cells.append(
+                ""
+                if version == "full"
+                else f"{100 * v['rose']:.0f}% ({100 * v['rose_clearly']:.0f}%)"
+            )
             text += f"| `{estimator['name']}` | {version} | {' | '.join(cells)} |\n"
     return text + "\n"
 
@@ -167,7 +229,11 @@ def spread(values: list[float]) -> str:
     if not values:
         return "-"
     middle = f"{100 * statistics.mean(values):.1f}"
-    return middle if len(values) == 1 else f"{middle} ({100 * min(values):.1f} to {100 * max(values):.1f})"
+    return (
+        middle
+        if len(values) == 1
+        else f"{middle} ({100 * min(values):.1f} to {100 * max(values):.1f})"
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""The tables of docs/theory.md from benchmarks/theory.json: each stands between ``<!-- name -->`` and ``<!-- /name -->``."""
+"""The tables of docs/theory.md from benchmarks/theory.json: each stands between ``<!-- name -->``
+and ``<!-- /name -->``.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-PAGE, RESULTS = ROOT / "docs" / "theory.md", ROOT / "benchmarks" / "theory.json"
+PAGE = ROOT / "docs" / "theory.md"
+RESULTS = ROOT / "benchmarks" / "theory.json"
 Figures = dict[str, Any]
 
 
@@ -19,7 +22,10 @@ def fill(text: str, figures: Figures) -> str:
     for name, table in TABLES.items():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.S)
         if not pattern.search(text):
-            raise ValueError(f"{PAGE.name} has no table {name!r}; put <!-- {name} --> and <!-- /{name} --> where it belongs")
+            raise ValueError(
+                f"{PAGE.name} has no table {name!r}; put <!-- {name} --> and <!-- /{name} --> "
+                "where it belongs"
+            )
         rows = table(figures[name])
         text = pattern.sub(lambda m, rows=rows: m.group(1) + rows + m.group(2), text)
     return text
@@ -34,7 +40,11 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 def share(value: float) -> str:
     """A share in percent; never 0 or 100 by rounding."""
     text = f"{100 * value:.1f}%"
-    return text if value in (0, 1) or text not in ("0.0%", "100.0%") else ("< 0.1%" if value < 0.5 else "> 99.9%")
+    return (
+        text
+        if value in (0, 1) or text not in ("0.0%", "100.0%")
+        else ("< 0.1%" if value < 0.5 else "> 99.9%")
+    )
 
 
 def ratio_cells(r: Figures) -> list[str]:
@@ -45,31 +55,65 @@ def ratio_cells(r: Figures) -> list[str]:
 RATIO_HEAD = ["mean ratio", "rose", "rose, weighted by p(y)", "largest ratio"]
 
 
-KINDS = [f"{name} {kind}" for name in ("token", "mean", "sum") for kind in ("independent", "shared")]
-PAIRS = (("free tokens", "all tokens"), ("free tokens, exit", "all tokens, exit"), ("free tokens, exit", "free tokens"))
+KINDS = [
+    f"{name} {kind}" for name in ("token", "mean", "sum") for kind in ("independent", "shared")
+]
+PAIRS = (
+    ("free tokens", "all tokens"),
+    ("free tokens, exit", "all tokens, exit"),
+    ("free tokens, exit", "free tokens"),
+)
 
 
 def drift_table(drift: Figures) -> str:
-    """Variance of log-ratios by likelihood and number of updates, and the likelihoods row against row."""
-    rows = [[r["likelihood"], r["updates"], *(with_error(r[k]) for k in KINDS), f"{r['drift']:.3f}"] for r in drift["table"]]
-    head = ["likelihood", "updates", *(k.replace("independent", "ind.") for k in KINDS), "log-ratio"]
+    """Variance of log-ratios by likelihood and number of updates, and the likelihoods row against
+    row.
+    """
+    rows = [
+        [r["likelihood"], r["updates"], *(with_error(r[k]) for k in KINDS), f"{r['drift']:.3f}"]
+        for r in drift["table"]
+    ]
+    head = [
+        "likelihood",
+        "updates",
+        *(k.replace("independent", "ind.") for k in KINDS),
+        "log-ratio",
+    ]
     found = {(r["likelihood"], r["updates"]): r for r in drift["table"]}
     pairs = []
     for one, other in PAIRS:
         for updates, kind in ((0, "independent"), (3, "independent"), (3, "shared")):
-            new, old = found[one, updates], found[other, updates]
+            new = found[one, updates]
+            old = found[other, updates]
             cells = []
             for name in ("token", "mean", "sum"):
-                a, b = new[f"{name} {kind}"], old[f"{name} {kind}"]
+                a = new[f"{name} {kind}"]
+                b = old[f"{name} {kind}"]
                 fell = sum(x < y for x, y in zip(a, b, strict=True))
                 cells.append(f"{statistics.mean(a) / statistics.mean(b):.2f} ({fell} of {len(a)})")
             pairs.append([f"{one} / {other}", updates, kind, *cells])
-    inflation = statistics.mean(r["inflation"] / (statistics.mean(r["mean independent"]) / 2) for r in drift["table"])
-    free, full = drift["tokens"]["free tokens"], drift["tokens"]["all tokens"]
-    note = f"\n{drift['rows']} rows, {drift['draws']} draws of masks each; {full:.1f} tokens per row, {free:.1f} of them free, "
-    note += f"{drift['exit_tokens']:.1f} of these in the exit call. Standard errors are over rows.\n\n"
-    last = f"\nMeasured log E[w_hat] - log w of the row mean (independent masks), over v / 2: {inflation:.2f} on average.\n"
-    return markdown(head, rows) + note + markdown(["likelihoods", "updates", "masks", "token", "mean", "sum"], pairs) + last
+    inflation = statistics.mean(
+        r["inflation"] / (statistics.mean(r["mean independent"]) / 2) for r in drift["table"]
+    )
+    free = drift["tokens"]["free tokens"]
+    full = drift["tokens"]["all tokens"]
+    note = (
+        f"\n{drift['rows']} rows, {drift['draws']} draws of masks each; {full:.1f} tokens per "
+        f"row, {free:.1f} of them free, "
+    )
+    note += (
+        f"{drift['exit_tokens']:.1f} of these in the exit call. Standard errors are over rows.\n\n"
+    )
+    last = (
+        "\nMeasured log E[w_hat] - log w of the row mean (independent masks), over v / 2: "
+        f"{inflation:.2f} on average.\n"
+    )
+    return (
+        markdown(head, rows)
+        + note
+        + markdown(["likelihoods", "updates", "masks", "token", "mean", "sum"], pairs)
+        + last
+    )
 
 
 def with_error(values: Sequence[float]) -> str:
@@ -84,21 +128,35 @@ def with_error(values: Sequence[float]) -> str:
 TABLES: dict[str, Callable[[Any], str]] = {
     "calls": lambda rows: markdown(
         ["anchors", "exit_at", "our decoder", "T1a", "T1b", "schedule of the published code"],
-        [[r["anchors"], r["exit_at"] or "-", r["ours"], r["T1a"], r["T1b"], r["published code"]] for r in rows],
+        [
+            [r["anchors"], r["exit_at"] or "-", r["ours"], r["T1a"], r["T1b"], r["published code"]]
+            for r in rows
+        ],
     ),
     "forwards": lambda rows: markdown(
         ["method", "calls per row", "rollout", "likelihoods", "total", "against ELBO-GRPO"],
         [[*(r[k] for k in r), f"{100 * (rows[1]['total'] / r['total'] - 1):+.1f}%"] for r in rows],
     ),
     "spatial": lambda rows: markdown(
-        ["denoiser", "anchors of 6", *RATIO_HEAD], [[r["denoiser"], r["anchors"], *ratio_cells(r)] for r in rows]
+        ["denoiser", "anchors of 6", *RATIO_HEAD],
+        [[r["denoiser"], r["anchors"], *ratio_cells(r)] for r in rows],
     ),
     "masks": lambda rows: markdown(
         ["masks of all tokens", *RATIO_HEAD, "largest shift of the mean (nats)"],
-        [[r["masks"], *ratio_cells(r), f"{r['shift']:.2g}" if r["shift"] > 1e-9 else "0"] for r in rows],
+        [
+            [r["masks"], *ratio_cells(r), f"{r['shift']:.2g}" if r["shift"] > 1e-9 else "0"]
+            for r in rows
+        ],
     ),
     "normaliser": lambda rows: markdown(
-        ["iid losses", "fixed of 64", "total: mean ratio", "total: rose", "per free token: mean ratio", "per free token: rose"],
+        [
+            "iid losses",
+            "fixed of 64",
+            "total: mean ratio",
+            "total: rose",
+            "per free token: mean ratio",
+            "per free token: rose",
+        ],
         [
             [
                 r["losses"],

@@ -1,4 +1,6 @@
-r"""Changes of LaTeX answers for tests of the judges: one-place mutations that change the meaning, rewritings that do not."""
+r"""Changes of LaTeX answers for tests of the judges: one-place mutations that change the meaning,
+rewritings that do not.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +14,19 @@ COMMAND = re.compile(r"\\[A-Za-z]+|\\.")
 
 def golds() -> list[str]:
     """Answers of the kinds that competition problems have, written for these tests."""
-    return [line for line in (FOLDER / "golds.txt").read_text(encoding="utf-8").splitlines() if line]
+    return [
+        line for line in (FOLDER / "golds.txt").read_text(encoding="utf-8").splitlines() if line
+    ]
 
 
 def places(text: str) -> list[bool]:
-    r"""For each character whether it stands outside commands such as ``\frac`` and names such as ``{pmatrix}``."""
+    r"""For each character whether it stands outside commands such as ``\frac`` and names such as
+    ``{pmatrix}``.
+    """
     free = [True] * len(text)
-    for match in re.finditer(r"\\(?:begin|end)\{[a-z]+\}|\\(?:text|mbox)\{[^{}]*\}|\\[A-Za-z]+|\\.", text):
+    for match in re.finditer(
+        r"\\(?:begin|end)\{[a-z]+\}|\\(?:text|mbox)\{[^{}]*\}|\\[A-Za-z]+|\\.", text
+    ):
         free[match.start() : match.end()] = [False] * len(match[0])
     return free
 
@@ -42,7 +50,21 @@ def joins(text: str) -> Iterator[str]:
     """Two digits with something between them that must not be read over."""
     for place in range(1, len(text)):
         if text[place - 1].isdigit() and text[place].isdigit():
-            for new in (" ", "$", "\\%", "{}", "\\text{}", "^\\circ ", "\\;", "~", "\\left", "\\(", "\n", "'", "**"):
+            for new in (
+                " ",
+                "$",
+                "\\%",
+                "{}",
+                "\\text{}",
+                "^\\circ ",
+                "\\;",
+                "~",
+                "\\left",
+                "\\(",
+                "\n",
+                "'",
+                "**",
+            ):
                 yield text[:place] + new + text[place:]
 
 
@@ -61,7 +83,9 @@ def brackets(text: str) -> Iterator[str]:
     free = places(text)
     for place, character in enumerate(text):
         if free[place] and character in "()[]":
-            yield replaced(text, place, place + 1, dict(zip("()[]", "[]()", strict=True))[character])
+            yield replaced(
+                text, place, place + 1, dict(zip("()[]", "[]()", strict=True))[character]
+            )
             yield replaced(text, place, place + 1, "")
 
 
@@ -113,9 +137,30 @@ def members(text: str) -> Iterator[str]:
             yield ",".join([*parts[: place + 1], *parts[place:]])
     yield f"{text}, 77"
     yield f"77, {text}"
-    for tail in (" or 77", " million", " dozen", " is wrong", " (or 77)", " and 77", " or more", " hundred"):
+    for tail in (
+        " or 77",
+        " million",
+        " dozen",
+        " is wrong",
+        " (or 77)",
+        " and 77",
+        " or more",
+        " hundred",
+    ):
         yield f"{text}\\text{{{tail}}}"
-    for tail in ("\\text{ thousand}^2", " or 77", " = 77", " \\approx 78", " 5", "\\;3", "~2", "_9", "_{14}", "+1", "\\cdot 2"):
+    for tail in (
+        "\\text{ thousand}^2",
+        " or 77",
+        " = 77",
+        " \\approx 78",
+        " 5",
+        "\\;3",
+        "~2",
+        "_9",
+        "_{14}",
+        "+1",
+        "\\cdot 2",
+    ):
         yield f"{text}{tail}"
     yield f"77 = {text}"
 
@@ -125,12 +170,21 @@ def words(text: str) -> Iterator[str]:
     for match in re.finditer(r"\\text\{([^{}]*)\}", text):
         word = match[1].strip()
         if text == match[0]:
-            for new in (word[::-1], word[1:], word[:-1], "not " + word, word + " or odd", word[:1] + "x" + word[2:]):
+            for new in (
+                word[::-1],
+                word[1:],
+                word[:-1],
+                "not " + word,
+                word + " or odd",
+                word[:1] + "x" + word[2:],
+            ):
                 if new.strip() != word:
                     yield f"\\text{{{new}}}"
 
 
-KINDS = {f.__name__: f for f in (digits, joins, signs, brackets, letters, functions, members, words)}
+KINDS = {
+    f.__name__: f for f in (digits, joins, signs, brackets, letters, functions, members, words)
+}
 
 
 def mutations(text: str) -> Iterator[tuple[str, str]]:
@@ -166,15 +220,32 @@ def rewritings(gold: str) -> dict[str, str]:
         "Unicode": unicode,
         "about": f"\\approx {gold}",
         "equals": f"= {gold}",
-        "left": re.sub(r"(?<!\\)[(\[]", lambda m: f"\\left{m[0]}", re.sub(r"(?<!\\)[)\]]", lambda m: f"\\right{m[0]}", gold))
+        "left": re.sub(
+            r"(?<!\\)[(\[]",
+            lambda m: f"\\left{m[0]}",
+            re.sub(r"(?<!\\)[)\]]", lambda m: f"\\right{m[0]}", gold),
+        )
         if "\\sqrt[" not in gold and "\\left" not in gold
         else gold,
         "dfrac": gold.replace("\\frac", "\\dfrac"),
         "tfrac": gold.replace("\\frac", "\\tfrac"),
-        "thin spaces": gold.replace(",", ",\\,") if not re.search("[0-9],[0-9]{3}|\\{,", gold) else gold,
+        "thin spaces": gold.replace(",", ",\\,")
+        if not re.search("[0-9],[0-9]{3}|\\{,", gold)
+        else gold,
     }
     if not re.search(r"[=<>]|\\le|\\text\{ ?[A-Za-z()]+\}$", gold):
-        for name in ("x", "AB", "\\theta", "f(x)", "x_1", "\\angle A", "n", "P(A)", "S_n", "\\text{Area}"):
+        for name in (
+            "x",
+            "AB",
+            "\\theta",
+            "f(x)",
+            "x_1",
+            "\\angle A",
+            "n",
+            "P(A)",
+            "S_n",
+            "\\text{Area}",
+        ):
             result[f"{name} ="] = f"{name} = {gold}"
     if re.fullmatch(r"[-0-9,.\\frac{}]+", gold) and "text" not in gold:
         result["units"] = f"{gold} \\text{{ units}}"

@@ -1,16 +1,21 @@
-"""Every test: shapes checked (jaxtyping + beartype), one thread, torch's global generator untouched. And what tests share.
+"""Every test: shapes checked (jaxtyping + beartype), one thread, torch's global generator
+untouched. And what tests share.
 
-What two numbers may differ by. The processor, its instruction set, the number of threads and the shape of a batch choose the
-order of sums. So only three comparisons hold everywhere:
+What two numbers may differ by. The processor, its instruction set, the number of threads and the
+shape of a batch choose the order of sums. So only three comparisons hold everywhere:
 
-1. The same call on the same tensors twice: bit-equal (``torch.equal``, ``==``). So are copies, integers and picked entries.
-2. The same mathematics by another route (another batch shape, chunk, padding or formula): ``same_maths`` and ``rounded``,
-   relative to the largest magnitude that was added up, in units of the dtype's eps. A figure that another machine
-   computed and wrote down belongs here too.
-3. A mean over random draws against its exact value: some standard errors, or a p-value (``chi_square_p``).
+1. The same call on the same tensors twice: bit-equal (``torch.equal``, ``==``). So are copies,
+integers and picked entries.
+2. The same mathematics by another route (another batch shape, chunk, padding or formula):
+   ``same_maths`` and ``rounded``,
+   relative to the largest magnitude that was added up, in units of the dtype's eps. A figure that
+   another machine computed and wrote down belongs here too.
+3. A mean over random draws against its exact value: some standard errors, or a p-value
+(``chi_square_p``).
 
-A token that was drawn or chosen from such numbers is equal by luck where two of them are close: compare laws or scores.
-``python -m pytest -p tests.other_processor`` runs tests with another processor's rounding and finds what breaks these rules.
+A token that was drawn or chosen from such numbers is equal by luck where two of them are close:
+compare laws or scores. ``python -m pytest -p tests.other_processor`` runs tests with another
+processor's rounding and finds what breaks these rules.
 """
 
 from __future__ import annotations
@@ -31,35 +36,51 @@ from torch import Tensor
 CORE = ["unmaskrl.core", "unmaskrl.models"]
 
 if "unmaskrl" in sys.modules:
-    raise RuntimeError("unmaskrl was imported before tests/conftest.py: its shapes would go unchecked")
+    raise RuntimeError(
+        "unmaskrl was imported before tests/conftest.py: its shapes would go unchecked"
+    )
 jaxtyping.install_import_hook(CORE, "beartype.beartype")
 torch.set_num_threads(1)
 
 
-ROUNDING = 256  # eps; two layers of a small network lose some 20 forward and 100 backward (tests/other_processor.py)
+# eps; two layers of a small network lose some 20 forward and 100 backward
+# (tests/other_processor.py)
+ROUNDING = 256
 
 
-def rounded(want: float, size: float | None = None, dtype: torch.dtype = torch.float64, units: float = ROUNDING):
+def rounded(
+    want: float,
+    size: float | None = None,
+    dtype: torch.dtype = torch.float64,
+    units: float = ROUNDING,
+):
     """``want`` up to rounding: |got - want| <= units * eps(dtype) * size.
 
     ``size`` is the largest magnitude that was added up, by default |want|.
     """
-    return pytest.approx(want, rel=0, abs=units * torch.finfo(dtype).eps * (abs(want) if size is None else size))
+    return pytest.approx(
+        want, rel=0, abs=units * torch.finfo(dtype).eps * (abs(want) if size is None else size)
+    )
 
 
-def same_maths(got: Tensor, want: Tensor, size: float | None = None, units: float = ROUNDING) -> bool:
-    """Whether ``got`` is ``want`` [same shape] up to rounding: |got - want| <= units * eps * size in every entry.
+def same_maths(
+    got: Tensor, want: Tensor, size: float | None = None, units: float = ROUNDING
+) -> bool:
+    """Whether ``got`` is ``want`` [same shape] up to rounding: |got - want| <= units * eps * size
+    in every entry.
 
-    eps is that of the coarser of the two dtypes; ``size`` the largest magnitude summed, by default the largest |want|. Infinite
-    entries must be the same, and nothing may be nan.
+    eps is that of the coarser of the two dtypes; ``size`` the largest magnitude summed, by default
+    the largest |want|. Infinite entries must be the same, and nothing may be nan.
     """
     assert got.shape == want.shape, (got.shape, want.shape)
     eps = max(torch.finfo(got.dtype).eps, torch.finfo(want.dtype).eps)
-    got, want = got.detach().double(), want.detach().double()
+    got = got.detach().double()
+    want = want.detach().double()
     finite = want.isfinite()
     if not torch.equal(got[~finite], want[~finite]):
         return False
-    got, want = got[finite], want[finite]
+    got = got[finite]
+    want = want[finite]
     largest = float(want.abs().max()) if want.numel() else 0.0
     error = float((got - want).abs().max()) if want.numel() else 0.0
     return error <= units * eps * (largest if size is None else size)
@@ -79,8 +100,11 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def chi_square_p(counts: Tensor, probs: Tensor, min_expected: float = 5.0) -> float:
-    """p-value of observed counts under ``probs``; cells with few expected counts are pooled, impossible ones must be 0."""
-    counts, probs = counts.double().flatten(), probs.double().flatten()
+    """p-value of observed counts under ``probs``; cells with few expected counts are pooled,
+    impossible ones must be 0.
+    """
+    counts = counts.double().flatten()
+    probs = probs.double().flatten()
     assert float(probs.sum()) == pytest.approx(1.0, abs=1e-6)
     expected = probs * counts.sum()
     if bool((counts[expected < 1e-9] > 0).any()):
@@ -92,19 +116,30 @@ def chi_square_p(counts: Tensor, probs: Tensor, min_expected: float = 5.0) -> fl
     statistic = ((observed - expected)[keep] ** 2 / expected[keep]).sum()
     freedom = int(keep.sum()) - 1
     assert freedom >= 1, "one cell: nothing is tested"
-    return float(torch.special.gammaincc(torch.tensor(freedom / 2, dtype=torch.float64), statistic / 2))
+    return float(
+        torch.special.gammaincc(torch.tensor(freedom / 2, dtype=torch.float64), statistic / 2)
+    )
 
 
 class HashDenoiser:
-    """Logits that are a fixed random function of the completion's ids and the position; counts the rows it is called on.
+    """Logits that are a fixed random function of the completion's ids and the position; counts the
+    rows it is called on.
 
-    Cheap at any length. ``eos_bias`` and ``mask_bias`` are added to the logits of EOS and of the mask token.
+    Cheap at any length. ``eos_bias`` and ``mask_bias`` are added to the logits of EOS and of the
+    mask token.
     """
 
-    def __init__(self, *, num_tokens: int = 7, length: int, eos_bias: float = 0.0, mask_bias: float = 0.0) -> None:
-        self.length, self.vocab_size = length, num_tokens + 3
-        self.mask_id, self.eos_id, self.pad_id = num_tokens, num_tokens + 1, num_tokens + 2
-        self.table = torch.randn(997, length, self.vocab_size, generator=seeded(5), dtype=torch.float64)
+    def __init__(
+        self, *, num_tokens: int = 7, length: int, eos_bias: float = 0.0, mask_bias: float = 0.0
+    ) -> None:
+        self.length = length
+        self.vocab_size = num_tokens + 3
+        self.mask_id = num_tokens
+        self.eos_id = num_tokens + 1
+        self.pad_id = num_tokens + 2
+        self.table = torch.randn(
+            997, length, self.vocab_size, generator=seeded(5), dtype=torch.float64
+        )
         self.table[..., self.eos_id] += eos_bias
         self.table[..., self.mask_id] += mask_bias
         self.table[..., self.pad_id] = -1e9
@@ -114,7 +149,9 @@ class HashDenoiser:
     def hidden(self, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         self.rows.append(len(ids))
         bucket = ((ids[:, -self.length :] + 1) * self.key).sum(-1) % len(self.table)
-        prompt = torch.zeros(len(ids), ids.shape[1] - self.length, self.vocab_size, dtype=torch.float64)
+        prompt = torch.zeros(
+            len(ids), ids.shape[1] - self.length, self.vocab_size, dtype=torch.float64
+        )
         return torch.cat([prompt, self.table[bucket]], 1)
 
     def head(self, hidden: Tensor) -> Tensor:
@@ -125,11 +162,17 @@ class HashDenoiser:
 
 
 class RecordingHead:
-    """A Denoiser that passes everything on and remembers the largest block of logits that was computed."""
+    """A Denoiser that passes everything on and remembers the largest block of logits that was
+    computed.
+    """
 
     def __init__(self, denoiser) -> None:
-        self.inner, self.largest, self.calls = denoiser, 0, 0
-        self.mask_id, self.eos_id, self.pad_id = denoiser.mask_id, denoiser.eos_id, denoiser.pad_id
+        self.inner = denoiser
+        self.largest = 0
+        self.calls = 0
+        self.mask_id = denoiser.mask_id
+        self.eos_id = denoiser.eos_id
+        self.pad_id = denoiser.pad_id
         self.vocab_size = denoiser.vocab_size
 
     def hidden(self, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
@@ -137,7 +180,8 @@ class RecordingHead:
 
     def head(self, hidden: Tensor) -> Tensor:
         logits = self.inner.head(hidden)
-        self.largest, self.calls = max(self.largest, logits.numel()), self.calls + 1
+        self.largest = max(self.largest, logits.numel())
+        self.calls = self.calls + 1
         return logits
 
     def logits(self, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
@@ -169,15 +213,22 @@ def tiny_llada(dtype: torch.dtype = torch.float64, seed: int = 3):
     return ModelDenoiser.from_model(model.to(dtype).eval())
 
 
-def train_batch(mask: Tensor, advantages: Tensor, old: Tensor, ref: Tensor | None = None, **counts: Any):
-    """A TrainBatch; counts that are not given are those of the batch itself, every row a group of its own."""
+def train_batch(
+    mask: Tensor, advantages: Tensor, old: Tensor, ref: Tensor | None = None, **counts: Any
+):
+    """A TrainBatch; counts that are not given are those of the batch itself, every row a group of
+    its own.
+    """
     from unmaskrl.core.types import TrainBatch
 
-    rows, tokens = float(mask.any(-1).sum()), float(mask.sum())
+    rows = float(mask.any(-1).sum())
+    tokens = float(mask.sum())
     own = {"num_actions": tokens, "num_rows": rows, "num_groups": rows, "num_scored": tokens}
     own["group_actions"] = mask.sum(-1).to(advantages.dtype)
     own |= {"behavior_logps": old, "progress": torch.ones_like(old)}
-    return TrainBatch(action_mask=mask, advantages=advantages, old_logps=old, ref_logps=ref, **{**own, **counts})
+    return TrainBatch(
+        action_mask=mask, advantages=advantages, old_logps=old, ref_logps=ref, **{**own, **counts}
+    )
 
 
 def finished_rollout(
@@ -192,10 +243,13 @@ def finished_rollout(
     temperature: float = 1.0,
     row_ids: Sequence[int] | None = None,
 ):
-    """A hand-made Rollout: completions and their decoded_step (0 = anchor); prompts are token 0, pads ``pad_id``."""
+    """A hand-made Rollout: completions and their decoded_step (0 = anchor); prompts are token 0,
+    pads ``pad_id``.
+    """
     from unmaskrl.core.types import Rollout, first_eos_mask
 
-    completion, step = torch.tensor(ids), torch.tensor(steps)
+    completion = torch.tensor(ids)
+    step = torch.tensor(steps)
     num_rows, gen_length = completion.shape
     zeros = torch.zeros(num_rows, prompt, dtype=torch.int64)
     pads = torch.full((num_rows, left_pad), pad_id)
@@ -214,7 +268,9 @@ def finished_rollout(
         decoded_step=torch.cat([given, step], 1),
         behavior_logps=torch.zeros(full.shape),
         nfe=step.amax(-1),
-        exit_step=torch.zeros(num_rows, dtype=torch.int64) if exit_step is None else torch.tensor(exit_step),
+        exit_step=torch.zeros(num_rows, dtype=torch.int64)
+        if exit_step is None
+        else torch.tensor(exit_step),
         row_ids=rows,
         group_ids=torch.zeros(num_rows, dtype=torch.int64),
         gamma=torch.zeros(num_rows, dtype=torch.float64),

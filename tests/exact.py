@@ -1,7 +1,8 @@
-"""What tests of likelihood estimators share: finished completions on the toy, oracles, and random numbers set by hand.
+"""What tests of likelihood estimators share: finished completions on the toy, oracles, and random
+numbers set by hand.
 
-An estimator is never sampled for an exact claim: its uniforms (one per row, one per position) are replaced, so that each row
-of one batch is one of its possible outcomes.
+An estimator is never sampled for an exact claim: its uniforms (one per row, one per position) are
+replaced, so that each row of one batch is one of its possible outcomes.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ PROMPT = 2
 
 @dataclass(frozen=True)
 class Case:
-    """A finished completion of 4 tokens. ``steps``: 0 = anchor; ``exit_step``: tokens of that call form the exit set E."""
+    """A finished completion of 4 tokens. ``steps``: 0 = anchor; ``exit_step``: tokens of that call
+    form the exit set E.
+    """
 
     ids: tuple[int, ...]
     steps: tuple[int, ...]
@@ -88,30 +91,41 @@ CASES = {
     "hidden anchors": Case((0, 2, 1, 1), (0, 2, 0, 1), hide_anchors=True, noise=0.7),
     "eos": Case((0, 1, 2, 2), (2, 1, 3, 4), eos_id=2, noise=0.7),
     "eos, anchors around it": Case((0, 1, 2, 1), (0, 1, 2, 0), eos_id=2, noise=0.7),
-    "eos, hidden anchors around it": Case((0, 1, 2, 1), (0, 1, 2, 0), eos_id=2, noise=0.7, hide_anchors=True),
+    "eos, hidden anchors around it": Case(
+        (0, 1, 2, 1), (0, 1, 2, 0), eos_id=2, noise=0.7, hide_anchors=True
+    ),
     "exit": Case((0, 2, 1, 1), (1, 3, 2, 3), exit_step=3, noise=0.7),
     "exit at once": Case((0, 2, 1, 1), (1, 1, 1, 1), exit_step=1, noise=0.7),
     "exit, anchors": Case((0, 2, 1, 1), (0, 3, 1, 3), exit_step=3, noise=0.7),
-    "exit, hidden anchors": Case((0, 2, 1, 1), (0, 3, 1, 3), exit_step=3, hide_anchors=True, noise=0.7),
+    "exit, hidden anchors": Case(
+        (0, 2, 1, 1), (0, 3, 1, 3), exit_step=3, hide_anchors=True, noise=0.7
+    ),
     "exit, eos": Case((0, 1, 2, 0), (1, 2, 2, 2), exit_step=2, eos_id=2, noise=0.7),
 }
 
 
 class FormulaDenoiser:
-    """Token 0 has the log-probability ``logp(masked)`` (B, L) at every position; the prompt is ignored.
+    """Token 0 has the log-probability ``logp(masked)`` (B, L) at every position; the prompt is
+    ignored.
 
-    Any table of log-probabilities per masked set and position is such a formula, whether or not a joint stands behind it.
-    Token 1 is the other ordinary one, 2 the mask, 3 EOS.
+    Any table of log-probabilities per masked set and position is such a formula, whether or not a
+    joint stands behind it. Token 1 is the other ordinary one, 2 the mask, 3 EOS.
     """
 
-    mask_id, eos_id, pad_id, vocab_size = 2, 3, 3, 4
+    mask_id = 2
+    eos_id = 3
+    pad_id = 3
+    vocab_size = 4
 
     def __init__(self, length: int, logp: Callable[[Tensor], Tensor]) -> None:
-        self.length, self.logp = length, logp
+        self.length = length
+        self.logp = logp
 
     @classmethod
     def table(cls, seed: int, length: int = 5) -> FormulaDenoiser:
-        """An independent -log p, exponential with mean 0.9 nats, for each masked set and position."""
+        """An independent -log p, exponential with mean 0.9 nats, for each masked set and
+        position.
+        """
         uniform = torch.rand(2**length, length, generator=seeded(seed), dtype=torch.float64)
         table = 0.9 * uniform.log()
         return cls(length, lambda masked: table[(masked * 2 ** torch.arange(length)).sum(-1)])
@@ -121,11 +135,15 @@ class FormulaDenoiser:
         """The conditionals of a random joint of 3 tokens for one completion drawn from it."""
         generator = seeded(100 + seed)
         toy = ToyDenoiser.random(generator, num_tokens=3, length=length, noise=noise)
-        ids = toy.completions[torch.multinomial(toy.log_joint().exp(), 1, generator=generator)].squeeze(0)
+        ids = toy.completions[
+            torch.multinomial(toy.log_joint().exp(), 1, generator=generator)
+        ].squeeze(0)
         hidden = (torch.arange(2**length)[:, None] >> torch.arange(length)) % 2 == 1
         logits = toy.hidden(torch.where(hidden, toy.mask_id, ids))
         logits[..., toy.mask_id] = float("-inf")
-        table = logits.log_softmax(-1).gather(-1, ids.expand(2**length, length)[..., None]).squeeze(-1)
+        table = (
+            logits.log_softmax(-1).gather(-1, ids.expand(2**length, length)[..., None]).squeeze(-1)
+        )
         return cls(length, lambda masked: table[(masked * 2 ** torch.arange(length)).sum(-1)])
 
     def rollout(self, copies: int = 1) -> Rollout:
@@ -155,7 +173,9 @@ def log_p(toy: ToyDenoiser, case: Case, visible: set[int], position: int) -> Ten
     """log p(y_position | tokens at the visible offsets)."""
     ids = [0] * PROMPT + [case.ids[c] if c in visible else toy.mask_id for c in range(4)]
     logits = toy.logits(torch.tensor([ids]))[0, PROMPT + position]
-    return logits.index_fill(0, torch.tensor(toy.mask_id), float("-inf")).log_softmax(-1)[case.ids[position]]
+    return logits.index_fill(0, torch.tensor(toy.mask_id), float("-inf")).log_softmax(-1)[
+        case.ids[position]
+    ]
 
 
 def hidden_log_p(toy: ToyDenoiser, case: Case, hidden: set[int], position: int) -> float:
@@ -164,7 +184,9 @@ def hidden_log_p(toy: ToyDenoiser, case: Case, hidden: set[int], position: int) 
 
 
 def any_order_elbo(toy: ToyDenoiser, case: Case) -> Tensor:
-    """Mean over all orders of the candidates of sum_{i in R} log p(y_i | what came before), then E in one pass."""
+    """Mean over all orders of the candidates of sum_{i in R} log p(y_i | what came before), then E
+    in one pass.
+    """
     always = set() if case.hide_anchors else set(case.anchors)
     total = torch.zeros((), dtype=torch.float64)
     orders = list(itertools.permutations(case.candidates))
@@ -178,8 +200,11 @@ def any_order_elbo(toy: ToyDenoiser, case: Case) -> Tensor:
 
 def table_elbo(denoiser: FormulaDenoiser) -> float:
     """Mean over all orders of sum_i log p(y_i | what came before); every position is open."""
-    everything, orders = set(range(denoiser.length)), list(itertools.permutations(range(denoiser.length)))
-    steps = [float(denoiser.at(*(everything - set(o[:i])))[o[i]]) for o in orders for i in range(len(o))]
+    everything = set(range(denoiser.length))
+    orders = list(itertools.permutations(range(denoiser.length)))
+    steps = [
+        float(denoiser.at(*(everything - set(o[:i])))[o[i]]) for o in orders for i in range(len(o))
+    ]
     return sum(steps) / len(orders)
 
 
@@ -190,7 +215,9 @@ def subsets(items: list[int]) -> list[tuple[int, ...]]:
 
 @dataclass(frozen=True)
 class Outcomes:
-    """Equally likely outcomes: ``share`` (N,) is the row uniform, ``keys`` (N, L) rank each row's ``orders``."""
+    """Equally likely outcomes: ``share`` (N,) is the row uniform, ``keys`` (N, L) rank each row's
+    ``orders``.
+    """
 
     orders: list[tuple[int, ...]]
     share: Tensor
@@ -222,10 +249,14 @@ def views_by_hand(
     position=None,
     update: Update = ONLY,
 ) -> Views:
-    """The estimator's views with its row or position uniforms replaced by a tensor, or a function of (rollout, seed, *key)."""
+    """The estimator's views with its row or position uniforms replaced by a tensor, or a function
+    of (rollout, seed, *key).
+    """
     module = importlib.import_module(f"unmaskrl.core.estimators.{name}")
     with monkeypatch.context() as patch:
         for function, value in (("row_uniform", row), ("position_uniform", position)):
             if value is not None:
-                patch.setattr(module, function, value if callable(value) else lambda *_, v=value, **__: v)
+                patch.setattr(
+                    module, function, value if callable(value) else lambda *_, v=value, **__: v
+                )
         return estimator.make_views(rollout, mask_id, seeded(), update)

@@ -1,7 +1,9 @@
-"""Kill runs with SIGKILL at random times and at chosen moments, resume them, and compare with a run that was left alone.
+"""Kill runs with SIGKILL at random times and at chosen moments, resume them, and compare with a run
+that was left alone.
 
-By hand: ``python tests/kill_many.py --kills 60 --seed 1``; the suite runs a few. Every run is a process of its own, forked
-after the imports, so that most kills hit a run and not its start. Exit code 1, and a line per difference, if not bit-equal.
+By hand: ``python tests/kill_many.py --kills 60 --seed 1``; the suite runs a few. Every run is a
+process of its own, forked after the imports, so that most kills hit a run and not its start. Exit
+code 1, and a line per difference, if not bit-equal.
 """
 
 from __future__ import annotations
@@ -20,8 +22,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 SETTINGS = (
-    "train.steps=4 train.prompts_per_step=2 train.group_size=4 train.num_iterations=2 train.save_every=1 train.threads=1 "
-    "train.log_with=[] train.keep_checkpoints=2 train.probe=false eval.size=4 eval.size_during=2 eval.every=2 decode.steps=10 "
+    "train.steps=4 train.prompts_per_step=2 train.group_size=4 train.num_iterations=2 "
+    "train.save_every=1 train.threads=1 "
+    "train.log_with=[] train.keep_checkpoints=2 train.probe=false eval.size=4 eval.size_during=2 "
+    "eval.every=2 decode.steps=10 "
     "task.train_size=20"
 ).split()
 LOGS = ("metrics.jsonl", "eval.jsonl", "samples.jsonl")
@@ -58,7 +62,9 @@ def start(out: Path, *words: str) -> int:
 
     code = 1
     try:
-        code = main(["train", "sudoku-mini", *SETTINGS, *words, f"train.out={out}", "--quiet", *flags])
+        code = main(
+            ["train", "sudoku-mini", *SETTINGS, *words, f"train.out={out}", "--quiet", *flags]
+        )
     finally:
         os._exit(code)
 
@@ -69,8 +75,11 @@ def finish(out: Path) -> int:
 
 
 def kill(out: Path, moment: str | None, delay: float, limit: float) -> str:
-    """Start a run and kill it when ``moment`` has come and ``delay`` seconds have gone by; where it was, or "ended"."""
-    began, child = time.time_ns(), start(out)
+    """Start a run and kill it when ``moment`` has come and ``delay`` seconds have gone by; where it
+    was, or "ended".
+    """
+    began = time.time_ns()
+    child = start(out)
     deadline = time.monotonic() + limit
     while moment is not None and time.monotonic() < deadline and not newer(out, moment, began):
         if os.waitpid(child, os.WNOHANG)[0]:
@@ -121,19 +130,26 @@ def rows(path: Path) -> list[dict]:
 
 
 def differences(run: Path, straight: Path) -> Iterator[str]:
-    """What is not as in the run that was left alone: logs, every file of the models, tensors of the last checkpoint, litter."""
+    """What is not as in the run that was left alone: logs, every file of the models, tensors of the
+    last checkpoint, litter.
+    """
     for name in LOGS:
         if rows(run / name) != rows(straight / name):
             yield name
     for folder in ("model", "model-raw", "checkpoints/update-000008"):
         for path in sorted((straight / folder).iterdir()):
-            if path.name != "state.json" and (run / folder / path.name).read_bytes() != path.read_bytes():
+            if (
+                path.name != "state.json"
+                and (run / folder / path.name).read_bytes() != path.read_bytes()
+            ):
                 yield f"{folder}/{path.name}"
     for name in ("summary.json", "report.html", "config.yaml"):
         if not (run / name).is_file():
             yield f"{name} is missing"
     for path in run.rglob("*"):
-        if path.name.endswith((".part", ".partial")) or path.name.startswith((".partial", ".lock", "damaged")):
+        if path.name.endswith((".part", ".partial")) or path.name.startswith(
+            (".partial", ".lock", "damaged")
+        ):
             yield f"litter: {path.relative_to(run)}"
 
 
@@ -141,7 +157,11 @@ def chain(out: Path, kills: int, draw: random.Random, seconds: float, hits: Coun
     """Kill one run several times; whether its last part ended well."""
     for _ in range(kills):
         moment = draw.choice(MOMENTS) if draw.random() < 0.6 else None
-        delay = draw.uniform(0.1, 0.7) * seconds if moment is None else draw.choice((0.0, 0.0, draw.uniform(0, 0.05 * seconds)))
+        delay = (
+            draw.uniform(0.1, 0.7) * seconds
+            if moment is None
+            else draw.choice((0.0, 0.0, draw.uniform(0, 0.05 * seconds)))
+        )
         found = kill(out, moment, delay, limit=20 * seconds + 60)
         hits[found] += 1
         sys.stderr.write(f"{out.name}: {moment or 'any time'}: {found}\n")
@@ -158,11 +178,17 @@ def main() -> int:
     args = parser.parse_args()
     import unmaskrl.training.loop  # noqa: F401  before the forks
 
-    draw, hits, bad, chains = random.Random(args.seed), Counter[str](), [], 0
+    draw = random.Random(args.seed)
+    hits = Counter[str]()
+    bad = []
+    chains = 0
     work = Path(tempfile.mkdtemp(prefix="kills-"))
-    straight, began = work / "straight", time.monotonic()
+    straight = work / "straight"
+    began = time.monotonic()
     if finish(straight) != 0:
-        sys.stdout.write(f"the run that was left alone failed: {straight.with_suffix('.log').read_text()}\n")
+        sys.stdout.write(
+            f"the run that was left alone failed: {straight.with_suffix('.log').read_text()}\n"
+        )
         return 1
     seconds = time.monotonic() - began
     while sum(hits.values()) - hits["ended"] < args.kills and chains < 4 * args.kills:
@@ -176,7 +202,9 @@ def main() -> int:
     for name, count in hits.most_common():
         sys.stdout.write(f"{count:4} {name}\n")
     killed = sum(hits.values()) - hits["ended"]
-    sys.stdout.write(f"{killed} kills in {chains} runs, {len(bad)} differences (a run alone: {seconds:.1f} s)\n")
+    sys.stdout.write(
+        f"{killed} kills in {chains} runs, {len(bad)} differences (a run alone: {seconds:.1f} s)\n"
+    )
     sys.stdout.writelines(f"{line}\n" for line in bad)
     if not bad:
         shutil.rmtree(work)

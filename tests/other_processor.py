@@ -1,10 +1,12 @@
-"""A pytest plugin that makes this processor round as another one might: ``python -m pytest -p tests.other_processor``.
+"""A pytest plugin that makes this processor round as another one might:
+``python -m pytest -p tests.other_processor``.
 
-Sums, products, softmax, exp and log get errors of a few eps of the largest magnitude that was added up, which depend on the
-shape of the result and on the place in it. So the same call on the same tensors stays bit-equal, and another batch shape or
-another chunk does not. Whatever fails then compares numbers more exactly than floating point promises (tests/conftest.py says
-what may be compared how). Results that need few bits (counts, halves) are exact on every processor and are left alone.
-Processes that a test starts round as usual.
+Sums, products, softmax, exp and log get errors of a few eps of the largest magnitude that was added
+up, which depend on the shape of the result and on the place in it. So the same call on the same
+tensors stays bit-equal, and another batch shape or another chunk does not. Whatever fails then
+compares numbers more exactly than floating point promises (tests/conftest.py says what may be
+compared how). Results that need few bits (counts, halves) are exact on every processor and are left
+alone. Processes that a test starts round as usual.
 """
 
 from __future__ import annotations
@@ -21,11 +23,17 @@ aten = torch.ops.aten
 
 
 def disturbed(result: Tensor, size: Tensor | None = None) -> Tensor:
-    """The result with errors of up to EPS_UNITS * eps * size (its own magnitude if None), where it needs many bits."""
+    """The result with errors of up to EPS_UNITS * eps * size (its own magnitude if None), where it
+    needs many bits.
+    """
     if result.dtype not in FEW_BITS or result.numel() == 0:
         return result
     start = sum((i + 1) * n for i, n in enumerate(result.shape)) * 7919
-    noise = NOISE[(torch.arange(result.numel()) + start) % len(NOISE)].view(result.shape).to(result.dtype)
+    noise = (
+        NOISE[(torch.arange(result.numel()) + start) % len(NOISE)]
+        .view(result.shape)
+        .to(result.dtype)
+    )
     scaled = result * FEW_BITS[result.dtype]
     exact = ~result.isfinite() | (scaled == scaled.round())
     error = EPS_UNITS * torch.finfo(result.dtype).eps * noise * (result if size is None else size)
@@ -76,7 +84,9 @@ def log_softmax(x: Tensor, dim: int, half_to_float: bool) -> Tensor:
 
 def elementwise(operator):
     def run(x: Tensor) -> Tensor:
-        result = empty(x) if x.is_floating_point() else torch.empty(0, dtype=torch.get_default_dtype())
+        result = (
+            empty(x) if x.is_floating_point() else torch.empty(0, dtype=torch.get_default_dtype())
+        )
         return disturbed(operator.out(x, out=result))
 
     return run

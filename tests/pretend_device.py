@@ -1,7 +1,7 @@
 """A pretend accelerator: tensors that call themselves ``meta`` and hold their numbers on the CPU.
 
-As on a GPU, an operation on such a tensor and a CPU tensor (but for numbers and index tensors) is refused, and so is a CPU
-generator: code that forgets a ``.to(device)`` fails here too.
+As on a GPU, an operation on such a tensor and a CPU tensor (but for numbers and index tensors) is
+refused, and so is a CPU generator: code that forgets a ``.to(device)`` fails here too.
 """
 
 from __future__ import annotations
@@ -19,7 +19,12 @@ from torch.utils._pytree import tree_flatten, tree_map
 DEVICE = torch.device("meta")
 _aten: Any = torch.ops.aten
 _BETWEEN = {_aten.copy_.default, _aten._to_copy.default}
-_INDEX = {_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default, _aten._index_put_impl_.default}
+_INDEX = {
+    _aten.index.Tensor,
+    _aten.index_put.default,
+    _aten.index_put_.default,
+    _aten._index_put_impl_.default,
+}
 _TENSOR = torch.tensor
 
 
@@ -49,7 +54,8 @@ class Far(Tensor):
 def pretend_device() -> Iterator[torch.device]:
     """Inside, tensors that are made on or moved to the yielded device are ``Far``."""
     before = torch.__future__.get_overwrite_module_params_on_conversion()
-    torch.__future__.set_overwrite_module_params_on_conversion(True)  # Module.to must not set .data of a Far
+    # Module.to must not set .data of a Far
+    torch.__future__.set_overwrite_module_params_on_conversion(True)
     try:
         # on the real meta device, nn.Linear's own initialisation draws nothing
         with torch.random.fork_rng(devices=[]), _Operations(), _Factories():
@@ -85,7 +91,9 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         kwargs = {**kwargs, "device": torch.device("cpu")}
     if result_far and kwargs.get("generator") is not None:
         raise RuntimeError(f"{func}: a CPU generator for a tensor on the device")
-    inner_args, inner_kwargs = tree_map(lambda a: a.near if isinstance(a, Far) else a, (args, kwargs))
+    inner_args, inner_kwargs = tree_map(
+        lambda a: a.near if isinstance(a, Far) else a, (args, kwargs)
+    )
     result = func(*inner_args, **inner_kwargs)
     if not result_far or func is _aten._local_scalar_dense.default:
         return result

@@ -1,5 +1,7 @@
 # ruff: noqa: B905, T201 (as such files are written)
-"""Reward functions as files for d1's trainer have them, written for these tests: chats in, ``run_name`` demanded."""
+"""Reward functions as files for d1's trainer have them, written for these tests: chats in,
+``run_name`` demanded.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,11 @@ def shorter_is_better(completions, **kwargs):
 
 
 def reaches_target(prompts, completions, run_name, step=None, rank=None, **kwargs) -> list[float]:
-    if isinstance(completions[0], list) and isinstance(completions[0][0], dict) and "content" in completions[0][0]:
+    if (
+        isinstance(completions[0], list)
+        and isinstance(completions[0][0], dict)
+        and "content" in completions[0][0]
+    ):
         texts = [completion[0]["content"] for completion in completions]
     else:
         texts = completions
@@ -40,5 +46,7 @@ def reaches_target(prompts, completions, run_name, step=None, rank=None, **kwarg
             print(f"step {step}: target {kwargs['target'][row]} of {kwargs['numbers'][row]}")
         found = answer_of(completions[row])
         used = sorted(int(number) for number in re.findall(r"\d+", found or ""))
-        scores.append(0 if found is None else 1.0 if used == sorted(kwargs["numbers"][row]) else 0.1)
+        scores.append(
+            0 if found is None else 1.0 if used == sorted(kwargs["numbers"][row]) else 0.1
+        )
     return scores

@@ -21,11 +21,16 @@ def by_characters(completions, **kwargs):
 
 def opens_with_tag(completions, **kwargs):
     """For rows whose prompts are chats."""
-    return [1.0 if completion[0]["content"].startswith("<answer>") else 0.0 for completion in completions]
+    return [
+        1.0 if completion[0]["content"].startswith("<answer>") else 0.0
+        for completion in completions
+    ]
 
 
 def equals_reference(completions, ground_truth, **kwargs):
-    return [1.0 if completion == gold else 0.0 for completion, gold in zip(completions, ground_truth)]
+    return [
+        1.0 if completion == gold else 0.0 for completion, gold in zip(completions, ground_truth)
+    ]
 
 
 def only_even_rows(prompts, completions, level, **kwargs):
@@ -54,7 +59,15 @@ def as_tensor(completions, **kwargs):
 
 
 def as_scalars(completions, **kwargs):
-    kinds = [np.float32(0.5), np.bool_(True), torch.tensor(0.25), True, np.int64(3), np.array(2.0), torch.tensor([1.5])]
+    kinds = [
+        np.float32(0.5),
+        np.bool_(True),
+        torch.tensor(0.25),
+        True,
+        np.int64(3),
+        np.array(2.0),
+        torch.tensor([1.5]),
+    ]
     return [kinds[row % len(kinds)] for row in range(len(completions))]
 
 

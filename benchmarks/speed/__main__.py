@@ -1,4 +1,6 @@
-"""``python -m benchmarks.speed``: rollout, scoring and a whole step against a naive loop, in ratios."""
+"""``python -m benchmarks.speed``: rollout, scoring and a whole step against a naive loop, in
+ratios.
+"""
 
 from __future__ import annotations
 

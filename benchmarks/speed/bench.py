@@ -1,12 +1,15 @@
-"""How fast: rollout, likelihood and a whole step against the same work written as the published decoders write it.
+"""How fast: rollout, likelihood and a whole step against the same work written as the published
+decoders write it.
 
-Two models with random weights. "vocab": 126,464 tokens on a small body, what the vocabulary costs. "proportional": a
-head of 8 % of the body, as in LLaDA-8B: what a full-size model can gain without approximation. Quote both.
+Two models with random weights. "vocab": 126,464 tokens on a small body, what the vocabulary costs.
+"proportional": a head of 8 % of the body, as in LLaDA-8B: what a full-size model can gain without
+approximation. Quote both.
 
-Protocol: one process, the sides in turn, best of ``repeats``, CPU time beside wall time. A ratio is the other side's
-time over ours; its spread is how far the median run is above the best one, and a ratio within it is no difference. Rows
-are measured with freed pages reused where the allocator can be told so (page faults of huge tensors would flatter us); the
-full run shows the greedy rollout without as well. Results that must be equal are compared; a difference is an error.
+Protocol: one process, the sides in turn, best of ``repeats``, CPU time beside wall time. A ratio is
+the other side's time over ours; its spread is how far the median run is above the best one, and a
+ratio within it is no difference. Rows are measured with freed pages reused where the allocator can
+be told so (page faults of huge tensors would flatter us); the full run shows the greedy rollout
+without as well. Results that must be equal are compared; a difference is an error.
 """
 
 from __future__ import annotations
@@ -33,7 +36,15 @@ from benchmarks.speed.bench_cases import (
     random_denoiser,
     random_rollout,
 )
-from benchmarks.speed.measure import Laps, PeakBytes, machine, ratio, resident_growth, reuse_pages, take_turns
+from benchmarks.speed.measure import (
+    Laps,
+    PeakBytes,
+    machine,
+    ratio,
+    resident_growth,
+    reuse_pages,
+    take_turns,
+)
 from unmaskrl import __version__
 from unmaskrl.core import estimators
 from unmaskrl.core.canvas import anchored_canvas, choose_anchors, random_scores
@@ -45,7 +56,8 @@ from unmaskrl.core.types import Canvas, LossOutputs, Rollout, Views
 from unmaskrl.models.denoiser import ModelDenoiser
 
 ELBO = estimators.elbo(num_mc=3)
-DEFAULT, REUSED = "default malloc", "pages reused"
+DEFAULT = "default malloc"
+REUSED = "pages reused"
 Row = dict[str, Any]
 Part = Callable[[ModelDenoiser, Case, int], list[Row]]
 
@@ -58,13 +70,18 @@ def run_bench(
     threads: int = 1,
     report: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Measure the named models: machine, versions, settings and rows (JSON-able); ``report`` gets a line per row.
+    """Measure the named models: machine, versions, settings and rows (JSON-able); ``report`` gets a
+    line per row.
 
-    ValueError for an unknown model or fewer than one repeat; RuntimeError if two sides that must agree do not.
+    ValueError for an unknown model or fewer than one repeat; RuntimeError if two sides that must
+    agree do not.
     """
     unknown = [name for name in models if name not in CASES]
     if unknown or repeats < 1:
-        raise ValueError(f"got models {models} and repeats {repeats}; models are {', '.join(CASES)}, repeats at least 1")
+        raise ValueError(
+            f"got models {models} and repeats {repeats}; models are {', '.join(CASES)}, repeats at "
+            "least 1"
+        )
     cases = {name: replace(CASES[name], **QUICK) if quick else CASES[name] for name in models}
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -89,14 +106,29 @@ def run_bench(
     shapes = {name: asdict(case) for name, case in cases.items()}
     return {
         "machine": machine(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "unmaskrl": __version__},
-        "settings": {"repeats": repeats, "quick": quick, "threads": threads, "elbo_views": 3, "models": shapes},
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "unmaskrl": __version__,
+        },
+        "settings": {
+            "repeats": repeats,
+            "quick": quick,
+            "threads": threads,
+            "elbo_views": 3,
+            "models": shapes,
+        },
         "rows": rows,
     }
 
 
 def measure_case(
-    name: str, case: Case, parts: tuple[Part, ...], repeats: int, malloc: str, keep: Callable[[Row], None]
+    name: str,
+    case: Case,
+    parts: tuple[Part, ...],
+    repeats: int,
+    malloc: str,
+    keep: Callable[[Row], None],
 ) -> None:
     """Run the parts on one model."""
     denoiser = random_denoiser(case)
@@ -119,8 +151,11 @@ def naive_decode(
     temperature: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> Int[Tensor, "B L"]:
-    """Low-confidence decoding: fp64 Gumbel noise on all logits, softmax of all, top-k row by row, no early end."""
-    ids, num_blocks = ids.clone(), gen_length // block_length
+    """Low-confidence decoding: fp64 Gumbel noise on all logits, softmax of all, top-k row by row,
+    no early end.
+    """
+    ids = ids.clone()
+    num_blocks = gen_length // block_length
     calls = steps // num_blocks
     for block in range(num_blocks):
         end = ids.shape[1] - gen_length + (block + 1) * block_length
@@ -137,7 +172,9 @@ def naive_decode(
     return ids
 
 
-def noisy_argmax(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Int[Tensor, "B L"]:
+def noisy_argmax(
+    logits: Tensor, temperature: float, generator: torch.Generator | None
+) -> Int[Tensor, "B L"]:
     """argmax of exp(logits) / (-log u)^T in fp64: a draw from softmax(logits / T)."""
     if temperature == 0:
         return logits.argmax(-1)
@@ -147,7 +184,9 @@ def noisy_argmax(logits: Tensor, temperature: float, generator: torch.Generator 
 
 
 def naive_token_logps(denoiser: Denoiser, rollout: Rollout, views: Views) -> Float[Tensor, "B L"]:
-    """ELBO token log-probs from the log-softmax of every position's logits, without the mask token as in ours."""
+    """ELBO token log-probs from the log-softmax of every position's logits, without the mask token
+    as in ours.
+    """
     logits = denoiser.logits(views.ids.flatten(0, 1))
     logits[..., denoiser.mask_id] = float("-inf")
     targets = rollout.ids.repeat_interleave(views.ids.shape[1], 0)
@@ -155,18 +194,24 @@ def naive_token_logps(denoiser: Denoiser, rollout: Rollout, views: Views) -> Flo
     return ELBO.reduce(logps.reshape(views.ids.shape), views)
 
 
-def naive_backward(denoiser: Denoiser, rollout: Rollout, views: Views, old: Tensor, ref: Tensor) -> None:
+def naive_backward(
+    denoiser: Denoiser, rollout: Rollout, views: Views, old: Tensor, ref: Tensor
+) -> None:
     """Loss and gradient with all logits kept for the backward pass."""
     policy_loss(naive_token_logps(denoiser, rollout, views), rollout, old, ref).loss.backward()
 
 
-def our_backward(denoiser: Denoiser, rollout: Rollout, views: Views, old: Tensor, ref: Tensor) -> None:
+def our_backward(
+    denoiser: Denoiser, rollout: Rollout, views: Views, old: Tensor, ref: Tensor
+) -> None:
     """The same loss and gradient through ``scoring``."""
 
     def loss_fn(token_logps: Tensor) -> LossOutputs:
         return policy_loss(token_logps, rollout, old, ref)
 
-    backward_in_chunks(denoiser, rollout, ELBO, views, loss_fn, max_canvases=len(views.weight.flatten(0, 1)))
+    backward_in_chunks(
+        denoiser, rollout, ELBO, views, loss_fn, max_canvases=len(views.weight.flatten(0, 1))
+    )
 
 
 BACKWARD = {"naive": naive_backward, "ours": our_backward}
@@ -182,7 +227,9 @@ def bench_greedy(denoiser: ModelDenoiser, case: Case, repeats: int) -> list[Row]
 
 
 def bench_eos(denoiser: ModelDenoiser, case: Case, repeats: int) -> list[Row]:
-    """Greedy rollouts whose rows end at 20 to 80 % of the completion; tokens up to the first EOS must be identical."""
+    """Greedy rollouts whose rows end at 20 to 80 % of the completion; tokens up to the first EOS
+    must be identical.
+    """
     canvas = random_canvas(denoiser, case)
     ends = (torch.linspace(0.2, 0.8, case.num_rows) * case.gen_length).long()
     canvas = replace(canvas, ids=torch.cat([ends[:, None], canvas.ids[:, 1:]], 1))
@@ -190,11 +237,15 @@ def bench_eos(denoiser: ModelDenoiser, case: Case, repeats: int) -> list[Row]:
     return compare_rollouts("rollout, early EOS", ending, canvas, case, repeats, stop_at_eos=True)
 
 
-def compare_rollouts(what: str, denoiser: Denoiser, canvas: Canvas, case: Case, repeats: int, stop_at_eos: bool) -> list[Row]:
+def compare_rollouts(
+    what: str, denoiser: Denoiser, canvas: Canvas, case: Case, repeats: int, stop_at_eos: bool
+) -> list[Row]:
     """Both greedy decoders on one canvas."""
 
     def naive(laps: Laps) -> Tensor:
-        ids = naive_decode(denoiser, canvas.ids, gen_length=case.gen_length, **decode_settings(case))
+        ids = naive_decode(
+            denoiser, canvas.ids, gen_length=case.gen_length, **decode_settings(case)
+        )
         laps(what)
         return ids
 
@@ -207,19 +258,30 @@ def compare_rollouts(what: str, denoiser: Denoiser, canvas: Canvas, case: Case, 
     compared = rollout.completion_mask if stop_at_eos else torch.ones_like(rollout.completion_mask)
     different = int(((their_ids != rollout.ids) & compared).sum())
     if different:
-        raise RuntimeError(f"{what}: {different} tokens differ from the naive loop's; expected the same tokens")
+        raise RuntimeError(
+            f"{what}: {different} tokens differ from the naive loop's; expected the same tokens"
+        )
     calls = case.steps / float(rollout.nfe.double().mean())
     return [phase_row(what, times["naive"], times["ours"]) | {"calls": calls}]
 
 
 def bench_step(denoiser: ModelDenoiser, case: Case, repeats: int) -> list[Row]:
-    """One RL step without its optimiser, by phase: rollout at temperature 1, old and reference scores, loss and gradient."""
-    canvas, scored = random_canvas(denoiser, case), random_rollout(denoiser, case)
+    """One RL step without its optimiser, by phase: rollout at temperature 1, old and reference
+    scores, loss and gradient.
+    """
+    canvas = random_canvas(denoiser, case)
+    scored = random_rollout(denoiser, case)
     views = ELBO.make_views(scored, denoiser.mask_id, named_generator(0, "bench", "views"))
 
     def naive(laps: Laps) -> list[Tensor]:
         settings = decode_settings(case) | {"gen_length": case.gen_length}
-        naive_decode(denoiser, canvas.ids, temperature=1.0, generator=named_generator(0, "bench", "draws"), **settings)
+        naive_decode(
+            denoiser,
+            canvas.ids,
+            temperature=1.0,
+            generator=named_generator(0, "bench", "draws"),
+            **settings,
+        )
         laps("sampled rollout")
         with torch.no_grad():
             old, ref = [naive_token_logps(denoiser, scored, views) for _ in range(2)]
@@ -232,7 +294,9 @@ def bench_step(denoiser: ModelDenoiser, case: Case, repeats: int) -> list[Row]:
         settings: Row = decode_settings(case) | {"generator": named_generator(0, "bench", "draws")}
         decode(denoiser, canvas, temperature=1.0, stop_at_eos=False, **settings)
         laps("sampled rollout")
-        old, ref = [frozen_token_logps(denoiser, scored, ELBO, views, max_canvases=10**6) for _ in range(2)]
+        old, ref = [
+            frozen_token_logps(denoiser, scored, ELBO, views, max_canvases=10**6) for _ in range(2)
+        ]
         laps("old and reference")
         our_backward(denoiser, scored, views, old, ref)
         laps("ELBO forward + backward")
@@ -240,13 +304,18 @@ def bench_step(denoiser: ModelDenoiser, case: Case, repeats: int) -> list[Row]:
 
     times, gradients = take_turns({"naive": naive, "ours": ours}, repeats)
     worst = check_gradients(*gradients)
-    rows = [phase_row(phase, times["naive"], times["ours"]) for phase in (*times["ours"][0].seconds, "whole step")]
+    rows = [
+        phase_row(phase, times["naive"], times["ours"])
+        for phase in (*times["ours"][0].seconds, "whole step")
+    ]
     rows[-2]["gradient_difference"] = worst
     return rows
 
 
 def bench_frozen_vocabulary(denoiser: ModelDenoiser, case: Case, repeats: int) -> list[Row]:
-    """The ELBO's loss and gradient when only the body is trained, and the peak of the logits that are alive."""
+    """The ELBO's loss and gradient when only the body is trained, and the peak of the logits that
+    are alive.
+    """
     what = "ELBO, vocabulary frozen"
     sides = {name: frozen_vocabulary_side(name, denoiser, case, what) for name in BACKWARD}
     times, gradients = take_turns(sides, repeats)
@@ -263,8 +332,12 @@ def bench_frozen_vocabulary(denoiser: ModelDenoiser, case: Case, repeats: int) -
     return [row, memory_row("loss memory", case, peaks)]
 
 
-def frozen_vocabulary_side(name: str, denoiser: ModelDenoiser, case: Case, what: str) -> Callable[[Laps], list[Tensor]]:
-    """One side's loss and gradient, embedding and head frozen: their gradients are no memory of the loss."""
+def frozen_vocabulary_side(
+    name: str, denoiser: ModelDenoiser, case: Case, what: str
+) -> Callable[[Laps], list[Tensor]]:
+    """One side's loss and gradient, embedding and head frozen: their gradients are no memory of the
+    loss.
+    """
     scored = random_rollout(denoiser, case)
     views = ELBO.make_views(scored, denoiser.mask_id, named_generator(0, "bench", "views"))
     old = frozen_token_logps(denoiser, scored, ELBO, views, max_canvases=10**6)
@@ -280,10 +353,14 @@ def frozen_vocabulary_side(name: str, denoiser: ModelDenoiser, case: Case, what:
 
 
 def bench_pruned(denoiser: ModelDenoiser, case: Case, repeats: int) -> list[Row]:
-    """What anchors (30 % of the completion) and exit_at (80 % of the open tokens) save in time, beside the calls."""
+    """What anchors (30 % of the completion) and exit_at (80 % of the open tokens) save in time,
+    beside the calls.
+    """
     blank = random_canvas(denoiser, case)
     anchors = [
-        choose_anchors(row, random_scores(len(row), seed=0, row_id=b), keep=0.3, gen_length=case.gen_length)
+        choose_anchors(
+            row, random_scores(len(row), seed=0, row_id=b), keep=0.3, gen_length=case.gen_length
+        )
         for b, row in enumerate(random_rollout(denoiser, case).ids[:, -case.gen_length :].tolist())
     ]
     prompts = blank.ids[:, : case.prompt_length].tolist()
@@ -298,7 +375,11 @@ def bench_pruned(denoiser: ModelDenoiser, case: Case, repeats: int) -> list[Row]
 
         return run
 
-    sides = {"unpruned": side(blank, None), "anchors 30 %": side(anchored, None), "exit at 80 %": side(blank, 0.8)}
+    sides = {
+        "unpruned": side(blank, None),
+        "anchors 30 %": side(anchored, None),
+        "exit at 80 %": side(blank, 0.8),
+    }
     times, calls = take_turns(sides, repeats)
     rows = []
     for name, mine in zip(list(sides)[1:], calls[1:], strict=True):
@@ -311,22 +392,34 @@ PARTS = (bench_greedy, bench_step, bench_frozen_vocabulary, bench_eos, bench_pru
 
 
 def resident_row(name: str) -> list[Row]:
-    """Growth of the resident memory during the ELBO's loss and gradient, each side in a process of its own."""
-    code = "import sys; from benchmarks.speed import bench; sys.stdout.write(str(bench.child_growth(*sys.argv[1:])))"
+    """Growth of the resident memory during the ELBO's loss and gradient, each side in a process of
+    its own.
+    """
+    code = (
+        "import sys; from benchmarks.speed import bench; "
+        "sys.stdout.write(str(bench.child_growth(*sys.argv[1:])))"
+    )
     grown = {}
     for side in BACKWARD:
-        child = subprocess.run([sys.executable, "-c", code, name, side], stdout=subprocess.PIPE, text=True, check=True)
+        child = subprocess.run(
+            [sys.executable, "-c", code, name, side], stdout=subprocess.PIPE, text=True, check=True
+        )
         if child.stdout == "None":
             return []
         grown[side] = int(child.stdout)
-    return [memory_row("resident memory", CASES[name], grown) | {"model": name, "malloc": DEFAULT, "target": None}]
+    return [
+        memory_row("resident memory", CASES[name], grown)
+        | {"model": name, "malloc": DEFAULT, "target": None}
+    ]
 
 
 def child_growth(name: str, side: str) -> int | None:
     """Bytes by which this (fresh) process grows; the body is warmed up first."""
     torch.set_num_threads(1)
     denoiser = random_denoiser(CASES[name])
-    frozen_vocabulary_side(side, denoiser, replace(CASES[name], num_rows=1, prompt_length=1, gen_length=1), "")(Laps())
+    frozen_vocabulary_side(
+        side, denoiser, replace(CASES[name], num_rows=1, prompt_length=1, gen_length=1), ""
+    )(Laps())
     run = frozen_vocabulary_side(side, denoiser, CASES[name], "")
     return resident_growth(lambda: run(Laps()))
 
@@ -344,16 +437,23 @@ def take_gradients(denoiser: ModelDenoiser) -> list[Tensor]:
 
 
 def check_gradients(theirs: list[Tensor], ours: list[Tensor]) -> float:
-    """The largest difference of a parameter's gradients as a share of their norm; RuntimeError from 1e-4 on."""
+    """The largest difference of a parameter's gradients as a share of their norm; RuntimeError from
+    1e-4 on.
+    """
     worst = max(float((a - b).norm() / a.norm()) for a, b in zip(theirs, ours, strict=True))
     if not worst < 1e-4:
-        raise RuntimeError(f"ELBO gradients differ from the naive ones by {worst:.1e} of their norm; expected below 1e-4")
+        raise RuntimeError(
+            f"ELBO gradients differ from the naive ones by {worst:.1e} of their norm; expected "
+            "below 1e-4"
+        )
     return worst
 
 
 def phase_row(what: str, theirs: list[Laps], ours: list[Laps]) -> Row:
     """The ratio of one phase, or of all of them if there is no phase of that name."""
-    return {"what": what, "against": "naive"} | ratio([t.of(what) for t in theirs], [t.of(what) for t in ours])
+    return {"what": what, "against": "naive"} | ratio(
+        [t.of(what) for t in theirs], [t.of(what) for t in ours]
+    )
 
 
 def memory_row(what: str, case: Case, peaks: dict[str, int]) -> Row:
@@ -367,26 +467,48 @@ def memory_row(what: str, case: Case, peaks: dict[str, int]) -> Row:
 def one_line(row: Row) -> str:
     """A row as text."""
     if "ratio" in row:
-        return f"{row['model']}: {row['what']} 1/{row['ratio']:.0f} of {row['against']} ({_megabytes(row)})"
+        return (
+            f"{row['model']}: {row['what']} 1/{row['ratio']:.0f} of {row['against']} "
+            f"({_megabytes(row)})"
+        )
     calls = f", {row['calls']:.2f}x fewer calls" if row.get("calls", 1.0) != 1.0 else ""
-    times = f"{row['ratio_cpu']:.2f}x CPU +- {row['spread_cpu']:.0%}, {row['ratio_wall']:.2f}x wall +- {row['spread_wall']:.0%}"
+    times = (
+        f"{row['ratio_cpu']:.2f}x CPU +- {row['spread_cpu']:.0%}, {row['ratio_wall']:.2f}x "
+        f"wall +- {row['spread_wall']:.0%}"
+    )
     return f"{row['model']}: {row['what']} {times}{calls} ({row['verdict']}; {row['malloc']})"
 
 
 def bench_table(result: dict[str, Any]) -> Table:
     """The rows as a table; a target that was missed is marked."""
-    table = Table(title=f"{result['machine']['cpu']}, {result['settings']['threads']} thread(s): ratios, more is better")
+    table = Table(
+        title=f"{result['machine']['cpu']}, {result['settings']['threads']} thread(s): ratios, "
+        "more is better"
+    )
     for name in ("model", "what", "against", "CPU", "wall", "calls", "target", "verdict"):
         table.add_column(name)
     for row in result["rows"]:
         value = row.get("ratio", row.get("ratio_cpu"))
-        target = "" if row["target"] is None else f">= {row['target']:g} {'' if value >= row['target'] else 'MISSED'}"
+        target = (
+            ""
+            if row["target"] is None
+            else f">= {row['target']:g} {'' if value >= row['target'] else 'MISSED'}"
+        )
         if "ratio" in row:
             cells = [f"{value:.1f}x less", _megabytes(row), ""]
         else:
-            cells = [f"{row[f'ratio_{c}']:.2f}x +- {row[f'spread_{c}']:.0%}" for c in ("cpu", "wall")]
+            cells = [
+                f"{row[f'ratio_{c}']:.2f}x +- {row[f'spread_{c}']:.0%}" for c in ("cpu", "wall")
+            ]
             cells.append(f"{row['calls']:.2f}x" if "calls" in row else "")
-        table.add_row(row["model"], row["what"], row["against"], *cells, target, f"{row['verdict']} ({row['malloc']})")
+        table.add_row(
+            row["model"],
+            row["what"],
+            row["against"],
+            *cells,
+            target,
+            f"{row['verdict']} ({row['malloc']})",
+        )
     return table
 
 

@@ -1,4 +1,6 @@
-"""What is benchmarked: two model sizes with random weights, random prompts and rollouts, rows that end early (shell)."""
+"""What is benchmarked: two model sizes with random weights, random prompts and rollouts, rows that
+end early (shell).
+"""
 
 from __future__ import annotations
 
@@ -64,7 +66,9 @@ QUICK = {"num_rows": 2, "prompt_length": 16, "gen_length": 32, "steps": 4, "targ
 
 
 def random_denoiser(case: Case, std: float = 0.06) -> ModelDenoiser:
-    """Random weights; the mask token's row of the head is 0, so that it is never the likeliest token."""
+    """Random weights; the mask token's row of the head is 0, so that it is never the likeliest
+    token.
+    """
     size = case.vocab_size
     config = LLaDAConfig(
         d_model=case.d_model,
@@ -116,7 +120,8 @@ def random_rollout(denoiser: Denoiser, case: Case) -> Rollout:
 
 def policy_loss(token_logps: Tensor, rollout: Rollout, old: Tensor, ref: Tensor) -> LossOutputs:
     """GRPO on a group whose first half was right."""
-    num_rows, mask = len(rollout.ids), rollout.action_mask
+    num_rows = len(rollout.ids)
+    mask = rollout.action_mask
     tokens = float(mask.sum())
     batch = TrainBatch(
         action_mask=mask,
@@ -138,17 +143,23 @@ def _random_ids(case: Case, length: int) -> Int[Tensor, "B N"]:
 
 
 class EosAfter:
-    """A denoiser that ends each row at the completion offset named by the row's first token, and not before.
+    """A denoiser that ends each row at the completion offset named by the row's first token, and
+    not before.
 
-    From there on EOS gets log V on top of its logit: the likeliest token, with a confidence of its own at each position.
+    From there on EOS gets log V on top of its logit: the likeliest token, with a confidence of its
+    own at each position.
     """
 
     def __init__(self, inner: Denoiser, gen_length: int) -> None:
         self.inner, self.gen_length, self.bonus = inner, gen_length, math.log(inner.vocab_size)
-        self.mask_id, self.eos_id, self.pad_id = inner.mask_id, inner.eos_id, inner.pad_id
+        self.mask_id = inner.mask_id
+        self.eos_id = inner.eos_id
+        self.pad_id = inner.pad_id
         self.vocab_size = inner.vocab_size
 
-    def hidden(self, ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"] | None = None) -> Float[Tensor, "B L D"]:
+    def hidden(
+        self, ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"] | None = None
+    ) -> Float[Tensor, "B L D"]:
         """The inner hidden states and one more column: what is added to the logit of EOS."""
         hidden = self.inner.hidden(ids, attention_mask)
         offset = torch.arange(ids.shape[1]) - (ids.shape[1] - self.gen_length)
@@ -161,6 +172,8 @@ class EosAfter:
         logits[..., self.eos_id] += hidden[..., -1]
         return logits
 
-    def logits(self, ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"] | None = None) -> Float[Tensor, "B L V"]:
+    def logits(
+        self, ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"] | None = None
+    ) -> Float[Tensor, "B L V"]:
         """head(hidden(ids))."""
         return self.head(self.hidden(ids, attention_mask))

@@ -1,4 +1,6 @@
-"""Measuring: the phases of sides that run in turn, ratios with their spread, peak bytes of tensors, peak memory (shell)."""
+"""Measuring: the phases of sides that run in turn, ratios with their spread, peak bytes of tensors,
+peak memory (shell).
+"""
 
 from __future__ import annotations
 
@@ -20,14 +22,17 @@ Seconds = tuple[float, float]  # CPU, wall
 
 
 class Laps:
-    """CPU and wall seconds of the phases of one run: call it with a phase's name when the phase ends."""
+    """CPU and wall seconds of the phases of one run: call it with a phase's name when the phase
+    ends.
+    """
 
     def __init__(self) -> None:
         self.seconds: dict[str, Seconds] = {}
         self._cpu, self._wall = time.process_time(), time.perf_counter()
 
     def __call__(self, phase: str) -> None:
-        cpu, wall = time.process_time(), time.perf_counter()
+        cpu = time.process_time()
+        wall = time.perf_counter()
         self.seconds[phase] = (cpu - self._cpu, wall - self._wall)
         self._cpu, self._wall = time.process_time(), time.perf_counter()
 
@@ -39,8 +44,12 @@ class Laps:
         return sum(cpu), sum(wall)
 
 
-def take_turns(sides: Mapping[str, Callable[[Laps], Any]], repeats: int) -> tuple[dict[str, list[Laps]], list[Any]]:
-    """Run the sides A/B/A/B, ``repeats`` times each; the laps of every run by side, and what the last runs returned."""
+def take_turns(
+    sides: Mapping[str, Callable[[Laps], Any]], repeats: int
+) -> tuple[dict[str, list[Laps]], list[Any]]:
+    """Run the sides A/B/A/B, ``repeats`` times each; the laps of every run by side, and what the
+    last runs returned.
+    """
     times: dict[str, list[Laps]] = {name: [] for name in sides}
     results: list[Any] = []
     for _ in range(repeats):
@@ -53,9 +62,11 @@ def take_turns(sides: Mapping[str, Callable[[Laps], Any]], repeats: int) -> tupl
 
 
 def ratio(theirs: list[Seconds], ours: list[Seconds]) -> dict[str, Any]:
-    """min(theirs) / min(ours) of CPU and wall time, each with its spread, and the verdict on CPU time.
+    """min(theirs) / min(ours) of CPU and wall time, each with its spread, and the verdict on CPU
+    time.
 
-    Spread: how far the median run is above the best one, on the side where that is more (a share; 0 if there is one run).
+    Spread: how far the median run is above the best one, on the side where that is more (a share; 0
+    if there is one run).
     """
     row: dict[str, Any] = {}
     for i, clock in enumerate(("cpu", "wall")):
@@ -82,7 +93,9 @@ class PeakBytes(TorchDispatchMode):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.width, self.live, self.peak = width, 0, 0
+        self.width = width
+        self.live = 0
+        self.peak = 0
         self._known: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -108,11 +121,13 @@ class PeakBytes(TorchDispatchMode):
 
 
 def resident_growth(work: Callable[[], object]) -> int | None:
-    """Bytes by which the resident memory of this process peaks above its start during ``work``; None if not on Linux.
+    """Bytes by which the resident memory of this process peaks above its start during ``work``;
+    None if not on Linux.
 
     Meaningful in a fresh process only: memory that was freed before can be used again unseen.
     """
-    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    status = Path("/proc/self/status")
+    reset = Path("/proc/self/clear_refs")
     if not (status.exists() and os.access(reset, os.W_OK)):
         return None
     reset.write_text("5")  # peak := now
@@ -127,12 +142,15 @@ def _status_bytes(status: Path, key: str) -> int:
 
 
 def reuse_pages() -> bool:
-    """Tell glibc to keep freed memory in the process, for good; False where that is not possible."""
+    """Tell glibc to keep freed memory in the process, for good; False where that is not
+    possible.
+    """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return False
-    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX of malloc.h
+    trim_threshold = -1  # M_TRIM_THRESHOLD, M_MMAP_MAX of malloc.h
+    mmap_max = -4
     return bool(mallopt(mmap_max, 0)) and bool(mallopt(trim_threshold, 2**31 - 1))
 
 

@@ -1,7 +1,7 @@
 """unmaskrl: RL post-training of masked diffusion language models. What is imported here is kept.
 
-So are ``unmaskrl.models.hub.ASSETS`` and, of ``unmaskrl.models.tokenizer``, ``load_tokenizer``, ``encode_prompt``
-and ``decode_texts``, which the README uses; everything else may change.
+So are ``unmaskrl.models.hub.ASSETS`` and, of ``unmaskrl.models.tokenizer``, ``load_tokenizer``,
+``encode_prompt`` and ``decode_texts``, which the README uses; everything else may change.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from .models.checkpoint import save_model as save_model
 
 __version__ = "0.1.0"
-# Where each public name lives: a module, or "module:name". It is loaded when it is first asked for, so that
-# `import unmaskrl.tasks` costs no torch.
+# Where each public name lives: a module, or "module:name". It is loaded when it is first asked for,
+# so that `import unmaskrl.tasks` costs no torch.
 _HOMES = {
     "Canvas": "core.types:Canvas",
     "Denoiser": "core.denoiser:Denoiser",

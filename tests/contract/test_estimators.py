@@ -1,4 +1,6 @@
-"""What every likelihood surrogate promises. A new one adds a line of keyword arguments to SETTINGS."""
+"""What every likelihood surrogate promises. A new one adds a line of keyword arguments to
+SETTINGS.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,11 @@ SETTINGS = {
     "gauss": [{}, {"num_nodes": 2, "weight": "count", "hide_anchors": True}],
     "left_to_right": [{}, {"hide_anchors": True}],
     "mean_field": [{}, {"p_mask_prompt": 0.0}, {"hide_anchors": True}, {"share_prompt_mask": True}],
-    "sandwich": [{"block_length": 2}, {"num_mc": 3, "mask": "random", "hide_anchors": True}, {"mix": 1.0, "block_length": 3}],
+    "sandwich": [
+        {"block_length": 2},
+        {"num_mc": 3, "mask": "random", "hide_anchors": True},
+        {"mix": 1.0, "block_length": 3},
+    ],
     "trajectory": [{}, {"num_segments": 2}, {"shrink": 2, "p_mask_prompt": 0.3}],
     "two_mean_field": [{}, {"num_times": 2}],
     "unigrpo": [{}, {"num_steps": 4, "hide_anchors": True}],
@@ -37,8 +43,11 @@ SETTINGS = {
 ALL = [(name, kwargs) for name, settings in SETTINGS.items() for kwargs in settings]
 EVERY = pytest.mark.parametrize(("name", "kwargs"), ALL, ids=str)
 DENOISER = tiny_llada()
-MASK, EOS = DENOISER.mask_id, DENOISER.eos_id
-MIDDLE = Update(index=1, total=3, seed=5, advantages=torch.tensor([1.0, -1.0, -1.0, -1.0, 0.0, 1.0, -1.0]))
+MASK = DENOISER.mask_id
+EOS = DENOISER.eos_id
+MIDDLE = Update(
+    index=1, total=3, seed=5, advantages=torch.tensor([1.0, -1.0, -1.0, -1.0, 0.0, 1.0, -1.0])
+)
 
 
 def scores_visible(name: str, kwargs: dict) -> bool:
@@ -54,7 +63,8 @@ def is_replay(name: str) -> bool:
 def is_random(name: str, kwargs: dict) -> bool:
     """Whether views depend on the generator at all."""
     return name != "left_to_right" and (
-        name not in ("mean_field", "trajectory") or kwargs.get("p_mask_prompt", name == "mean_field") > 0
+        name not in ("mean_field", "trajectory")
+        or kwargs.get("p_mask_prompt", name == "mean_field") > 0
     )
 
 
@@ -63,7 +73,9 @@ def size_of(rollout: Rollout) -> tuple[int, int, bool]:
 
 
 def hand_made() -> Rollout:
-    """Left pads; free, anchored, ended early, ended with an anchor behind, nothing free, exit rows."""
+    """Left pads; free, anchored, ended early, ended with an anchor behind, nothing free, exit
+    rows.
+    """
     return finished_rollout(
         [
             [1, 2, 3, 4],
@@ -74,7 +86,15 @@ def hand_made() -> Rollout:
             [1, 2, 3, 4],
             [EOS] * 4,
         ],
-        [[1, 2, 3, 4], [0, 1, 0, 2], [1, 2, 3, 3], [1, 2, 0, 3], [0, 0, 0, 0], [1, 2, 3, 3], [1, 2, 2, 2]],
+        [
+            [1, 2, 3, 4],
+            [0, 1, 0, 2],
+            [1, 2, 3, 3],
+            [1, 2, 0, 3],
+            [0, 0, 0, 0],
+            [1, 2, 3, 3],
+            [1, 2, 2, 2],
+        ],
         eos_id=EOS,
         pad_id=DENOISER.pad_id,
         prompt=3,
@@ -84,19 +104,33 @@ def hand_made() -> Rollout:
 
 
 def decoded() -> Rollout:
-    canvas = anchored_canvas([[1, 2, 3, 4], [5], [6, 7]] * 4, [{}, {0: 2, 3: 3}, {5: 1}] * 4, gen_length=6, denoiser=DENOISER)
-    options = {"block_length": 3, "steps": 6, "select": "entropy", "temperature": 1.0, "exit_at": 0.7}
+    canvas = anchored_canvas(
+        [[1, 2, 3, 4], [5], [6, 7]] * 4,
+        [{}, {0: 2, 3: 3}, {5: 1}] * 4,
+        gen_length=6,
+        denoiser=DENOISER,
+    )
+    options = {
+        "block_length": 3,
+        "steps": 6,
+        "select": "entropy",
+        "temperature": 1.0,
+        "exit_at": 0.7,
+    }
     return decode(DENOISER, canvas, generator=seeded(1), **options)
 
 
 ROLLOUTS = {"hand-made": hand_made, "decoded": decoded}
-ON_EACH = pytest.mark.parametrize("rollout", [make() for make in ROLLOUTS.values()], ids=list(ROLLOUTS))
+ON_EACH = pytest.mark.parametrize(
+    "rollout", [make() for make in ROLLOUTS.values()], ids=list(ROLLOUTS)
+)
 
 
 def test_every_estimator_is_in_this_battery() -> None:
     assert set(SETTINGS) == set(ESTIMATORS)
     ended = decoded()
-    assert ended.exit_mask.any() and (ended.completion_mask.sum(-1) < 6).any()  # the battery sees both
+    # the battery sees both
+    assert ended.exit_mask.any() and (ended.completion_mask.sum(-1) < 6).any()
 
 
 def views_of(name: str, kwargs: dict, rollout: Rollout, seed: int = 0) -> Views:
@@ -110,7 +144,9 @@ def update_for(rollout: Rollout) -> Update:
 
 @EVERY
 @ON_EACH
-def test_views_only_mask_and_score_only_masked_action_tokens(name: str, kwargs: dict, rollout: Rollout) -> None:
+def test_views_only_mask_and_score_only_masked_action_tokens(
+    name: str, kwargs: dict, rollout: Rollout
+) -> None:
     for seed in range(5):
         views = views_of(name, kwargs, rollout, seed)
         edited = views.ids != rollout.ids[:, None]
@@ -121,7 +157,8 @@ def test_views_only_mask_and_score_only_masked_action_tokens(name: str, kwargs: 
         assert (rollout.action_mask[:, None] | ~scored).all()
         assert (views.weight >= 0).all() and torch.isfinite(views.weight).all()
         assert views.weight.dtype == torch.float32
-        # Never scored: prompt, pads, anchors, what lies behind the first EOS. Pads are not even hidden.
+        # Never scored: prompt, pads, anchors, what lies behind the first EOS. Pads are not even
+        # hidden.
         for never in (
             rollout.prompt_mask,
             ~rollout.attention_mask,
@@ -134,7 +171,9 @@ def test_views_only_mask_and_score_only_masked_action_tokens(name: str, kwargs: 
 
 @EVERY
 @ON_EACH
-def test_what_is_behind_the_first_eos_is_hidden_in_every_view(name: str, kwargs: dict, rollout: Rollout) -> None:
+def test_what_is_behind_the_first_eos_is_hidden_in_every_view(
+    name: str, kwargs: dict, rollout: Rollout
+) -> None:
     tail = completion_columns(rollout.ids, rollout.gen_length) & ~rollout.completion_mask
     ids = views_of(name, kwargs, rollout).ids
     assert tail.any()
@@ -145,17 +184,25 @@ def test_what_is_behind_the_first_eos_is_hidden_in_every_view(name: str, kwargs:
 @ON_EACH
 def test_anchors_are_hidden_only_on_request(name: str, kwargs: dict, rollout: Rollout) -> None:
     given = (rollout.anchor_mask & rollout.completion_mask)[:, None]
-    hidden = torch.stack([((views_of(name, kwargs, rollout, s).ids == MASK) & given).any() for s in range(5)])
+    hidden = torch.stack(
+        [((views_of(name, kwargs, rollout, s).ids == MASK) & given).any() for s in range(5)]
+    )
     assert bool(hidden.any()) == kwargs.get("hide_anchors", False)
 
 
 @EVERY
 @ON_EACH
-def test_the_number_of_views_is_the_announced_cost(name: str, kwargs: dict, rollout: Rollout) -> None:
+def test_the_number_of_views_is_the_announced_cost(
+    name: str, kwargs: dict, rollout: Rollout
+) -> None:
     estimator = ESTIMATORS[name](**kwargs)
     most = estimator.num_views(*size_of(rollout))
     found = views_of(name, kwargs, rollout).ids.shape[1]
-    assert found == min(most, int(rollout.action_mask.sum(-1).max())) if name == "left_to_right" else found == most
+    assert (
+        found == min(most, int(rollout.action_mask.sum(-1).max()))
+        if name == "left_to_right"
+        else found == most
+    )
     plain = rollout.rows(torch.tensor([0]))
     if not plain.exit_mask.any() and name != "left_to_right":
         assert views_of(name, kwargs, plain).ids.shape[1] == estimator.num_views(*size_of(plain))
@@ -169,14 +216,19 @@ def test_views_come_from_the_generator_alone(name: str, kwargs: dict, rollout: R
     assert torch.equal(first.ids, other.ids) != is_random(name, kwargs)
     generator = seeded(3)
     estimator = ESTIMATORS[name](**kwargs)
-    one, two = (estimator.make_views(rollout, MASK, generator, update_for(rollout)) for _ in range(2))
+    one, two = (
+        estimator.make_views(rollout, MASK, generator, update_for(rollout)) for _ in range(2)
+    )
     assert torch.equal(one.ids, first.ids)
-    assert torch.equal(two.ids, one.ids) != is_random(name, kwargs)  # a generator moves on: inner updates get their own masks
+    # a generator moves on: inner updates get their own masks
+    assert torch.equal(two.ids, one.ids) != is_random(name, kwargs)
 
 
 @EVERY
 @ON_EACH
-def test_views_of_a_row_do_not_depend_on_its_batch(name: str, kwargs: dict, rollout: Rollout) -> None:
+def test_views_of_a_row_do_not_depend_on_its_batch(
+    name: str, kwargs: dict, rollout: Rollout
+) -> None:
     whole = views_of(name, kwargs, rollout)
     for rows in ([2], [1, 0], [5, 3, 1]):
         part = views_of(name, kwargs, rollout.rows(torch.tensor(rows)))
@@ -194,8 +246,11 @@ def batch_for(rollout: Rollout, logps: Tensor) -> TrainBatch:
 
 @EVERY
 @ON_EACH
-def test_ratios_are_exactly_1_at_unchanged_weights(name: str, kwargs: dict, rollout: Rollout) -> None:
-    estimator, views = ESTIMATORS[name](**kwargs), views_of(name, kwargs, rollout)
+def test_ratios_are_exactly_1_at_unchanged_weights(
+    name: str, kwargs: dict, rollout: Rollout
+) -> None:
+    estimator = ESTIMATORS[name](**kwargs)
+    views = views_of(name, kwargs, rollout)
     logps = token_logps(DENOISER, rollout, estimator, views)
     assert torch.isfinite(logps).all()
     assert (logps.detach() <= 0).all() or name == "sandwich"  # its upper bound may exceed 0
@@ -209,28 +264,41 @@ def test_ratios_are_exactly_1_at_unchanged_weights(name: str, kwargs: dict, roll
 @EVERY
 @pytest.mark.parametrize("max_canvases", [1, 3])
 def test_the_chunked_gradient_is_the_full_one(name: str, kwargs: dict, max_canvases: int) -> None:
-    rollout, estimator = hand_made(), ESTIMATORS[name](**kwargs)
+    rollout = hand_made()
+    estimator = ESTIMATORS[name](**kwargs)
     views = views_of(name, kwargs, rollout)
     batch = batch_for(rollout, token_logps(DENOISER, rollout, estimator, views) + 0.05)
 
     def gradient(limit: int) -> list[Tensor]:
-        backward_in_chunks(DENOISER, rollout, estimator, views, lambda x: token_clip()(x, batch), max_canvases=limit)
+        backward_in_chunks(
+            DENOISER,
+            rollout,
+            estimator,
+            views,
+            lambda x: token_clip()(x, batch),
+            max_canvases=limit,
+        )
         grads = [p.grad.clone() for p in DENOISER.model.parameters()]
         DENOISER.model.zero_grad()
         return grads
 
-    full, chunked = gradient(10**6), gradient(max_canvases)
+    full = gradient(10**6)
+    chunked = gradient(max_canvases)
     largest = max(float(g.abs().max()) for g in full)
     assert largest > 1e-3
-    units = 8 * ROUNDING  # advantages of both signs cancel: what was added up is larger than the sum
-    assert all(same_maths(c, f, size=largest, units=units) for c, f in zip(chunked, full, strict=True))
+    # advantages of both signs cancel: what was added up is larger than the sum
+    units = 8 * ROUNDING
+    assert all(
+        same_maths(c, f, size=largest, units=units) for c, f in zip(chunked, full, strict=True)
+    )
 
 
 @EVERY
 def test_rows_without_actions_are_finite_and_silent(name: str, kwargs: dict) -> None:
     rollout = hand_made().rows(torch.tensor([4, 4]))
     assert not rollout.action_mask.any()
-    estimator, views = ESTIMATORS[name](**kwargs), views_of(name, kwargs, rollout)
+    estimator = ESTIMATORS[name](**kwargs)
+    views = views_of(name, kwargs, rollout)
     assert (views.weight == 0).all()
     assert (token_logps(DENOISER, rollout, estimator, views) == 0).all()
 
@@ -238,7 +306,8 @@ def test_rows_without_actions_are_finite_and_silent(name: str, kwargs: dict) -> 
 @EVERY
 @ON_EACH
 def test_reduce_uses_only_what_views_score(name: str, kwargs: dict, rollout: Rollout) -> None:
-    estimator, views = ESTIMATORS[name](**kwargs), views_of(name, kwargs, rollout)
+    estimator = ESTIMATORS[name](**kwargs)
+    views = views_of(name, kwargs, rollout)
     logps = view_logps(DENOISER, rollout, views).detach()
     spoiled = torch.where(views.weight != 0, logps, 123.0)
     assert torch.equal(estimator.reduce(spoiled, views), estimator.reduce(logps, views))
@@ -248,6 +317,7 @@ def test_reduce_uses_only_what_views_score(name: str, kwargs: dict, rollout: Rol
 def test_a_step_without_rows_has_views(name: str, kwargs: dict) -> None:
     """All groups flat and no KL term: nothing to score, and nothing breaks."""
     rollout = hand_made().rows(torch.tensor([], dtype=torch.int64))
-    estimator, views = ESTIMATORS[name](**kwargs), views_of(name, kwargs, rollout)
+    estimator = ESTIMATORS[name](**kwargs)
+    views = views_of(name, kwargs, rollout)
     assert views.ids.shape[0] == 0 and views.ids.shape == views.weight.shape
     assert estimator.reduce(views.weight.double(), views).shape == rollout.ids.shape

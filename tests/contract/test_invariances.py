@@ -1,7 +1,8 @@
-"""What must never change a result: batch size, row order, padding, the split over ranks, a global generator.
+"""What must never change a result: batch size, row order, padding, the split over ranks, a global
+generator.
 
-On a random LLaDA in fp64 with real attention over padded rows. Tokens, steps and counts must be identical, log-probs equal
-to 1e-9 (other batch shapes round differently).
+On a random LLaDA in fp64 with real attention over padded rows. Tokens, steps and counts must be
+identical, log-probs equal to 1e-9 (other batch shapes round differently).
 """
 
 from __future__ import annotations
@@ -42,9 +43,13 @@ ESTIMATOR = pytest.mark.parametrize(
 
 
 def canvas_of(rows: list[int], extra_pad: int = 0) -> Canvas:
-    """The canvas of these rows (indices into ROW_IDS); each row's prompt and anchors are its own."""
+    """The canvas of these rows (indices into ROW_IDS); each row's prompt and anchors are its
+    own.
+    """
     prompts = [[(3 * r + k) % 11 for k in range(1 + r % 5)] for r in rows]
-    anchors = [{} if r % 3 == 0 else {r % GEN_LENGTH: r % 11, (r + 3) % GEN_LENGTH: 1} for r in rows]
+    anchors = [
+        {} if r % 3 == 0 else {r % GEN_LENGTH: r % 11, (r + 3) % GEN_LENGTH: 1} for r in rows
+    ]
     canvas = anchored_canvas(
         prompts,
         anchors,
@@ -74,9 +79,20 @@ def run(canvas: Canvas, select: str, options: dict) -> Rollout:
 
 
 def same_completions(got: Rollout, want: Rollout, rows: list[int]) -> None:
-    """Row i of ``got`` is row ``rows[i]`` of ``want``, whatever lies to the left of the completion."""
-    for name in ("ids", "decoded_step", "completion_mask", "action_mask", "anchor_mask", "exit_mask"):
-        assert torch.equal(getattr(got, name)[:, -GEN_LENGTH:], getattr(want, name)[rows, -GEN_LENGTH:]), name
+    """Row i of ``got`` is row ``rows[i]`` of ``want``, whatever lies to the left of the
+    completion.
+    """
+    for name in (
+        "ids",
+        "decoded_step",
+        "completion_mask",
+        "action_mask",
+        "anchor_mask",
+        "exit_mask",
+    ):
+        assert torch.equal(
+            getattr(got, name)[:, -GEN_LENGTH:], getattr(want, name)[rows, -GEN_LENGTH:]
+        ), name
     for name in ("nfe", "exit_step", "row_ids", "group_ids"):
         assert torch.equal(getattr(got, name), getattr(want, name)[rows]), name
     gap = got.behavior_logps[:, -GEN_LENGTH:] - want.behavior_logps[rows, -GEN_LENGTH:]
@@ -88,7 +104,9 @@ EVERYONE = list(range(len(ROW_IDS)))
 
 @SETTINGS
 def test_decoding_does_not_depend_on_the_batch(select: str, options: dict) -> None:
-    """Each row alone, pairs, another order, ranks that take every second row, and more left padding."""
+    """Each row alone, pairs, another order, ranks that take every second row, and more left
+    padding.
+    """
     want = run(canvas_of(EVERYONE), select, options)
     splits = [[r] for r in EVERYONE[:3]] + [EVERYONE[::2], EVERYONE[1::2], [5, 0, 7, 2, 6, 1, 4, 3]]
     for rows in splits:
@@ -109,10 +127,17 @@ def test_the_batch_above_is_not_trivial() -> None:
 
 def test_rows_of_one_prompt_differ_by_their_id_and_repeat_with_it() -> None:
     def at(row_ids: list[int]) -> Rollout:
-        canvas = anchored_canvas([[1, 2]] * len(row_ids), [{}] * len(row_ids), gen_length=8, denoiser=DENOISER, row_ids=row_ids)
+        canvas = anchored_canvas(
+            [[1, 2]] * len(row_ids),
+            [{}] * len(row_ids),
+            gen_length=8,
+            denoiser=DENOISER,
+            row_ids=row_ids,
+        )
         return run(canvas, "entropy", OPTIONS[0])
 
-    first, second = at([5, 6, 7]), at([7, 8, 5])
+    first = at([5, 6, 7])
+    second = at([7, 8, 5])
     assert torch.equal(first.ids[0], second.ids[2]) and torch.equal(first.ids[2], second.ids[0])
     assert len({tuple(x) for x in torch.cat([first.ids, second.ids]).tolist()}) == 4
 

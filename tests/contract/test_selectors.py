@@ -1,4 +1,6 @@
-"""What every position rule promises. A new one adds a line to SETTINGS (whether it needs logits, and the drawn token)."""
+"""What every position rule promises. A new one adds a line to SETTINGS (whether it needs logits,
+and the drawn token).
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ SETTINGS = {
 }
 EVERY = pytest.mark.parametrize("name", sorted(RULES))
 GAMMA = {name: 0.5 for name, rule in RULES.items() if rule.prefix}
-ROWS, VOCAB, MASK = 12, 9, 4
+ROWS = 12
+VOCAB = 9
+MASK = 4
 
 
 def test_every_rule_is_in_this_battery_and_says_what_it_needs() -> None:
@@ -59,7 +63,9 @@ def inputs(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def test_scores_are_finite_one_per_position_and_positions_do_not_mix(name: str) -> None:
     data = inputs(1)
     whole = scores(name, *data)
-    assert whole.shape == (ROWS,) and torch.isfinite(whole).all() and len(set(whole.tolist())) == ROWS
+    assert (
+        whole.shape == (ROWS,) and torch.isfinite(whole).all() and len(set(whole.tolist())) == ROWS
+    )
     order = torch.tensor([5, 2, 11, 0])
     assert torch.allclose(scores(name, *(x[order] for x in data)), whole[order], atol=1e-6)
 
@@ -68,17 +74,24 @@ def test_scores_are_finite_one_per_position_and_positions_do_not_mix(name: str) 
 def test_scores_survive_extreme_logits(name: str) -> None:
     logits, token, uniform, offset = inputs(2)
     logits = logits * 1e4
-    logits[0], logits[1] = 0.0, -1e9
+    logits[0] = 0.0
+    logits[1] = -1e9
     logits[2, MASK] = 1e9
     assert torch.isfinite(scores(name, logits, token, uniform, offset)).all()
 
 
 @EVERY
 @pytest.mark.parametrize(("block_length", "steps"), [(8, 8), (8, 3), (4, 5), (2, 1)])
-def test_the_highest_scores_of_the_active_block_are_revealed(name: str, block_length: int, steps: int) -> None:
-    """Every call reveals open positions of the first open block only, at least one, and never moves what is revealed."""
+def test_the_highest_scores_of_the_active_block_are_revealed(
+    name: str, block_length: int, steps: int
+) -> None:
+    """Every call reveals open positions of the first open block only, at least one, and never moves
+    what is revealed.
+    """
     denoiser = HashDenoiser(length=8, eos_bias=-1e9)
-    canvas = anchored_canvas([[1]] * 5, [{}, {0: 1}, {1: 2, 6: 3}, {4: 1, 5: 1}, {7: 0}], gen_length=8, denoiser=denoiser)
+    canvas = anchored_canvas(
+        [[1]] * 5, [{}, {0: 1}, {1: 2, 6: 3}, {4: 1, 5: 1}, {7: 0}], gen_length=8, denoiser=denoiser
+    )
     rollout = decode(
         denoiser,
         canvas,
@@ -101,7 +114,8 @@ def test_the_highest_scores_of_the_active_block_are_revealed(name: str, block_le
 @pytest.mark.parametrize("name", sorted(set(QUOTA_RULES) - {"random"}))  # uniforms do not tie
 def test_ties_go_to_the_left(name: str) -> None:
     denoiser = HashDenoiser(length=6, eos_bias=-1e9)
-    denoiser.table = torch.full_like(denoiser.table, -1e9)  # one token is certain: every score is exact, whatever rounds how
+    # one token is certain: every score is exact, whatever rounds how
+    denoiser.table = torch.full_like(denoiser.table, -1e9)
     denoiser.table[..., 0] = 0.0
     canvas = blank_canvas([[1]], gen_length=6, denoiser=denoiser)
     rollout = decode(denoiser, canvas, block_length=6, steps=3, select=name)
@@ -132,11 +146,20 @@ def test_greedy_decoding_repeats_and_random_needs_the_generator(name: str) -> No
 
 @EVERY
 def test_exact_rules_choose_positions_before_tokens_are_drawn(name: str) -> None:
-    """The first call's positions must not depend on the tokens' random numbers, and do so for inexact rules."""
+    """The first call's positions must not depend on the tokens' random numbers, and do so for
+    inexact rules.
+    """
     denoiser = HashDenoiser(length=8, eos_bias=-1e9)
     canvas = blank_canvas([[1]] * 60, gen_length=8, denoiser=denoiser)
     rollout = decode(
-        denoiser, canvas, block_length=8, steps=8, select=name, gamma=GAMMA.get(name), temperature=2.0, generator=seeded(3)
+        denoiser,
+        canvas,
+        block_length=8,
+        steps=8,
+        select=name,
+        gamma=GAMMA.get(name),
+        temperature=2.0,
+        generator=seeded(3),
     )
     first = (rollout.decoded_step[:, -8:] == 1).long().argmax(-1)
     assert rollout.exact == (not SETTINGS[name]["needs_draw"])

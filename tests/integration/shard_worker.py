@@ -1,4 +1,6 @@
-"""One of two gloo ranks: decodes few or many tokens with a sharded model and says how long it had to wait."""
+"""One of two gloo ranks: decodes few or many tokens with a sharded model and says how long it had
+to wait.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,14 @@ from unmaskrl.core.canvas import blank_canvas
 from unmaskrl.core.decoding import decode
 from unmaskrl.models.denoiser import ModelDenoiser
 from unmaskrl.models.weights import frozen_copy, whole
-from unmaskrl.training.ranks.shard import Gathered, Lockstep, extra_passes, finish_lockstep, is_split, shard_blocks
+from unmaskrl.training.ranks.shard import (
+    Gathered,
+    Lockstep,
+    extra_passes,
+    finish_lockstep,
+    is_split,
+    shard_blocks,
+)
 
 SLOW = 0.05  # seconds that the long rank spends on each call besides
 
@@ -35,7 +44,8 @@ class SlowLockstep(Lockstep):
 def main(mode: str, out: str) -> None:
     dist.init_process_group("gloo")
     rank = dist.get_rank()
-    denoiser, alone = tiny_llada(), tiny_llada()
+    denoiser = tiny_llada()
+    alone = tiny_llada()
     length = 4 if rank else 48  # rank 1 is done after 4 calls, rank 0 after up to 48
     frozen = frozen_copy(denoiser)
     gathered = Gathered(denoiser.model, frozen)
@@ -61,7 +71,11 @@ def main(mode: str, out: str) -> None:
         denoiser.hidden(rollout.ids).sum().backward()
         denoiser.hidden(rollout.ids).sum().backward()
     extra_passes(denoiser, 3 if rank else 1, 3)
-    total = sum(float(whole(p.grad).square().sum()) for p in denoiser.model.parameters() if p.grad is not None and is_split(p))
+    total = sum(
+        float(whole(p.grad).square().sum())
+        for p in denoiser.model.parameters()
+        if p.grad is not None and is_split(p)
+    )
     report = {
         "equal": torch.equal(rollout.ids, expected.ids),
         "calls": int(rollout.nfe.max()),

@@ -1,4 +1,6 @@
-"""A run on a pretend accelerator: every tensor that meets the model's is where the model is, after a resume too."""
+"""A run on a pretend accelerator: every tensor that meets the model's is where the model is, after
+a resume too.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +17,18 @@ from unmaskrl.recipes.load import load_recipe
 from unmaskrl.training.loop import train
 
 SETTINGS = (
-    "model.random_init=tiny train.steps=1 train.prompts_per_step=2 train.group_size=2 train.num_iterations=2 train.threads=1 "
-    "train.log_with=[] decode.gen_length=16 decode.block_length=16 decode.steps=16 eval.size=2 eval.size_during=2 "
-    "task.train_size=8 task.eval_size=4 train.save_every=1 train.keep_checkpoints=3 train.variance_draws=2 model.lora.rank=2"
+    "model.random_init=tiny train.steps=1 train.prompts_per_step=2 train.group_size=2 "
+    "train.num_iterations=2 train.threads=1 "
+    "train.log_with=[] decode.gen_length=16 decode.block_length=16 decode.steps=16 eval.size=2 "
+    "eval.size_during=2 "
+    "task.train_size=8 task.eval_size=4 train.save_every=1 train.keep_checkpoints=3 "
+    "train.variance_draws=2 model.lora.rank=2"
 ).split()
 METHODS = {
     "llada-8b-countdown-stp": "prior.adapt_share=true prior.share=0.5 train.num_prompts=2".split(),
-    "dream-7b-countdown-diffpo": "model.lora=null train.ema=0.9 train.shuffle_advantages=true".split(),
+    "dream-7b-countdown-diffpo": (
+        "model.lora=null train.ema=0.9 train.shuffle_advantages=true".split()
+    ),
 }
 
 
@@ -33,24 +40,31 @@ class There(Accelerator):
 
 def test_the_pretend_device_refuses_what_a_gpu_refuses() -> None:
     with pretend_device() as device:
-        x, here = torch.ones(3).to(device), torch.ones(3)
+        x = torch.ones(3).to(device)
+        here = torch.ones(3)
         with pytest.raises(RuntimeError, match="meet tensors on the device"):
             x + here
         with pytest.raises(RuntimeError, match="meet tensors on the device"):
             here[torch.tensor([0], device=device)]
         with pytest.raises(RuntimeError, match="CPU generator"):
             torch.rand(2, device=device, generator=torch.Generator())
-        assert (x + 1)[torch.tensor([0])].tolist() == [2.0] and (x.cpu() + here).tolist() == [2.0] * 3
+        assert (x + 1)[torch.tensor([0])].tolist() == [2.0] and (x.cpu() + here).tolist() == [
+            2.0
+        ] * 3
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_run_on_a_device_and_its_resume_inside_a_step(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_on_a_device_and_its_resume_inside_a_step(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("unmaskrl.training.setup.Accelerator", There)
-    monkeypatch.setattr("unmaskrl.training.loop.memory_notes", lambda run: [])  # builds the full-size model without memory
+    # builds the full-size model without memory
+    monkeypatch.setattr("unmaskrl.training.loop.memory_notes", lambda run: [])
     recipe = load_recipe(name, [*SETTINGS, *METHODS[name], f"train.out={tmp_path / 'run'}"])
     with pretend_device():
         train(recipe)
-        shutil.rmtree(tmp_path / "run" / "checkpoints" / "update-000002")  # the first was taken inside the step
+        # the first was taken inside the step
+        shutil.rmtree(tmp_path / "run" / "checkpoints" / "update-000002")
         train(recipe, resume=True)
     (row,) = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert json.loads(row)["updates"] == 2

@@ -1,4 +1,6 @@
-"""Recipes on other families: dry runs with random weights, from nothing but a name or a config.json; the probe in a run."""
+"""Recipes on other families: dry runs with random weights, from nothing but a name or a
+config.json; the probe in a run.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +24,17 @@ from unmaskrl.recipes.load import load_recipe
 from unmaskrl.training.setup import start_run
 
 TINY = (
-    "train.steps=1 train.prompts_per_step=2 train.group_size=2 train.num_iterations=1 train.threads=1 train.log_with=[] "
+    "train.steps=1 train.prompts_per_step=2 train.group_size=2 train.num_iterations=1 "
+    "train.threads=1 train.log_with=[] "
     "eval.size=2 eval.size_during=2 decode.steps=10"
 ).split()
 
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: pytest.fail("a download was started"))
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download", lambda *a, **k: pytest.fail("a download was started")
+    )
 
 
 def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str]:
@@ -39,7 +44,9 @@ def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("hub_id", ["GSAI-ML/LLaDA-8B-Instruct", "Dream-org/Dream-v0-Instruct-7B"])
-def test_a_dry_run_of_a_released_model_by_name(hub_id: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_of_a_released_model_by_name(
+    hub_id: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "run"
     settings = [*TINY, f"train.out={out}", f"model.path={hub_id}", "model.random_init=tiny"]
     code, said = run(capsys, "train", "sudoku-mini", *settings)
@@ -56,20 +63,29 @@ def test_a_dry_run_of_a_released_model_by_name(hub_id: str, tmp_path: Path, caps
     assert (out / "model" / "model.safetensors").read_bytes() == before
 
 
-def test_a_dry_run_of_a_folder_without_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder, out = tmp_path / "dream", tmp_path / "run"
+def test_a_dry_run_of_a_folder_without_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "dream"
+    out = tmp_path / "run"
     folder.mkdir()
     build_byte_tokenizer(folder)
-    shutil.copyfile(Path(__file__).parents[1] / "data" / "dream-tiny" / "config.json", folder / "config.json")
+    shutil.copyfile(
+        Path(__file__).parents[1] / "data" / "dream-tiny" / "config.json", folder / "config.json"
+    )
     raw = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(raw | {"mask_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}))
+    (folder / "config.json").write_text(
+        json.dumps(raw | {"mask_token_id": 0, "eos_token_id": 1, "pad_token_id": 1})
+    )
     settings = [*TINY, f"train.out={out}", f"model.path={folder}"]
     code, said = run(capsys, "train", "sudoku-mini", *settings)
     assert code == 2 and "holds neither model.safetensors nor" in said and not out.exists()
     code, said = run(capsys, "train", "sudoku-mini", *settings, "model.random_init=tiny")
     assert code == 0, said
     assert load_denoiser(out / "model").vocab_size == 512
-    assert (out / "model" / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
+    assert (out / "model" / "tokenizer.json").read_bytes() == (
+        folder / "tokenizer.json"
+    ).read_bytes()
 
 
 def test_check_prices_a_released_model_by_name(capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,16 +97,29 @@ def test_check_prices_a_released_model_by_name(capsys: pytest.CaptureFixture[str
 
 def test_a_threshold_head_has_the_width_of_either_family(tmp_path: Path) -> None:
     for family in ("llada", "Dream"):
-        settings = [f"model.path={family}", "model.random_init=tiny", f"train.out={tmp_path / family}", "train.threads=1"]
-        sampler = start_run(load_recipe("diffpo-joint", settings), resume=False, force=False).sampler
-        assert sampler is not None and {p.shape[-1] for p in sampler.head.parameters() if p.ndim == 2} & {64}
+        settings = [
+            f"model.path={family}",
+            "model.random_init=tiny",
+            f"train.out={tmp_path / family}",
+            "train.threads=1",
+        ]
+        sampler = start_run(
+            load_recipe("diffpo-joint", settings), resume=False, force=False
+        ).sampler
+        assert sampler is not None and {
+            p.shape[-1] for p in sampler.head.parameters() if p.ndim == 2
+        } & {64}
 
 
 def recipe_for(path: str, out: Path, *more: str) -> Any:
-    return load_recipe("countdown-mini", [f"model.path={path}", f"train.out={out}", "train.threads=1", *more])
+    return load_recipe(
+        "countdown-mini", [f"model.path={path}", f"train.out={out}", "train.threads=1", *more]
+    )
 
 
-def test_a_run_refuses_shifted_logits_before_it_writes_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_refuses_shifted_logits_before_it_writes_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     straight = LLaDA.hidden
 
     def shifted(self: LLaDA, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
@@ -101,7 +130,12 @@ def test_a_run_refuses_shifted_logits_before_it_writes_anything(tmp_path: Path, 
     with pytest.raises(ValueError, match="logits look shifted by one"):
         start_run(recipe_for("mini", tmp_path / "b"), resume=False, force=False)
     assert not (tmp_path / "b").exists()
-    assert start_run(recipe_for("mini", tmp_path / "b", "train.probe=false"), resume=False, force=False).notes == []
+    assert (
+        start_run(
+            recipe_for("mini", tmp_path / "b", "train.probe=false"), resume=False, force=False
+        ).notes
+        == []
+    )
 
 
 def test_a_run_names_a_model_at_chance_and_goes_on(tmp_path: Path) -> None:
@@ -110,4 +144,6 @@ def test_a_run_names_a_model_at_chance_and_goes_on(tmp_path: Path) -> None:
     copy_tokenizer(ASSETS / "mini", tmp_path / "model")
     recipe = recipe_for(str(tmp_path / "model"), tmp_path / "out")
     notes = start_run(recipe, resume=False, force=False).notes
-    assert len(notes) == 1 and notes[0].startswith(f"model.path {tmp_path / 'model'}: masked-token accuracy 0.")
+    assert len(notes) == 1 and notes[0].startswith(
+        f"model.path {tmp_path / 'model'}: masked-token accuracy 0."
+    )

@@ -1,4 +1,6 @@
-"""A handful of SIGKILLs at random times and moments, all runs bit-equal to one left alone (many: tests/kill_many.py)."""
+"""A handful of SIGKILLs at random times and moments, all runs bit-equal to one left alone (many:
+tests/kill_many.py).
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,11 @@ import pytest
 def test_killed_runs_are_bit_equal() -> None:
     script = Path(__file__).parents[1] / "kill_many.py"
     done = subprocess.run(
-        [sys.executable, str(script), "--kills", "7", "--seed", "3"], capture_output=True, text=True, timeout=900, check=False
+        [sys.executable, str(script), "--kills", "7", "--seed", "3"],
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     found = re.search(r"(\d+) kills in \d+ runs, 0 differences", done.stdout)

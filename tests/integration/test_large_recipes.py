@@ -1,4 +1,6 @@
-"""Large runs, composed of model, task and method: each resolves and is priced; a few train on tiny models of the family."""
+"""Large runs, composed of model, task and method: each resolves and is priced; a few train on tiny
+models of the family.
+"""
 
 from __future__ import annotations
 
@@ -25,17 +27,22 @@ LINEAR = "q_proj k_proj v_proj attn_out ff_proj up_proj ff_out o_proj gate_proj 
 DATA = Path(__file__).parents[1] / "data"
 
 TINY = (
-    "model.random_init=tiny model.lora.rank=2 train.steps=2 train.prompts_per_step=2 train.group_size=2 train.num_iterations=2 "
-    "train.threads=1 train.log_with=[] decode.gen_length=32 decode.steps=16 eval.size=2 eval.size_during=2"
+    "model.random_init=tiny model.lora.rank=2 train.steps=2 train.prompts_per_step=2 "
+    "train.group_size=2 train.num_iterations=2 "
+    "train.threads=1 train.log_with=[] decode.gen_length=32 decode.steps=16 eval.size=2 "
+    "eval.size_during=2"
 ).split()
 
 
 def test_names_are_all_combinations() -> None:
     names = composed_names()
     assert len(names) == len(set(names)) == 2 * 4 * 4
-    assert {"llada-8b-gsm8k-diffu_grpo", "llada-8b-countdown-stp", "dream-7b-sudoku-diffpo", "dream-7b-math-elbo_grpo"} <= set(
-        names
-    )
+    assert {
+        "llada-8b-gsm8k-diffu_grpo",
+        "llada-8b-countdown-stp",
+        "dream-7b-sudoku-diffpo",
+        "dream-7b-math-elbo_grpo",
+    } <= set(names)
     with pytest.raises(ValueError, match="the nearest are llada-8b-gsm8k-stp, "):
         load_recipe("llada-8b-gsm8k-spt")
 
@@ -46,10 +53,13 @@ def test_every_large_run_resolves_and_fits_80_gb(name: str) -> None:
     family, task, method = name.rsplit("-", 2)
     assert recipe.name == name and recipe.task == {**recipe.task, "name": task, "protocol": "d1"}
     assert ("LLaDA" in recipe.model.path) == (family == "llada-8b")
-    assert recipe.decode.gen_length == 256 and recipe.train.group_size == 6 and recipe.train.lr == 3e-6
-    assert recipe.train.num_iterations == {"diffu_grpo": 8 if task in ("countdown", "sudoku") else 12, "diffpo": 8}.get(
-        method, 4
+    assert (
+        recipe.decode.gen_length == 256 and recipe.train.group_size == 6 and recipe.train.lr == 3e-6
     )
+    assert recipe.train.num_iterations == {
+        "diffu_grpo": 8 if task in ("countdown", "sudoku") else 12,
+        "diffpo": 8,
+    }.get(method, 4)
     assert recipe.decode.temperature == (0.3 if task == "sudoku" else 0.9)
     cost = step_cost(recipe)
     assert cost.parameters > 7e9
@@ -67,14 +77,24 @@ def test_every_large_run_resolves_and_fits_80_gb(name: str) -> None:
         "dream-7b-countdown-stp",
     ],
 )
-def test_a_rehearsal_without_a_download(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rehearsal_without_a_download(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two steps, evaluation, saved weights: everything but the size is the large run's."""
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: pytest.fail("a download was started"))
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download", lambda *a, **k: pytest.fail("a download was started")
+    )
     task = name.rsplit("-", 2)[1]
     rows = {"gsm8k": GSM8K_ROWS, "math": MATH_ROWS}.get(task)
-    data = [f"task.data={write_rows(tmp_path / 'rows.jsonl', rows)}"] if rows else ["task.train_size=8", "task.eval_size=4"]
+    data = (
+        [f"task.data={write_rows(tmp_path / 'rows.jsonl', rows)}"]
+        if rows
+        else ["task.train_size=8", "task.eval_size=4"]
+    )
     train(load_recipe(name, [*TINY, *data, f"train.out={tmp_path / 'run'}"]))
-    steps = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    steps = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert len(steps) == 2 and all(step["health/behavior_gap"] < 0.2 for step in steps)
     model = load_denoiser(tmp_path / "run" / "model").model
     assert isinstance(model, LLaDA if name.startswith("llada") else Dream)
@@ -82,7 +102,9 @@ def test_a_rehearsal_without_a_download(name: str, tmp_path: Path, monkeypatch: 
 
 
 def fixture_with_tokenizer(name: str, folder: Path) -> Path:
-    """A copy of a parity checkpoint, and a byte-level tokenizer with its special ids (mask 511, EOS 501)."""
+    """A copy of a parity checkpoint, and a byte-level tokenizer with its special ids (mask 511, EOS
+    501).
+    """
     folder.mkdir()
     for file in ("config.json", "model.safetensors"):
         shutil.copyfile(DATA / name / file, folder / file)
@@ -102,20 +124,35 @@ def distinct(prompts: list, completions: list, **columns: list) -> list[float]:
     return [float(len(set(completion_text(completion)))) for completion in completions]
 
 
-@pytest.mark.parametrize(("family", "name"), [("llada-8b", "llada-tiny"), ("dream-7b", "dream-tiny")])
-def test_a_checkpoint_of_the_layout_trains_by_its_path_alone(family: str, name: str, tmp_path: Path) -> None:
-    """The published layout with random weights: adapters are trained, and put on it no other tensor has changed."""
-    folder, out = fixture_with_tokenizer(name, tmp_path / "model"), tmp_path / "run"
+@pytest.mark.parametrize(
+    ("family", "name"), [("llada-8b", "llada-tiny"), ("dream-7b", "dream-tiny")]
+)
+def test_a_checkpoint_of_the_layout_trains_by_its_path_alone(
+    family: str, name: str, tmp_path: Path
+) -> None:
+    """The published layout with random weights: adapters are trained, and put on it no other tensor
+    has changed.
+    """
+    folder = fixture_with_tokenizer(name, tmp_path / "model")
+    out = tmp_path / "run"
     settings = (
-        "model.dtype=float32 train.steps=1 train.prompts_per_step=1 train.group_size=4 train.num_iterations=1 train.lr=0.01 "
-        "train.threads=1 train.log_with=[] eval.size=2 eval.size_during=2 decode.gen_length=16 decode.block_length=16 "
-        "decode.steps=8 task.train_size=4 task.eval_size=4 task.protocol=strict task.prompt_style=short "
+        "model.dtype=float32 train.steps=1 train.prompts_per_step=1 train.group_size=4 "
+        "train.num_iterations=1 train.lr=0.01 "
+        "train.threads=1 train.log_with=[] eval.size=2 eval.size_during=2 decode.gen_length=16 "
+        "decode.block_length=16 "
+        "decode.steps=8 task.train_size=4 task.eval_size=4 task.protocol=strict "
+        "task.prompt_style=short "
         f"train.reward_functions=[{__name__}:distinct] model.path={folder} train.out={out}"
     ).split()
     train(load_recipe(f"{family}-countdown-stp", settings))
-    before, after = load_denoiser(folder).model.state_dict(), open_checkpoint(out)[0].model.state_dict()
+    before = load_denoiser(folder).model.state_dict()
+    after = open_checkpoint(out)[0].model.state_dict()
     assert before.keys() == after.keys()
     changed = {key for key in before if not torch.equal(before[key], after[key])}
     assert len(changed) > 10
     for key in changed:
-        assert key.endswith(".weight") and key.split(".")[-2] in LINEAR and (".blocks." in key or ".layers." in key), key
+        assert (
+            key.endswith(".weight")
+            and key.split(".")[-2] in LINEAR
+            and (".blocks." in key or ".layers." in key)
+        ), key

@@ -1,4 +1,6 @@
-"""The harness' own command line on local tasks, offline, in a process of its own (its import is slow and warns)."""
+"""The harness' own command line on local tasks, offline, in a process of its own (its import is
+slow and warns).
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,8 @@ test_split: test
 output_type: generate_until
 doc_to_text: "{{prompt}}"
 doc_to_target: "{{answer}}"
-generation_kwargs: {until: ["never", "</answer>", "", ">"], do_sample: false, max_gen_toks: 99, top_k: 3}
+generation_kwargs:
+  {until: ["never", "</answer>", "", ">"], do_sample: false, max_gen_toks: 99, top_k: 3}
 metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
 """
 CHOOSE = """
@@ -48,17 +51,30 @@ metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
 
 
 def harness(tmp_path: Path, *argv: str) -> subprocess.CompletedProcess[str]:
-    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf"), "OMP_NUM_THREADS": "1"}
+    offline = {
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+        "HF_HOME": str(tmp_path / "hf"),
+        "OMP_NUM_THREADS": "1",
+    }
     command = [sys.executable, "-m", "unmaskrl.evaluation.lm_harness", "--model", "unmaskrl", *argv]
-    return subprocess.run(command, capture_output=True, text=True, timeout=500, env={**os.environ, **offline})
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=500, env={**os.environ, **offline}
+    )
 
 
 def test_generation_and_choices_are_our_decoding_and_our_bound(tmp_path: Path) -> None:
-    task, denoiser, tokenizer = load("countdown"), load_denoiser(ASSETS / "mini"), load_tokenizer(ASSETS / "mini")
+    task = load("countdown")
+    denoiser = load_denoiser(ASSETS / "mini")
+    tokenizer = load_tokenizer(ASSETS / "mini")
     examples = task.examples("test")[:SIZE]
-    prompts = [tokenizer.apply_chat_template(task.prompt(e), tokenize=False, add_generation_prompt=True) for e in examples]
+    prompts = [
+        tokenizer.apply_chat_template(task.prompt(e), tokenize=False, add_generation_prompt=True)
+        for e in examples
+    ]
     ours = evaluate(denoiser, tokenizer, task, examples, DecodeConfig(**DECODE)).items
-    wanted = [item.text.split(">")[0] for item in ours]  # the first of several stop strings, wherever it stands in the list
+    # the first of several stop strings, wherever it stands in the list
+    wanted = [item.text.split(">")[0] for item in ours]
     choices = [[str(task.reference(e)), "5 + 5 = 10"] for e in examples]
     rows = [
         {"prompt": prompt, "answer": text if n % 2 else "wrong", "choices": two, "label": 0}
@@ -70,7 +86,12 @@ def test_generation_and_choices_are_our_decoding_and_our_bound(tmp_path: Path) -
     settings = ",".join(f"{key}={value}" for key, value in DECODE.items())
     done = harness(
         tmp_path,
-        *("--model_args", f"pretrained=mini,task=countdown,exit_at=None,num_mc=4,seed=3,{settings}", "--batch_size", "4"),
+        *(
+            "--model_args",
+            f"pretrained=mini,task=countdown,exit_at=None,num_mc=4,seed=3,{settings}",
+            "--batch_size",
+            "4",
+        ),
         *("--tasks", "mini_generate,mini_choose", "--include_path", str(tmp_path)),
         *("--output_path", str(tmp_path / "out"), "--log_samples"),
     )
@@ -78,26 +99,50 @@ def test_generation_and_choices_are_our_decoding_and_our_bound(tmp_path: Path) -
     samples = {}
     for name in ("mini_generate", "mini_choose"):
         (path,) = (tmp_path / "out").rglob(f"samples_{name}_*.jsonl")
-        samples[name] = sorted((json.loads(line) for line in path.read_text().splitlines()), key=lambda row: row["doc_id"])
+        samples[name] = sorted(
+            (json.loads(line) for line in path.read_text().splitlines()),
+            key=lambda row: row["doc_id"],
+        )
     assert [row["resps"][0][0] for row in samples["mini_generate"]] == wanted
     assert all(text.endswith("<answer") for text in wanted)
-    assert "setting top_k is ignored" in done.stderr and done.stderr.count("max_gen_toks=99 exceeds gen_length=24") == 1
+    assert (
+        "setting top_k is ignored" in done.stderr
+        and done.stderr.count("max_gen_toks=99 exceeds gen_length=24") == 1
+    )
     assert [row["exact_match"] for row in samples["mini_generate"]] == [0.0, 1.0] * (SIZE // 2)
-    pairs = [encode_pair(tokenizer, p, f" {c}") for p, two in zip(prompts, choices, strict=True) for c in two]
+    pairs = [
+        encode_pair(tokenizer, p, f" {c}")
+        for p, two in zip(prompts, choices, strict=True)
+        for c in two
+    ]
     want = continuation_logps(denoiser, pairs, num_mc=4, seed=3, batch_size=5, max_canvases=7)
     got = [float(resp[0][0]) for row in samples["mini_choose"] for resp in row["resps"]]
     assert got == pytest.approx(want, abs=1e-4) and max(got) < 0
-    greedy = [resp[0][1] in (True, "True") for row in samples["mini_choose"] for resp in row["resps"]]
+    greedy = [
+        resp[0][1] in (True, "True") for row in samples["mini_choose"] for resp in row["resps"]
+    ]
     assert len(greedy) == 2 * SIZE and not all(greedy)
 
 
 def test_what_it_cannot_do_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "data.jsonl").write_text('{"text": "3 + 4 = 7"}\n')
     (tmp_path / "rolling.yaml").write_text(
-        f"task: mini_rolling\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {tmp_path / 'data.jsonl'}}}}}\n"
-        'test_split: test\noutput_type: loglikelihood_rolling\ndoc_to_text: ""\ndoc_to_target: "{{text}}"\n'
+        f"task: mini_rolling\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: "
+        f"{tmp_path / 'data.jsonl'}}}}}\n"
+        'test_split: test\noutput_type: loglikelihood_rolling\ndoc_to_text: ""\ndoc_to_target: '
+        '"{{text}}"\n'
         "metric_list: [{metric: word_perplexity}]\n"
     )
-    done = harness(tmp_path, "--model_args", "pretrained=mini", "--tasks", "mini_rolling", "--include_path", str(tmp_path))
+    done = harness(
+        tmp_path,
+        "--model_args",
+        "pretrained=mini",
+        "--tasks",
+        "mini_rolling",
+        "--include_path",
+        str(tmp_path),
+    )
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("unmaskrl.evaluation.lm_harness: error: perplexity tasks")
+    assert done.stderr.splitlines()[-1].startswith(
+        "unmaskrl.evaluation.lm_harness: error: perplexity tasks"
+    )

@@ -1,4 +1,6 @@
-"""Ranks whose rows finish at different calls: no deadlock on sharded weights, and no waiting where a whole copy fits."""
+"""Ranks whose rows finish at different calls: no deadlock on sharded weights, and no waiting where
+a whole copy fits.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,19 @@ ROOT = Path(__file__).parents[2]
 
 
 def run_worker(mode: str, out: Path) -> list[dict]:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+    ]
     command = [*launcher, "-m", "tests.integration.shard_worker", mode, str(out)]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    env = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+    }
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
     return [json.loads((out / f"rank{rank}.json").read_text()) for rank in (0, 1)]
@@ -24,7 +36,9 @@ def run_worker(mode: str, out: Path) -> list[dict]:
 
 @pytest.mark.parametrize("mode", ["lockstep", "gathered"])
 def test_very_different_lengths(tmp_path: Path, mode: str) -> None:
-    """48 slow calls against 4: equal to the unsharded rollouts, within the time limit; only in lock-step does rank 1 wait."""
+    """48 slow calls against 4: equal to the unsharded rollouts, within the time limit; only in
+    lock-step does rank 1 wait.
+    """
     long, short = run_worker(mode, tmp_path)
     assert long["equal"] and short["equal"]
     assert long["calls"] > 3 * short["calls"]

@@ -1,4 +1,6 @@
-"""A number that is not finite ends a command in one line, with nothing saved that is not; ranks end together."""
+"""A number that is not finite ends a command in one line, with nothing saved that is not; ranks end
+together.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ from safetensors.torch import load_file, save_file
 from unmaskrl.models.hub import asset
 
 SMALL = (
-    "train.steps=3 train.prompts_per_step=2 train.group_size=4 train.num_iterations=2 train.threads=1 train.log_with=[] "
+    "train.steps=3 train.prompts_per_step=2 train.group_size=4 train.num_iterations=2 "
+    "train.threads=1 train.log_with=[] "
     "train.warmup=0 train.save_every=1 train.keep_checkpoints=9 eval.size=4 eval.size_during=4"
 ).split()
 TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
@@ -51,7 +54,9 @@ def breaks_rank_1(prompts, completions, **columns):
 """
 
 
-def command(folder: Path, *words: str, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+def command(
+    folder: Path, *words: str, launcher: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
     (folder / "odd_rewards.py").write_text(REWARDS)
     return subprocess.run(
         [sys.executable, *launcher, "-m", "unmaskrl.cli", *words],
@@ -63,8 +68,12 @@ def command(folder: Path, *words: str, launcher: tuple[str, ...] = ()) -> subpro
     )
 
 
-def train(folder: Path, *words: str, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    return command(folder, "train", "sudoku-mini", *SMALL, "train.out=out", *words, launcher=launcher)
+def train(
+    folder: Path, *words: str, launcher: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
+    return command(
+        folder, "train", "sudoku-mini", *SMALL, "train.out=out", *words, launcher=launcher
+    )
 
 
 def one_line(done: subprocess.CompletedProcess[str]) -> str:
@@ -88,7 +97,9 @@ def test_a_learning_rate_that_is_far_too_high(tmp_path: Path) -> None:
     assert "step 1: inner update 2: loss is nan, grad_norm is nan" in line
     assert "largest |advantage| 1.5" in line and "checkpoints/update-000001" in line
     assert assert_finite(tmp_path / "out") >= 3
-    assert "train.lr: input should be less than" in one_line(train(tmp_path, "train.lr=1e39", "train.out=new"))
+    assert "train.lr: input should be less than" in one_line(
+        train(tmp_path, "train.lr=1e39", "train.out=new")
+    )
 
 
 def test_rewards_whose_loss_overflows_stop_two_ranks_together(tmp_path: Path) -> None:
@@ -98,18 +109,27 @@ def test_rewards_whose_loss_overflows_stop_two_ranks_together(tmp_path: Path) ->
     lines = [line for line in done.stderr.splitlines() if line.startswith("unmaskrl: error: ")]
     assert lines and all("step 1: inner update 1: loss is" in line for line in lines), done.stderr
     assert all("last good checkpoint: none yet" in line for line in lines)
-    assert assert_finite(tmp_path / "out") == 0 and not (tmp_path / "out" / "metrics.jsonl").exists()
+    assert (
+        assert_finite(tmp_path / "out") == 0 and not (tmp_path / "out" / "metrics.jsonl").exists()
+    )
 
 
 def test_a_rank_whose_decoding_stops_ends_the_other(tmp_path: Path) -> None:
     done = train(tmp_path, "train.reward_functions=[odd_rewards:breaks_rank_1]", launcher=TWO)
     assert done.returncode != 0
-    assert "step 2: decoding stopped after call 1: logits are not finite in 4 of 4 rows: weight" in done.stderr
+    assert (
+        "step 2: decoding stopped after call 1: logits are not finite in 4 of 4 rows: weight"
+        in done.stderr
+    )
     assert assert_finite(tmp_path / "out") >= 3
 
 
 def test_a_skipped_update_changes_nothing_and_is_counted(tmp_path: Path) -> None:
-    words = ("train.reward_functions=[odd_rewards:second]", "advantage.name=group_mean", "train.skip_bad_updates=2")
+    words = (
+        "train.reward_functions=[odd_rewards:second]",
+        "advantage.name=group_mean",
+        "train.skip_bad_updates=2",
+    )
     done = train(tmp_path, *words, "decode.select=eb", "threshold.mode=joint")
     assert done.returncode == 0, done.stderr
     for count in (1, 2):
@@ -118,17 +138,29 @@ def test_a_skipped_update_changes_nothing_and_is_counted(tmp_path: Path) -> None
     text = (tmp_path / "out" / "metrics.jsonl").read_text()
     rows = [json.loads(line, parse_constant=pytest.fail) for line in text.splitlines()]
     assert [row["updates/skipped"] for row in rows] == [0.0, 2.0, 0.0]
-    assert rows[1]["loss"] is None and rows[1]["grad_norm"] is None and math.isfinite(rows[2]["loss"])
+    assert (
+        rows[1]["loss"] is None and rows[1]["grad_norm"] is None and math.isfinite(rows[2]["loss"])
+    )
     before, after, later = (tmp_path / "out" / "checkpoints" / f"update-{n:06d}" for n in (2, 4, 6))
     for group in ("model", "ema", "optimizer", "threshold", "threshold_optimizer"):
-        old, new, newest = (load_file(folder / f"{group}.safetensors") for folder in (before, after, later))
-        assert old.keys() == new.keys() and all(torch.equal(old[name], new[name]) for name in old), group
-        assert any(not torch.equal(old[name], newest[name]) for name in old), "the step after it is made"
+        old, new, newest = (
+            load_file(folder / f"{group}.safetensors") for folder in (before, after, later)
+        )
+        assert old.keys() == new.keys() and all(
+            torch.equal(old[name], new[name]) for name in old
+        ), group
+        assert any(not torch.equal(old[name], newest[name]) for name in old), (
+            "the step after it is made"
+        )
     assert json.loads((after / "state.json").read_text())["skipped"] == 2
 
 
 def test_one_more_bad_update_than_may_be_skipped_ends_the_run(tmp_path: Path) -> None:
-    words = ("train.reward_functions=[odd_rewards:second]", "advantage.name=group_mean", "train.skip_bad_updates=1")
+    words = (
+        "train.reward_functions=[odd_rewards:second]",
+        "advantage.name=group_mean",
+        "train.skip_bad_updates=1",
+    )
     line = one_line(train(tmp_path, *words, "--quiet"))
     assert "step 2: inner update 2: loss is" in line and "after 1 skipped in a row" in line
 
@@ -138,7 +170,9 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the shipped base with one NaN, in the final norm."""
     folder = tmp_path_factory.mktemp("broken") / "mini"
     shutil.copytree(asset("mini"), folder)
-    weights = {name: tensor.clone() for name, tensor in load_file(folder / "model.safetensors").items()}
+    weights = {
+        name: tensor.clone() for name, tensor in load_file(folder / "model.safetensors").items()
+    }
     weights["model.transformer.ln_f.weight"][0] = math.nan
     (folder / "model.safetensors").unlink()
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
@@ -151,22 +185,49 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("train", "sudoku-mini", *SMALL, "train.out=out"),
         ("train", "sudoku-mini", *SMALL, "train.out=out", "train.probe=false"),
         ("eval", "MODEL", "--task", "sudoku", "--size", "4"),
-        ("eval", "MODEL", "--task", "sudoku", "--size", "4", "--temperature", "1", "decode.select=eb", "decode.gamma=0.1"),
+        (
+            "eval",
+            "MODEL",
+            "--task",
+            "sudoku",
+            "--size",
+            "4",
+            "--temperature",
+            "1",
+            "decode.select=eb",
+            "decode.gamma=0.1",
+        ),
         ("sample", "MODEL", "--task", "sudoku", "decode.exit_at=0.5"),
         ("prior", "MODEL", "--task", "sudoku", "--size", "4", "--out", "prior.jsonl"),
     ],
     ids=["train", "train without probe", "eval", "eval drawn", "sample", "prior"],
 )
-def test_a_broken_weight_ends_every_command_that_decodes(tmp_path: Path, broken: Path, words: tuple[str, ...]) -> None:
+def test_a_broken_weight_ends_every_command_that_decodes(
+    tmp_path: Path, broken: Path, words: tuple[str, ...]
+) -> None:
     given = [str(broken) if word == "MODEL" else word for word in words]
-    line = one_line(command(tmp_path, *given, *([f"model.path={broken}"] if given[0] == "train" else [])))
-    assert "logits are not finite" in line and "weight 'model.transformer.ln_f.weight' is not finite" in line
+    line = one_line(
+        command(tmp_path, *given, *([f"model.path={broken}"] if given[0] == "train" else []))
+    )
+    assert (
+        "logits are not finite" in line
+        and "weight 'model.transformer.ln_f.weight' is not finite" in line
+    )
     assert not (tmp_path / "prior.jsonl").exists()
 
 
 def test_supervised_training_stops_as_well(tmp_path: Path) -> None:
-    short = ("train.steps=4", "train.lr=1e20", "train.warmup=0", "train.save_every=1", "train.threads=1", "train.out=sft")
-    short += tuple(f"data.{part}.{key}" for part in (0, 1) for key in ("num_examples=200", "batch_size=8"))
+    short = (
+        "train.steps=4",
+        "train.lr=1e20",
+        "train.warmup=0",
+        "train.save_every=1",
+        "train.threads=1",
+        "train.out=sft",
+    )
+    short += tuple(
+        f"data.{part}.{key}" for part in (0, 1) for key in ("num_examples=200", "batch_size=8")
+    )
     line = one_line(command(tmp_path, "sft", "mini-base", *short))
     assert "step 2: " in line and "gradient norm nan" in line and "update-000001" in line
     assert assert_finite(tmp_path / "sft") == 2

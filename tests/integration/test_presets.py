@@ -1,4 +1,6 @@
-"""Every published method's preset, trained for two steps; some of them, for one, with spatio-temporal pruning switched on."""
+"""Every published method's preset, trained for two steps; some of them, for one, with
+spatio-temporal pruning switched on.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +23,17 @@ train_module = importlib.import_module("unmaskrl.training.loop")
 METHODS = [name for name in recipe_names() if is_method(name)]
 PRUNED = ["prior.name=anchors", "decode.exit_at=0.8"]
 RUNS = [(name, []) for name in METHODS]
-RUNS += [(name, PRUNED) for name in ("diffu_grpo", "spg_mix", "espo", "tracerl", "wd1", "coupled_grpo")]
-RUNS += [("elbo_grpo", [*PRUNED, "prior.hide_in_views=true"]), ("gdpo", ["prior.name=anchors", "prior.keep=0.5"])]
+RUNS += [
+    (name, PRUNED) for name in ("diffu_grpo", "spg_mix", "espo", "tracerl", "wd1", "coupled_grpo")
+]
+RUNS += [
+    ("elbo_grpo", [*PRUNED, "prior.hide_in_views=true"]),
+    ("gdpo", ["prior.name=anchors", "prior.keep=0.5"]),
+]
 TINY = (
     "train.prompts_per_step=2 train.group_size=3 train.threads=1 train.log_with=[] train.warmup=1 "
-    "train.reward_functions=[tests.integration.test_presets:spread] eval.size=2 eval.size_during=2 decode.temperature=1.0"
+    "train.reward_functions=[tests.integration.test_presets:spread] eval.size=2 eval.size_during=2 "
+    "decode.temperature=1.0"
 ).split()
 
 
@@ -36,8 +44,12 @@ def spread(prompts: list, completions: list, **columns: list[str]) -> list[float
     return [sum(i * ord(letter) for i, letter in enumerate(text)) % 97 / 97 for text in texts]
 
 
-@pytest.mark.parametrize(("name", "overrides"), RUNS, ids=lambda v: v if isinstance(v, str) else "stp" if v else "plain")
-def test_it_trains(name: str, overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "overrides"), RUNS, ids=lambda v: v if isinstance(v, str) else "stp" if v else "plain"
+)
+def test_it_trains(
+    name: str, overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     compared: list[int] = []
     original = train_module.check_first_ratio
 
@@ -47,13 +59,20 @@ def test_it_trains(name: str, overrides: list[str], tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(train_module, "check_first_ratio", check_first_ratio)
     steps = 1 if overrides else 2
-    size = [f"train.num_iterations={min(2, load_recipe(name).train.num_iterations)}", f"train.steps={steps}"]
+    size = [
+        f"train.num_iterations={min(2, load_recipe(name).train.num_iterations)}",
+        f"train.steps={steps}",
+    ]
     recipe = load_recipe(name, [*TINY, *size, *overrides, f"train.out={tmp_path / 'run'}"])
     train_module.train(recipe)
     assert len(compared) == 1 and compared[0] > 20  # every ratio was 1 before the first update
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert len(rows) == steps
-    assert rows[0]["health/first_log_ratio"] < 1e-3 and all("health/first_log_ratio" not in row for row in rows[1:])
+    assert rows[0]["health/first_log_ratio"] < 1e-3 and all(
+        "health/first_log_ratio" not in row for row in rows[1:]
+    )
     cost = step_cost(recipe)
     for row in rows:
         assert all(math.isfinite(v) for v in row.values() if isinstance(v, (int, float)))

@@ -1,4 +1,6 @@
-"""Two gloo processes train to the weights of one: whole groups per rank, summed gradients, sharded weights, adapters."""
+"""Two gloo processes train to the weights of one: whole groups per rank, summed gradients, sharded
+weights, adapters.
+"""
 
 from __future__ import annotations
 
@@ -17,23 +19,43 @@ from unmaskrl.models.checkpoint import load_denoiser
 from unmaskrl.models.hub import asset
 
 SETTINGS = (
-    "model.dtype=float64 train.steps=2 train.prompts_per_step=4 train.group_size=4 train.num_iterations=2 train.threads=1 "
-    "train.log_with=[] train.save_every=2 eval.size=8 eval.size_during=8 decode.select=eb threshold.mode=joint "
-    "prior.name=anchors prior.adapt_share=true prior.share=0.5 prior.keep_end=null prior.adapt_to=0.5 train.num_prompts=4 "
+    "model.dtype=float64 train.steps=2 train.prompts_per_step=4 train.group_size=4 "
+    "train.num_iterations=2 train.threads=1 "
+    "train.log_with=[] train.save_every=2 eval.size=8 eval.size_during=8 decode.select=eb "
+    "threshold.mode=joint "
+    "prior.name=anchors prior.adapt_share=true prior.share=0.5 prior.keep_end=null "
+    "prior.adapt_to=0.5 train.num_prompts=4 "
     "train.max_canvases=7"
 ).split()
 TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 ADAPTERS = ("model.lora.rank=4", "loss.kl_coef=0.01", "train.save=merged")
 COMPARED = (
-    "loss grad_norm reward/mean nfe/mean groups/live sampler/entropy sampler/grad_norm calls/total prior/share prior/keep"
+    "loss grad_norm reward/mean nfe/mean groups/live sampler/entropy sampler/grad_norm calls/total "
+    "prior/share prior/keep"
 ).split()
 
 
-def train(out: Path, *settings: str, launcher: tuple[str, ...] = (), flag: str = "--force") -> dict[str, Tensor]:
-    command = [sys.executable, *launcher, "-m", "unmaskrl.cli", "train", "sudoku-mini", *SETTINGS, *settings, flag]
-    done = subprocess.run([*command, f"train.out={out}", "--quiet"], capture_output=True, text=True, timeout=300)
+def train(
+    out: Path, *settings: str, launcher: tuple[str, ...] = (), flag: str = "--force"
+) -> dict[str, Tensor]:
+    command = [
+        sys.executable,
+        *launcher,
+        "-m",
+        "unmaskrl.cli",
+        "train",
+        "sudoku-mini",
+        *SETTINGS,
+        *settings,
+        flag,
+    ]
+    done = subprocess.run(
+        [*command, f"train.out={out}", "--quiet"], capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stdout + done.stderr
-    return load_file(out / "model-raw" / "model.safetensors") | load_file(out / "model-raw" / "threshold.safetensors")
+    return load_file(out / "model-raw" / "model.safetensors") | load_file(
+        out / "model-raw" / "threshold.safetensors"
+    )
 
 
 def metrics(out: Path) -> list[dict]:
@@ -60,20 +82,27 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Tenso
     ],
     ids=["whole", "fsdp", "zero2-lockstep"],
 )
-def test_two_ranks_equal_one(tmp_path: Path, one: tuple[Path, dict[str, Tensor]], settings: tuple[str, ...]) -> None:
+def test_two_ranks_equal_one(
+    tmp_path: Path, one: tuple[Path, dict[str, Tensor]], settings: tuple[str, ...]
+) -> None:
     two = train(tmp_path / "two", *settings, launcher=TWO)
     assert distance(one[1], two) < 1e-6  # the head is float32; the model float64:
     model = {name: value for name, value in one[1].items() if name.startswith("model.")}
     assert distance(model, {name: two[name] for name in model}) < 1e-12
-    ones, twos = metrics(one[0]), metrics(tmp_path / "two")
+    ones = metrics(one[0])
+    twos = metrics(tmp_path / "two")
     assert len(ones) == 2 and any(row["loss"] for row in ones)
-    assert ones[0]["prior/share"] != ones[1]["prior/share"], "a prompt's next group, on another rank, knows of its last one"
+    assert ones[0]["prior/share"] != ones[1]["prior/share"], (
+        "a prompt's next group, on another rank, knows of its last one"
+    )
     for key in COMPARED:
         assert all(abs(a[key] - b[key]) < 1e-4 for a, b in zip(ones, twos, strict=True)), key
 
 
 def test_adapters_go_on_alike_on_two_sharded_ranks(tmp_path: Path) -> None:
-    """A run on one process, cut back to its first step and resumed on two sharded ones, ends with the same weights."""
+    """A run on one process, cut back to its first step and resumed on two sharded ones, ends with
+    the same weights.
+    """
     lone = train(tmp_path / "run", *ADAPTERS)
     base = load_denoiser(asset("mini"), dtype=torch.float64).model.state_dict()
     assert distance(base, {name: lone[name] for name in base}) > 1e-5, "nothing was trained"

@@ -1,4 +1,6 @@
-"""Real tasks from a file to a trained model: a tiny LLaDA with a byte-level tokenizer, and the example of docs/tasks.md."""
+"""Real tasks from a file to a trained model: a tiny LLaDA with a byte-level tokenizer, and the
+example of docs/tasks.md.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,10 @@ from unmaskrl.models.families.llada import LLaDA, LLaDAConfig
 from unmaskrl.utils.files import write_json
 
 ROOT = Path(__file__).parents[2]
-SHORT = "decode.gen_length=16 decode.block_length=8 decode.steps=4 decode.exit_at=null eval.size=3 eval.size_during=2".split()
+SHORT = (
+    "decode.gen_length=16 decode.block_length=8 decode.steps=4 decode.exit_at=null eval.size=3 "
+    "eval.size_during=2".split()
+)
 STEP = "train.steps=1 train.prompts_per_step=2 train.group_size=2 train.num_iterations=1".split()
 
 
@@ -37,9 +42,19 @@ def bytes_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken(token, special=True) for token in special])
     backend.save(str(folder / "tokenizer.json"))
-    template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}{{ 'assistant: ' }}"
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "mask_token": special[0], "eos_token": special[1]}
-    write_json(folder / "tokenizer_config.json", {**settings, "pad_token": special[1], "chat_template": template})
+    template = (
+        "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}{{ "
+        "'assistant: ' }}"
+    )
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "mask_token": special[0],
+        "eos_token": special[1],
+    }
+    write_json(
+        folder / "tokenizer_config.json",
+        {**settings, "pad_token": special[1], "chat_template": template},
+    )
     config = LLaDAConfig(
         d_model=16,
         n_heads=2,
@@ -65,40 +80,72 @@ def test_train_and_evaluate(
     task = f"task={{name: {name}, data: {data}, protocol: {protocol}}}"
     anchors = ["prior.name=anchors", "prior.keep=0.3"]
     out = tmp_path / "run"
-    settings = [*TINY, *SHORT, *STEP, task, *anchors, f"model.path={bytes_model}", f"train.out={out}"]
+    settings = [
+        *TINY,
+        *SHORT,
+        *STEP,
+        task,
+        *anchors,
+        f"model.path={bytes_model}",
+        f"train.out={out}",
+    ]
     code, said = run(capsys, "train", "sudoku-mini-elbo", *settings)
     assert code == 0, said
     row = json.loads((out / "metrics.jsonl").read_text().splitlines()[0])
     assert row["reward/correct"] == 0.0
     assert row["reward/format"] == (0.0 if protocol == "strict" else 0.25)
     overrides = [*SHORT[:4], f"task.protocol={protocol}"]
-    code, said = run(capsys, "eval", bytes_model, "--task", name, "--data", data, "--size", "2", *overrides)
+    code, said = run(
+        capsys, "eval", bytes_model, "--task", name, "--data", data, "--size", "2", *overrides
+    )
     assert code == 0 and "0.0%" in said
 
 
-def test_long_prompts_stop_a_run_or_are_dropped(bytes_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [{**row, "question": row["question"] + " Think." * (n % 2)} for n, row in enumerate(GSM8K_ROWS)]
+def test_long_prompts_stop_a_run_or_are_dropped(
+    bytes_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {**row, "question": row["question"] + " Think." * (n % 2)}
+        for n, row in enumerate(GSM8K_ROWS)
+    ]
     data = write_rows(tmp_path / "rows.jsonl", rows)
     out = tmp_path / "run"
-    settings = [*TINY, *SHORT, *STEP, f"task={{name: gsm8k, data: {data}}}", f"model.path={bytes_model}", f"train.out={out}"]
+    settings = [
+        *TINY,
+        *SHORT,
+        *STEP,
+        f"task={{name: gsm8k, data: {data}}}",
+        f"model.path={bytes_model}",
+        f"train.out={out}",
+    ]
     said = refused(capsys, "train", "sudoku-mini-elbo", *settings, "train.max_prompt_length=240")
-    assert re.search(r"\d+ of \d+ prompts of task gsm8k are longer than train.max_prompt_length 240", said)
+    assert re.search(
+        r"\d+ of \d+ prompts of task gsm8k are longer than train.max_prompt_length 240", said
+    )
     assert not out.exists()
-    said = refused(capsys, "train", "sudoku-mini-elbo", *settings, "decode.gen_length=640", "decode.steps=640")
+    said = refused(
+        capsys, "train", "sudoku-mini-elbo", *settings, "decode.gen_length=640", "decode.steps=640"
+    )
     assert "exceed the model's 700 positions" in said
     limit = ["train.max_prompt_length=245", "train.long_prompts=drop"]
     code, said = run(capsys, "train", "sudoku-mini-elbo", *settings, *limit)
     assert code == 0, said
     assert re.search(r"of \d+ prompts of task gsm8k .* were dropped", " ".join(said.split()))
     rows = [json.loads(line) for line in (out / "eval.jsonl").read_text().splitlines()]
-    assert all(row["num_dropped"] + row["num_problems"] == 3 for row in rows if row["split"] == "test")
+    assert all(
+        row["num_dropped"] + row["num_problems"] == 3 for row in rows if row["split"] == "test"
+    )
 
 
 def test_the_example_of_the_docs_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """docs/tasks.md: a reward in the working directory, rows and a recipe; nothing of the package is changed."""
-    blocks = re.findall(r"```(\w+)\n# (\S+)\n(.*?)```", (ROOT / "docs" / "tasks.md").read_text(), re.S)
+    """docs/tasks.md: a reward in the working directory, rows and a recipe; nothing of the package
+    is changed.
+    """
+    blocks = re.findall(
+        r"```(\w+)\n# (\S+)\n(.*?)```", (ROOT / "docs" / "tasks.md").read_text(), re.S
+    )
     files = {name: body for _, name, body in blocks}
     assert sorted(files) == ["largest.yaml", "largest_reward.py", "make_rows.py"]
     for name, body in files.items():

@@ -1,4 +1,6 @@
-"""A run that is killed with SIGKILL and resumed ends bit-equal to one that was left alone. Real processes, real kills."""
+"""A run that is killed with SIGKILL and resumed ends bit-equal to one that was left alone. Real
+processes, real kills.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +17,24 @@ import pytest
 from safetensors.torch import load_file
 
 SETTINGS = (
-    "train.steps=6 train.prompts_per_step=4 train.group_size=4 train.num_iterations=2 train.save_every=3 train.threads=1 "
-    "train.log_with=[] train.seed=3 eval.size=16 eval.size_during=8 eval.every=2 decode.steps=10 decode.exit_at=0.85"
+    "train.steps=6 train.prompts_per_step=4 train.group_size=4 train.num_iterations=2 "
+    "train.save_every=3 train.threads=1 "
+    "train.log_with=[] train.seed=3 eval.size=16 eval.size_during=8 eval.every=2 decode.steps=10 "
+    "decode.exit_at=0.85"
 ).split()
 
 
 def command(out: Path, *extra: str) -> list[str]:
-    return [sys.executable, "-m", "unmaskrl.cli", "train", "sudoku-mini", *SETTINGS, f"train.out={out}", *extra]
+    return [
+        sys.executable,
+        "-m",
+        "unmaskrl.cli",
+        "train",
+        "sudoku-mini",
+        *SETTINGS,
+        f"train.out={out}",
+        *extra,
+    ]
 
 
 def finish(out: Path, *extra: str) -> str:
@@ -32,9 +45,15 @@ def finish(out: Path, *extra: str) -> str:
 
 def kill_when(out: Path, lines: int, delay: float, *extra: str) -> None:
     """Start a run and SIGKILL it ``delay`` seconds after metrics.jsonl has ``lines`` lines."""
-    process = subprocess.Popen(command(out, *extra), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command(out, *extra), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     deadline = time.monotonic() + 240
-    while count_lines(out / "metrics.jsonl") < lines and process.poll() is None and time.monotonic() < deadline:
+    while (
+        count_lines(out / "metrics.jsonl") < lines
+        and process.poll() is None
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.005)
     time.sleep(delay)
     process.send_signal(signal.SIGKILL)
@@ -72,14 +91,21 @@ def test_the_run_moved_the_weights(straight: Path) -> None:
     raw = load_file(straight / "model-raw" / "model.safetensors")
     mean = load_file(straight / "model" / "model.safetensors")
     assert any(not raw[k].equal(mean[k]) for k in raw)
-    stored = {name: load_file(straight / "checkpoints" / "update-000012" / f"{name}.safetensors") for name in ("model", "ema")}
+    stored = {
+        name: load_file(straight / "checkpoints" / "update-000012" / f"{name}.safetensors")
+        for name in ("model", "ema")
+    }
     assert all(raw[k].equal(value) for k, value in stored["model"].items())
-    assert all(mean[k].equal(value) for k, value in stored["ema"].items()), "model/ does not hold the average"
+    assert all(mean[k].equal(value) for k, value in stored["ema"].items()), (
+        "model/ does not hold the average"
+    )
     assert len(rows(straight / "metrics.jsonl")) == 6
 
 
 def test_sigkill_at_several_points_and_resume(straight: Path, tmp_path: Path) -> None:
-    """Before the first checkpoint, inside a step (saved at inner update 1 of 2), and between a checkpoint and its log."""
+    """Before the first checkpoint, inside a step (saved at inner update 1 of 2), and between a
+    checkpoint and its log.
+    """
     out = tmp_path / "run"
     kill_when(out, 1, 0.0)
     kill_when(out, 2, 0.05, "--resume")
@@ -89,7 +115,9 @@ def test_sigkill_at_several_points_and_resume(straight: Path, tmp_path: Path) ->
 
 
 def test_the_head_and_shares_by_prompt_resume_with_the_run(tmp_path: Path) -> None:
-    """Killed inside a step: the head, its optimiser, the open step's draws, and what was learned of each prompt come back."""
+    """Killed inside a step: the head, its optimiser, the open step's draws, and what was learned of
+    each prompt come back.
+    """
     joint = (
         "decode.select=eb",
         "threshold.mode=joint",
@@ -97,13 +125,20 @@ def test_the_head_and_shares_by_prompt_resume_with_the_run(tmp_path: Path) -> No
         "loss.is_cap=2",
         "train.num_prompts=4",
     )
-    joint += ("prior.name=anchors", "prior.adapt_share=true", "prior.share=0.5", "prior.hide_in_views=false")
+    joint += (
+        "prior.name=anchors",
+        "prior.adapt_share=true",
+        "prior.share=0.5",
+        "prior.hide_in_views=false",
+    )
     joint += ("train.save_every=1", "train.steps=3")
     finish(tmp_path / "straight", *joint)
     kill_when(tmp_path / "run", 2, 0.1, *joint)
     finish(tmp_path / "run", *joint, "--resume")
     assert_same_run(tmp_path / "run", tmp_path / "straight")
-    ours, theirs = (load_file(tmp_path / n / "model" / "threshold.safetensors") for n in ("run", "straight"))
+    ours, theirs = (
+        load_file(tmp_path / n / "model" / "threshold.safetensors") for n in ("run", "straight")
+    )
     assert all(ours[k].equal(theirs[k]) for k in theirs)
     steps = rows(tmp_path / "run" / "metrics.jsonl")
     assert steps[-1]["sampler/entropy"] > 0 and len({row["prior/share"] for row in steps}) > 1
@@ -121,7 +156,9 @@ def test_half_written_checkpoint_is_passed_over(straight: Path, tmp_path: Path) 
 
 
 def test_full_disk_is_said_and_the_last_good_checkpoint_stays(tmp_path: Path) -> None:
-    """A file-size limit of 1 MB stands in for the full disk: no weights can be written, before or at the end."""
+    """A file-size limit of 1 MB stands in for the full disk: no weights can be written, before or
+    at the end.
+    """
     out = tmp_path / "run"
     kill_when(out, 3, 0.0)
     good = sorted(p.name for p in (out / "checkpoints").glob("update-*"))
@@ -140,8 +177,12 @@ def test_full_disk_is_said_and_the_last_good_checkpoint_stays(tmp_path: Path) ->
 
 
 def test_resume_refuses_other_settings(straight: Path) -> None:
-    done = subprocess.run(command(straight, "train.lr=0.5", "--resume"), capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        command(straight, "train.lr=0.5", "--resume"), capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 2
     assert "train.lr" in done.stderr and "Traceback" not in done.stderr
-    again = subprocess.run(command(straight), capture_output=True, text=True, timeout=120, env=os.environ.copy())
+    again = subprocess.run(
+        command(straight), capture_output=True, text=True, timeout=120, env=os.environ.copy()
+    )
     assert again.returncode == 2 and "--resume" in again.stderr

@@ -1,4 +1,6 @@
-"""Whole runs in this process: replaced, damaged, lengthened, moved, started twice, deleted while they train."""
+"""Whole runs in this process: replaced, damaged, lengthened, moved, started twice, deleted while
+they train.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,10 @@ from unmaskrl.training.sft import run_sft
 from unmaskrl.utils.lock import Lock
 
 SETTINGS = (
-    "train.steps=3 train.prompts_per_step=2 train.group_size=4 train.num_iterations=2 train.save_every=1 train.threads=1 "
-    "train.log_with=[] train.keep_checkpoints=3 train.schedule=constant train.probe=false eval.size=4 eval.size_during=2 "
+    "train.steps=3 train.prompts_per_step=2 train.group_size=4 train.num_iterations=2 "
+    "train.save_every=1 train.threads=1 "
+    "train.log_with=[] train.keep_checkpoints=3 train.schedule=constant train.probe=false "
+    "eval.size=4 eval.size_during=2 "
     "eval.every=7 decode.steps=10 prior.name=none task.train_size=20"
 ).split()
 LOGS = ("metrics.jsonl", "eval.jsonl", "samples.jsonl")
@@ -42,7 +46,11 @@ class Heard(SilentProgress):
 
 def run(out: Path, *settings: str, **how: bool) -> list[str]:
     heard = Heard()
-    train(load_recipe("sudoku-mini", [*SETTINGS, f"train.out={out}", *settings]), progress=heard, **how)
+    train(
+        load_recipe("sudoku-mini", [*SETTINGS, f"train.out={out}", *settings]),
+        progress=heard,
+        **how,
+    )
     return heard.said
 
 
@@ -78,14 +86,20 @@ def copied(folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(folder, tmp_path / "copy"))
 
 
-def test_a_finished_run_of_two_steps_becomes_one_of_three(straight: Path, short: Path, tmp_path: Path) -> None:
-    """It goes on from its end, where save_every=3 did not fall, in a folder that was moved, and equals a straight run."""
+def test_a_finished_run_of_two_steps_becomes_one_of_three(
+    straight: Path, short: Path, tmp_path: Path
+) -> None:
+    """It goes on from its end, where save_every=3 did not fall, in a folder that was moved, and
+    equals a straight run.
+    """
     out = copied(short, tmp_path)
     said = run(out, "eval.batch_size=3", resume=True)
     assert "resumed from update-000004 (step 2, inner update 0)" in said
     assert any("train.steps 2 -> 3" in line and "eval.batch_size 256 -> 3" in line for line in said)
     assert_same(out, straight)
-    kept, now = (yaml.safe_load((out / name).read_text()) for name in ("config-old-1.yaml", "config.yaml"))
+    kept, now = (
+        yaml.safe_load((out / name).read_text()) for name in ("config-old-1.yaml", "config.yaml")
+    )
     assert (kept["train"]["steps"], now["train"]["steps"], now["train"]["out"]) == (2, 3, str(out))
     assert json.loads((out / "summary-old-1.json").read_text())["steps"] == 2
     with pytest.raises(ValueError, match="stands at step 3 already; set at least that"):
@@ -93,7 +107,9 @@ def test_a_finished_run_of_two_steps_becomes_one_of_three(straight: Path, short:
     assert json.loads((out / "summary.json").read_text())["steps"] == 3
 
 
-def test_a_moved_run_goes_on_by_its_folder_alone(short: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_moved_run_goes_on_by_its_folder_alone(
+    short: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = copied(short, tmp_path)
     before = rows(out / "metrics.jsonl")
     assert main(["train", str(out), "--resume", "--quiet"]) == 0
@@ -102,7 +118,9 @@ def test_a_moved_run_goes_on_by_its_folder_alone(short: Path, tmp_path: Path, ca
     assert "already holds a run: add --resume" in capsys.readouterr().err
 
 
-def test_force_moves_a_run_aside_when_everything_could_be_built(short: Path, tmp_path: Path) -> None:
+def test_force_moves_a_run_aside_when_everything_could_be_built(
+    short: Path, tmp_path: Path
+) -> None:
     out = copied(short, tmp_path)
     before = {p.relative_to(out): p.read_bytes() for p in out.rglob("*") if p.is_file()}
     with pytest.raises(ValueError, match="has no attribute 'no_such'"):
@@ -119,14 +137,18 @@ def test_force_moves_a_run_aside_when_everything_could_be_built(short: Path, tmp
     assert len(rows(out / "metrics.jsonl")) == 1
 
 
-def test_the_current_folder_is_never_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_the_current_folder_is_never_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
     (tmp_path / "my_reward.py").write_text("mine")
     monkeypatch.chdir(tmp_path)
     for words in (["train", "sudoku-mini"], ["sft", "mini-base"]):
         assert main([*words, "train.out=.", "--force"]) == 2
         said = capsys.readouterr().err
         assert (
-            said == "unmaskrl: error: --force: . is left alone, it is the current folder; set train.out to another folder, "
+            said
+            == "unmaskrl: error: --force: . is left alone, it is the current folder; set train.out "
+            "to another folder, "
             "or move it yourself\n"
         )
     assert [p.name for p in tmp_path.iterdir()] == ["my_reward.py"]
@@ -150,7 +172,10 @@ def other_tensors(folder: Path, change: Callable[[dict], dict]) -> None:
     """Another model's weights, with a state that says so."""
     file = folder / "model.safetensors"
     save_file(change(load_file(file)), file)
-    edit(folder / "state.json", lambda s: s["files"].update({"model.safetensors": file.stat().st_size}))
+    edit(
+        folder / "state.json",
+        lambda s: s["files"].update({"model.safetensors": file.stat().st_size}),
+    )
 
 
 KEYS = "step inner updates calls elapsed keep num_ranks log_bytes".split()
@@ -162,11 +187,19 @@ UNFIT: dict[str, Callable[[Path], object]] = {
     "no group": lambda p: edit(p / "state.json", lambda s: s["files"].pop("ema.safetensors")),
     "no batch": lambda p: edit(p / "state.json", lambda s: s.update(inner=1)),
     "a batch of nothing": lambda p: edit(p / "state.json", lambda s: s.update(batch={})),
-    "log bytes of no number": lambda p: edit(p / "state.json", lambda s: s["log_bytes"].update({"eval.jsonl": "5"})),
+    "log bytes of no number": lambda p: edit(
+        p / "state.json", lambda s: s["log_bytes"].update({"eval.jsonl": "5"})
+    ),
     "another update": lambda p: edit(p / "state.json", lambda s: s.update(updates=77)),
     "solved": lambda p: edit(p / "state.json", lambda s: s.update(solved=[1])),
-    **{f"{key} gone": lambda p, key=key: edit(p / "state.json", lambda s: s.pop(key)) for key in KEYS},
-    **{f"{key} null": lambda p, key=key: edit(p / "state.json", lambda s: s.update({key: None})) for key in KEYS},
+    **{
+        f"{key} gone": lambda p, key=key: edit(p / "state.json", lambda s: s.pop(key))
+        for key in KEYS
+    },
+    **{
+        f"{key} null": lambda p, key=key: edit(p / "state.json", lambda s: s.update({key: None}))
+        for key in KEYS
+    },
 }
 
 
@@ -177,7 +210,9 @@ def built(straight: Path):
 
     out = straight.parent / "built"
     shutil.copytree(straight, out)
-    built = start_run(load_recipe("sudoku-mini", [*SETTINGS, f"train.out={out}"]), resume=True, force=False)
+    built = start_run(
+        load_recipe("sudoku-mini", [*SETTINGS, f"train.out={out}"]), resume=True, force=False
+    )
     yield built
     assert built.lock is not None
     built.lock.release()
@@ -199,7 +234,9 @@ def test_what_does_not_fit_is_passed_over_and_set_aside(damage: str, built, stra
         assert "than the recipe's model" in notes[0]
 
 
-def test_when_no_checkpoint_can_be_used_the_run_is_left_as_it_is(straight: Path, tmp_path: Path) -> None:
+def test_when_no_checkpoint_can_be_used_the_run_is_left_as_it_is(
+    straight: Path, tmp_path: Path
+) -> None:
     out = copied(straight, tmp_path)
     for folder in (out / "checkpoints").iterdir():
         flip(folder / "model.safetensors")
@@ -209,7 +246,9 @@ def test_when_no_checkpoint_can_be_used_the_run_is_left_as_it_is(straight: Path,
     assert {p.relative_to(out): p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
 
 
-def test_without_checkpoints_it_begins_anew_and_keeps_the_old_logs(straight: Path, tmp_path: Path) -> None:
+def test_without_checkpoints_it_begins_anew_and_keeps_the_old_logs(
+    straight: Path, tmp_path: Path
+) -> None:
     out = copied(straight, tmp_path)
     shutil.rmtree(out / "checkpoints")
     metrics = (out / "metrics.jsonl").read_text()
@@ -224,7 +263,10 @@ def test_a_state_file_names_nothing_outside_its_folder(straight: Path, tmp_path:
     victim = tmp_path / "victim.txt"
     victim.write_text("not a run's file\n")
     for folder in (out / "checkpoints").iterdir():
-        edit(folder / "state.json", lambda s: s["log_bytes"].update({"../victim.txt": 0, str(victim): 0}))
+        edit(
+            folder / "state.json",
+            lambda s: s["log_bytes"].update({"../victim.txt": 0, str(victim): 0}),
+        )
     run(out, resume=True)
     assert victim.read_text() == "not a run's file\n"
 
@@ -250,11 +292,14 @@ def test_a_run_that_another_process_holds_is_refused(short: Path, tmp_path: Path
     held.release()
 
 
-def test_the_second_of_two_fresh_starts_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_second_of_two_fresh_starts_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Both looked when the folder was not there yet; one was faster."""
     from unmaskrl.training import setup as run_module
 
-    out, build = tmp_path / "run", run_module._build_run
+    out = tmp_path / "run"
+    build = run_module._build_run
 
     def slowly(*args, **kwargs):
         built = build(*args, **kwargs)
@@ -271,8 +316,11 @@ def test_the_second_of_two_fresh_starts_is_refused(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("what", ["deleted", "moved"])
-def test_a_folder_that_goes_away_in_mid_run_is_one_clear_line(what: str, tmp_path: Path, monkeypatch) -> None:
-    out, update = tmp_path / "run", train_module.update
+def test_a_folder_that_goes_away_in_mid_run_is_one_clear_line(
+    what: str, tmp_path: Path, monkeypatch
+) -> None:
+    out = tmp_path / "run"
+    update = train_module.update
 
     def gone(run, *args, **kwargs):
         update(run, *args, **kwargs)
@@ -280,27 +328,45 @@ def test_a_folder_that_goes_away_in_mid_run_is_one_clear_line(what: str, tmp_pat
             shutil.rmtree(out) if what == "deleted" else out.rename(tmp_path / "elsewhere")
 
     monkeypatch.setattr(train_module, "update", gone)
-    with pytest.raises(ValueError, match=r"was deleted, moved or taken by another process .* stopped at step 1"):
+    with pytest.raises(
+        ValueError, match=r"was deleted, moved or taken by another process .* stopped at step 1"
+    ):
         run(out)
     assert not out.exists()
 
 
 def test_sft_is_replaced_lengthened_and_refused_alike(tmp_path: Path) -> None:
     out = tmp_path / "sft"
-    small = ["train.save_every=5", "train.log_every=1", "data.0.num_examples=50", "data.1.num_examples=50", "train.threads=1"]
+    small = [
+        "train.save_every=5",
+        "train.log_every=1",
+        "data.0.num_examples=50",
+        "data.1.num_examples=50",
+        "train.threads=1",
+    ]
     small += ["data.0.batch_size=4", "data.1.batch_size=4", f"train.out={out}"]
-    short, longer = (load_recipe("mini-base", [*small, f"train.steps={n}"], SFTRecipe) for n in (2, 3))
+    short, longer = (
+        load_recipe("mini-base", [*small, f"train.steps={n}"], SFTRecipe) for n in (2, 3)
+    )
     run_sft(short)
-    with pytest.raises(ValueError, match="already holds a run: add --resume to go on, --force to move it aside"):
+    with pytest.raises(
+        ValueError, match="already holds a run: add --resume to go on, --force to move it aside"
+    ):
         run_sft(short)
     with pytest.raises(ValueError, match=r"--resume: train\.lr .* differs"):
-        run_sft(load_recipe("mini-base", [*small, "train.steps=2", "train.lr=1"], SFTRecipe), resume=True)
+        run_sft(
+            load_recipe("mini-base", [*small, "train.steps=2", "train.lr=1"], SFTRecipe),
+            resume=True,
+        )
     notes: list[dict] = []
     run_sft(longer, resume=True, report=notes.append)
     assert [row["step"] for row in rows(out / "log.jsonl")] == [1, 2, 3]
     assert json.loads((out / "config-old-1.json").read_text())["train"]["steps"] == 2
     run_sft(short, force=True, report=notes.append)
-    assert notes[-3]["note"].endswith(f"is now {out}-old-1") and len(rows(tmp_path / "sft-old-1" / "log.jsonl")) == 3
+    assert (
+        notes[-3]["note"].endswith(f"is now {out}-old-1")
+        and len(rows(tmp_path / "sft-old-1" / "log.jsonl")) == 3
+    )
     flip(next((out / "checkpoints").iterdir()) / "model.safetensors")
     with pytest.raises(CheckpointError, match="none of the 1 checkpoints"):
         run_sft(short, resume=True)

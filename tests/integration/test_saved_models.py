@@ -1,4 +1,6 @@
-"""What a finished run leaves: one model folder without an average, adapters as train.save says, each of them a MODEL."""
+"""What a finished run leaves: one model folder without an average, adapters as train.save says,
+each of them a MODEL.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ from unmaskrl.recipes.load import load_recipe
 from unmaskrl.training.loop import train
 
 SETTINGS = (
-    "train.steps=1 train.prompts_per_step=2 train.group_size=4 train.num_iterations=1 train.threads=1 train.log_with=[] "
+    "train.steps=1 train.prompts_per_step=2 train.group_size=4 train.num_iterations=1 "
+    "train.threads=1 train.log_with=[] "
     "eval.size=4 eval.size_during=4 train.ema=0 train.lr=0.01 train.warmup=0 train.probe=false"
 ).split()
 
@@ -30,9 +33,14 @@ def test_without_an_average_there_is_one_model_folder(tmp_path: Path) -> None:
 
 
 def test_an_adapter_is_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The three ways hold the same model; eval takes the run's folder, and its figures are those of the run's own end."""
+    """The three ways hold the same model; eval takes the run's folder, and its figures are those of
+    the run's own end.
+    """
     pytest.importorskip("peft")
-    runs = {save: run(tmp_path / save, "model.lora.rank=4", f"train.save={save}") for save in ("adapter", "merged", "both")}
+    runs = {
+        save: run(tmp_path / save, "model.lora.rank=4", f"train.save={save}")
+        for save in ("adapter", "merged", "both")
+    }
     files = {save: {p.name for p in (out / "model").iterdir()} for save, out in runs.items()}
     assert "adapter_config.json" in files["adapter"] and "config.json" not in files["adapter"]
     assert "config.json" in files["merged"] and "adapter" not in files["merged"]
@@ -44,22 +52,38 @@ def test_an_adapter_is_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str
     inside = open_checkpoint(runs["both"] / "model" / "adapter")[0].model.state_dict()
     assert all(inside[name].equal(value) for name, value in weights["adapter"].items())
     out = tmp_path / "eval.json"
-    words = ["eval", str(runs["adapter"]), "--task", "sudoku", "--size", "4", "--threads", "1", "--json", str(out)]
+    words = [
+        "eval",
+        str(runs["adapter"]),
+        "--task",
+        "sudoku",
+        "--size",
+        "4",
+        "--threads",
+        "1",
+        "--json",
+        str(out),
+    ]
     assert main(words) == 0
     after = json.loads((runs["adapter"] / "summary.json").read_text())["after"]["raw"]
-    assert json.loads(out.read_text())["accuracy"] == after["accuracy"], "decode.json is read beside the adapter"
+    assert json.loads(out.read_text())["accuracy"] == after["accuracy"], (
+        "decode.json is read beside the adapter"
+    )
     capsys.readouterr()
     newest = sorted((runs["adapter"] / "checkpoints").glob("update-*"))[-1]
     assert main(["eval", str(newest), "--task", "sudoku", "--size", "4", "--threads", "1"]) == 2
-    assert f"is a checkpoint, for --resume alone; give the model of a finished run, {runs['adapter'] / 'model'}" in (
-        capsys.readouterr().err
+    assert (
+        "is a checkpoint, for --resume alone; give the model of a finished run, "
+        f"{runs['adapter'] / 'model'}" in (capsys.readouterr().err)
     )
 
 
 def test_a_checkpoint_that_could_not_be_written_is_said_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Also with --quiet, and by the exit code: the run is complete, but it could not be made longer."""
+    """Also with --quiet, and by the exit code: the run is complete, but it could not be made
+    longer.
+    """
 
     def full(*args: object, **kwargs: object) -> None:
         raise OSError("checkpoint x could not be written (No space left on device)")
@@ -68,14 +92,27 @@ def test_a_checkpoint_that_could_not_be_written_is_said_at_the_end(
     code = main(["train", "sudoku-mini", *SETTINGS, f"train.out={tmp_path / 'run'}", "--quiet"])
     said = capsys.readouterr()
     assert code == 2
-    assert "unmaskrl: warning: checkpoint x could not be written (No space left on device)\n" in said.err
+    assert (
+        "unmaskrl: warning: checkpoint x could not be written (No space left on device)\n"
+        in said.err
+    )
     assert "unmaskrl: error: the run is complete, but checkpoint x could not be written" in said.err
-    assert "Held-out accuracy" in said.out and (tmp_path / "run" / "model" / "model.safetensors").is_file()
+    assert (
+        "Held-out accuracy" in said.out
+        and (tmp_path / "run" / "model" / "model.safetensors").is_file()
+    )
     assert f"next: unmaskrl eval {tmp_path / 'run'} --task sudoku" in said.out
 
 
 def test_a_checkpoint_by_minutes(tmp_path: Path) -> None:
-    """save_every=100 would write none inside this run; the third of a millisecond is over at every update."""
-    out = run(tmp_path / "run", "train.save_every=100", "train.save_minutes=1e-6", "train.num_iterations=3")
+    """save_every=100 would write none inside this run; the third of a millisecond is over at every
+    update.
+    """
+    out = run(
+        tmp_path / "run",
+        "train.save_every=100",
+        "train.save_minutes=1e-6",
+        "train.num_iterations=3",
+    )
     names = sorted(path.name for path in (out / "checkpoints").glob("update-*"))
     assert names == ["update-000002", "update-000003"]

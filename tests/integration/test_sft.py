@@ -1,4 +1,6 @@
-"""The shipped base can be made again: its recipe reproduces the first 50 logged losses, and a resumed run is exact."""
+"""The shipped base can be made again: its recipe reproduces the first 50 logged losses, and a
+resumed run is exact.
+"""
 
 from __future__ import annotations
 
@@ -15,19 +17,32 @@ from unmaskrl.training.sft import run_sft
 
 
 def test_first_twenty_steps_reproduce_the_logged_losses(tmp_path: Path) -> None:
-    """Same data, masks and weights; sums may differ in the last bits between machines, hence 1e-3."""
+    """Same data, masks and weights; sums may differ in the last bits between machines, hence
+    1e-3.
+    """
     run_sft(load_recipe("mini-base", [f"train.out={tmp_path / 'run'}"], SFTRecipe), stop_at=20)
     ours = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
-    logged = [json.loads(line) for line in (ASSETS / "mini" / "log.jsonl").read_text().splitlines()][:2]
+    logged = [
+        json.loads(line) for line in (ASSETS / "mini" / "log.jsonl").read_text().splitlines()
+    ][:2]
     assert [row["step"] for row in ours] == [row["step"] for row in logged] == [10, 20]
     for a, b in zip(ours, logged, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
 
 
 def test_interrupted_sft_resumes_exactly(tmp_path: Path) -> None:
-    small = ["train.steps=12", "train.save_every=5", "train.log_every=1", "data.0.num_examples=200", "data.1.num_examples=200"]
+    small = [
+        "train.steps=12",
+        "train.save_every=5",
+        "train.log_every=1",
+        "data.0.num_examples=200",
+        "data.1.num_examples=200",
+    ]
     small += ["data.0.batch_size=8", "data.1.batch_size=8"]
-    runs = {name: load_recipe("mini-base", [*small, f"train.out={tmp_path / name}"], SFTRecipe) for name in "ab"}
+    runs = {
+        name: load_recipe("mini-base", [*small, f"train.out={tmp_path / name}"], SFTRecipe)
+        for name in "ab"
+    }
     run_sft(runs["a"])
     run_sft(runs["b"], stop_at=8)
     run_sft(runs["b"], resume=True)

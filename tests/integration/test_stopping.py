@@ -1,4 +1,6 @@
-"""SIGINT and SIGTERM end a run where a checkpoint is exact, soon, and say how to go on. Real processes, real signals."""
+"""SIGINT and SIGTERM end a run where a checkpoint is exact, soon, and say how to go on. Real
+processes, real signals.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +18,26 @@ import pytest
 from safetensors.torch import load_file
 
 SETTINGS = (
-    "train.steps=4 train.prompts_per_step=4 train.group_size=4 train.num_iterations=2 train.save_every=100 train.threads=1 "
-    "train.log_with=[] train.seed=3 eval.size=16 eval.size_during=8 eval.every=1 decode.steps=10 decode.exit_at=0.85 "
+    "train.steps=4 train.prompts_per_step=4 train.group_size=4 train.num_iterations=2 "
+    "train.save_every=100 train.threads=1 "
+    "train.log_with=[] train.seed=3 eval.size=16 eval.size_during=8 eval.every=1 decode.steps=10 "
+    "decode.exit_at=0.85 "
     "prior.name=anchors prior.adapt_to=0.5 prior.keep_end=null"
 ).split()
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
 
 def command(out: Path, *extra: str) -> list[str]:
-    return [sys.executable, "-m", "unmaskrl.cli", "train", "sudoku-mini", *SETTINGS, f"train.out={out}", *extra]
+    return [
+        sys.executable,
+        "-m",
+        "unmaskrl.cli",
+        "train",
+        "sudoku-mini",
+        *SETTINGS,
+        f"train.out={out}",
+        *extra,
+    ]
 
 
 def start(line: list[str], **environment: str) -> subprocess.Popen[str]:
@@ -39,7 +52,9 @@ def start(line: list[str], **environment: str) -> subprocess.Popen[str]:
 
 
 def hear_signals() -> None:
-    """A test run in the background may have been told to ignore SIGINT, and children inherit that."""
+    """A test run in the background may have been told to ignore SIGINT, and children inherit
+    that.
+    """
     for signum in CODES:
         signal.signal(signum, signal.SIG_DFL)
 
@@ -66,7 +81,9 @@ def rows(path: Path) -> list[dict[str, object]]:
 
 
 def newest(out: Path) -> dict[str, object]:
-    return json.loads((sorted((out / "checkpoints").glob("update-*"))[-1] / "state.json").read_text())
+    return json.loads(
+        (sorted((out / "checkpoints").glob("update-*"))[-1] / "state.json").read_text()
+    )
 
 
 def assert_same_run(run: Path, straight: Path) -> None:
@@ -84,9 +101,15 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.parametrize(("signum", "delay"), [(signal.SIGINT, 0.0), (signal.SIGTERM, 0.15), (signal.SIGINT, 0.4)])
-def test_stopped_at_step_two_it_resumes_at_step_two(straight: Path, tmp_path: Path, signum: int, delay: float) -> None:
-    """No checkpoint is due by save_every: the signal writes it, and the hint, typed as it is, goes on from there."""
+@pytest.mark.parametrize(
+    ("signum", "delay"), [(signal.SIGINT, 0.0), (signal.SIGTERM, 0.15), (signal.SIGINT, 0.4)]
+)
+def test_stopped_at_step_two_it_resumes_at_step_two(
+    straight: Path, tmp_path: Path, signum: int, delay: float
+) -> None:
+    """No checkpoint is due by save_every: the signal writes it, and the hint, typed as it is, goes
+    on from there.
+    """
     out = tmp_path / "run"
     process = start(command(out))
     wait_until(lambda: num_lines(out / "metrics.jsonl") >= 2, process)
@@ -98,13 +121,19 @@ def test_stopped_at_step_two_it_resumes_at_step_two(straight: Path, tmp_path: Pa
     assert state["step"] in (2, 3)
     assert f"stopped at step {state['step']} of 4" in err
     hint = err.split("go on with: ")[1].strip()
-    assert hint.startswith("python -m unmaskrl.cli train sudoku-mini ") and hint.endswith(" --resume")
+    assert hint.startswith("python -m unmaskrl.cli train sudoku-mini ") and hint.endswith(
+        " --resume"
+    )
     assert f"(step {state['step']}" in finish(out, "--resume")
     assert_same_run(out, straight)
 
 
-def test_a_long_evaluation_is_left_at_once_and_not_done_twice(straight: Path, tmp_path: Path) -> None:
-    """In the base's evaluation nothing is lost but itself; in the first rollout, the evaluation before is kept."""
+def test_a_long_evaluation_is_left_at_once_and_not_done_twice(
+    straight: Path, tmp_path: Path
+) -> None:
+    """In the base's evaluation nothing is lost but itself; in the first rollout, the evaluation
+    before is kept.
+    """
     out = tmp_path / "long"
     process = start(command(out, "eval.size=4096"))
     wait_until(lambda: (out / "threads.json").exists(), process)
@@ -133,7 +162,8 @@ def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
     time.sleep(0.001)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
-    assert process.returncode in (130, 143)  # 130: it was through with the first before the second came
+    # 130: it was through with the first before the second came
+    assert process.returncode in (130, 143)
     assert process.returncode == 130 or "stopped at once" in err
 
 
@@ -141,8 +171,16 @@ def two_ranks(out: Path, *extra: str) -> list[subprocess.Popen[str]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    return [start(command(out, *extra), RANK=str(rank), LOCAL_RANK=str(rank), **shared) for rank in range(2)]
+    shared = {
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "OMP_NUM_THREADS": "1",
+    }
+    return [
+        start(command(out, *extra), RANK=str(rank), LOCAL_RANK=str(rank), **shared)
+        for rank in range(2)
+    ]
 
 
 def ended(ranks: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
@@ -151,10 +189,16 @@ def ended(ranks: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
 
 
 def assert_near_run(run: Path, straight: Path) -> None:
-    """Up to rounding in float64: a gathered block's memory is aligned as it happens to be, and sums round accordingly."""
-    for ours, theirs in zip(rows(run / "metrics.jsonl"), rows(straight / "metrics.jsonl"), strict=True):
+    """Up to rounding in float64: a gathered block's memory is aligned as it happens to be, and sums
+    round accordingly.
+    """
+    for ours, theirs in zip(
+        rows(run / "metrics.jsonl"), rows(straight / "metrics.jsonl"), strict=True
+    ):
         assert ours.keys() == theirs.keys()
-        assert all(ours[key] == pytest.approx(value, rel=1e-6, abs=1e-9) for key, value in theirs.items())
+        assert all(
+            ours[key] == pytest.approx(value, rel=1e-6, abs=1e-9) for key, value in theirs.items()
+        )
     for name in ("model", "model-raw"):
         ours, theirs = (load_file(p / name / "model.safetensors") for p in (run, straight))
         assert max(float((ours[k] - theirs[k]).abs().max()) for k in theirs) < 1e-9, name
@@ -164,8 +208,11 @@ LOCKSTEP = ("train.shard=fsdp", "train.gather_rollout=false", "model.dtype=float
 
 
 @pytest.mark.parametrize("settings", [(), LOCKSTEP], ids=["whole", "lockstep"])
-def test_ranks_stop_together_though_one_was_asked(tmp_path: Path, settings: tuple[str, ...]) -> None:
-    whole, out = tmp_path / "whole", tmp_path / "run"
+def test_ranks_stop_together_though_one_was_asked(
+    tmp_path: Path, settings: tuple[str, ...]
+) -> None:
+    whole = tmp_path / "whole"
+    out = tmp_path / "run"
     assert [code for code, *_ in ended(two_ranks(whole, *settings))] == [0, 0]
     ranks = two_ranks(out, *settings)
     wait_until(lambda: num_lines(out / "metrics.jsonl") >= 2, ranks[0])

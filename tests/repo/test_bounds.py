@@ -1,7 +1,7 @@
 """pyproject's lower bound of torch is true of every name that is imported from its sub-modules.
 
-Nothing is installed: a table says in which version a name (or a keyword that is used) first stood in torch's documentation.
-A new import has to be looked up before it passes here.
+Nothing is installed: a table says in which version a name (or a keyword that is used) first stood
+in torch's documentation. A new import has to be looked up before it passes here.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ FIRST = {
     "torch.distributed.fsdp.fully_shard": (2, 6),
     "torch.distributed.fsdp.register_fsdp_forward_method": (2, 6),
 }
-KEYWORDS = {"fully_shard": {"mesh": (2, 6), "reshard_after_forward": (2, 6), "ignored_params": (2, 7)}}
+KEYWORDS = {
+    "fully_shard": {"mesh": (2, 6), "reshard_after_forward": (2, 6), "ignored_params": (2, 7)}
+}
 
 
 def lower_bound(package: str) -> tuple[int, ...]:
@@ -38,7 +40,9 @@ def lower_bound(package: str) -> tuple[int, ...]:
 
 def trees() -> list[ast.Module]:
     folders = (ROOT / "src" / "unmaskrl", ROOT / "benchmarks" / "speed")
-    return [ast.parse(path.read_text()) for folder in folders for path in sorted(folder.rglob("*.py"))]
+    return [
+        ast.parse(path.read_text()) for folder in folders for path in sorted(folder.rglob("*.py"))
+    ]
 
 
 def test_names_imported_from_torch_are_in_the_oldest_version_allowed() -> None:
@@ -58,11 +62,15 @@ def test_keywords_are_in_the_oldest_version_allowed() -> None:
         (node.func.id, keyword.arg)
         for tree in trees()
         for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in KEYWORDS
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id in KEYWORDS
         for keyword in node.keywords
     }
     assert used == {(name, key) for name, keys in KEYWORDS.items() for key in keys}
-    assert max(version for keys in KEYWORDS.values() for version in keys.values()) <= lower_bound("torch")
+    assert max(version for keys in KEYWORDS.values() for version in keys.values()) <= lower_bound(
+        "torch"
+    )
 
 
 def test_yanked_versions_are_not_the_bound() -> None:

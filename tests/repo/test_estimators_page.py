@@ -1,4 +1,6 @@
-"""docs/estimators.md is what benchmarks/estimators.py makes of the committed figures, and has a card for every estimator."""
+"""docs/estimators.md is what benchmarks/estimators.py makes of the committed figures, and has a
+card for every estimator.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("estimators_script", ROOT / "benchmarks" / "estimators.py")
+    spec = importlib.util.spec_from_file_location(
+        "estimators_script", ROOT / "benchmarks" / "estimators.py"
+    )
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
@@ -27,8 +31,11 @@ def script() -> ModuleType:
 
 
 def test_the_tables_are_made_from_the_committed_figures(script: ModuleType) -> None:
-    page, results = script.PAGE.read_text(), json.loads(script.RESULTS.read_text())
-    assert script.fill(page, results) == page, "run python benchmarks/estimators.py --page: docs/estimators.md is stale"
+    page = script.PAGE.read_text()
+    results = json.loads(script.RESULTS.read_text())
+    assert script.fill(page, results) == page, (
+        "run python benchmarks/estimators.py --page: docs/estimators.md is stale"
+    )
     changed = json.loads(script.RESULTS.read_text())
     for table in ("toy", "pruning", "model"):
         changed[table][0][{"toy": "bias_elbo", "pruning": "value", "model": "mean"}[table]] += 1
@@ -43,16 +50,30 @@ def test_every_setting_is_in_its_table(script: ModuleType) -> None:
 
 
 def test_every_estimator_has_a_card(script: ModuleType) -> None:
-    cards = dict(re.findall(r"^### `(\w+)`\n(.*?)(?=^### |\Z)", script.PAGE.read_text(), re.M | re.S))
+    cards = dict(
+        re.findall(r"^### `(\w+)`\n(.*?)(?=^### |\Z)", script.PAGE.read_text(), re.M | re.S)
+    )
     assert set(cards) == set(ESTIMATORS)
     for name, card in cards.items():
-        assert re.findall(r"^- (\w+):", card, re.M) == ["Paper", "Formula", "Cost", "Bias", "Watch"], name
+        assert re.findall(r"^- (\w+):", card, re.M) == [
+            "Paper",
+            "Formula",
+            "Cost",
+            "Bias",
+            "Watch",
+        ], name
 
 
 def test_unbiased_estimators_are_unbiased_in_the_committed_figures(script: ModuleType) -> None:
     """Within 4 standard errors of the mean over all completions."""
     rows = {r["estimator"]: r for r in json.loads(script.RESULTS.read_text())["toy"]}
-    for label in ("`elbo`, independent draws", "`elbo`", "`elbo`, antithetic", "`espo`", "`sandwich`, random masks, A >= 0"):
+    for label in (
+        "`elbo`, independent draws",
+        "`elbo`",
+        "`elbo`, antithetic",
+        "`espo`",
+        "`sandwich`, random masks, A >= 0",
+    ):
         assert abs(rows[label]["bias_elbo"]) < 4 * rows[label]["error_of_bias"] < 0.03
     assert rows["`coupled`"]["bias_elbo"] < -1
     assert rows["`trajectory`"]["rms_rollout"] < 1e-5

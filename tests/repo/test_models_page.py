@@ -1,4 +1,6 @@
-"""docs/models.md: its adapter runs as printed and gives right numbers; its command, names and settings exist."""
+"""docs/models.md: its adapter runs as printed and gives right numbers; its command, names and
+settings exist.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,7 @@ def blocks(heading: str, language: str) -> list[str]:
 def page() -> dict[str, Any]:
     """The names that the page's code defines."""
     adapter, usage = blocks("A model of another library", "python")
-    assert adapter.strip().count("\n") <= 24
+    assert adapter.strip().count("\n") <= 30
     names: dict[str, Any] = {}
     with torch.random.fork_rng():  # transformers draws weights from the global generator
         torch.manual_seed(0)
@@ -46,11 +48,13 @@ def page() -> dict[str, Any]:
 
 
 def test_the_usage_on_the_page_gives_log_probs(page: dict[str, Any]) -> None:
-    rollout, logps = page["rollout"], page["logps"]
+    rollout = page["rollout"]
+    logps = page["logps"]
     assert logps.shape == rollout.ids.shape and logps.requires_grad
     want = torch.where(rollout.action_mask, rollout.behavior_logps, 0.0)
     assert (logps - want).abs().max() < 1e-5 and want.sum() < -10
-    assert page["canvas"].attention_mask[1].tolist() == [False] + [True] * 10  # a left pad is among the rows
+    # a left pad is among the rows
+    assert page["canvas"].attention_mask[1].tolist() == [False] + [True] * 10
 
 
 @pytest.mark.parametrize("shift", [0, 1])
@@ -63,7 +67,9 @@ def test_the_adapter_decodes_and_scores_a_foreign_model(page: dict[str, Any], sh
     rollout = u.decode(den, canvas, temperature=1.0, generator=seeded(), **settings)
     exact = u.estimators.trajectory()
     logps = u.token_logps(den, rollout, exact, exact.make_views(rollout, 39, seeded()))
-    assert (logps - torch.where(rollout.action_mask, rollout.behavior_logps, 0.0)).abs().max() < 1e-5
+    assert (
+        logps - torch.where(rollout.action_mask, rollout.behavior_logps, 0.0)
+    ).abs().max() < 1e-5
     assert int(rollout.nfe.max()) == 4 and bool(rollout.exit_mask.any())
     by_hand = replayed(model, rollout, shift)
     assert (logps - by_hand).abs().max() < 1e-4
@@ -80,7 +86,12 @@ def replayed(model: Any, rollout: u.Rollout, shift: int) -> Tensor:
             with torch.no_grad():
                 logits = model(input_ids=canvas[None]).logits[0]
             logits[:, 39] = -torch.inf
-            for i in ((rollout.decoded_step[b] == call) & rollout.action_mask[b]).nonzero().flatten().tolist():
+            for i in (
+                ((rollout.decoded_step[b] == call) & rollout.action_mask[b])
+                .nonzero()
+                .flatten()
+                .tolist()
+            ):
                 out[b, i] = logits[i - start - shift].log_softmax(-1)[rollout.ids[b, i]]
     return out
 
@@ -90,7 +101,8 @@ def test_batches_and_pads_change_nothing_for_the_adapter(page: dict[str, Any]) -
     both = u.blank_canvas([[5, 6, 7, 8], [8, 9]], gen_length=6, denoiser=den)
     alone = u.blank_canvas([[8, 9]], gen_length=6, denoiser=den)
     with torch.no_grad():
-        padded, plain = den.logits(both.ids, both.attention_mask)[1, 2:], den.logits(alone.ids)[0]
+        padded = den.logits(both.ids, both.attention_mask)[1, 2:]
+        plain = den.logits(alone.ids)[0]
     assert (padded - plain).abs().max() < 1e-4
 
 

@@ -1,4 +1,6 @@
-"""docs/papers.md: every preset is named with its paper, its cost is what is counted, no recipe is undocumented."""
+"""docs/papers.md: every preset is named with its paper, its cost is what is counted, no recipe is
+undocumented.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +15,16 @@ from unmaskrl.recipes.files import headline, is_diffpo, is_method, recipe_names
 from unmaskrl.recipes.load import load_recipe
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAPERS, RECIPES = (DOCS / "papers.md").read_text(), (DOCS / "recipes.md").read_text()
+PAPERS = (DOCS / "papers.md").read_text()
+RECIPES = (DOCS / "recipes.md").read_text()
 METHODS = [name for name in recipe_names() if is_method(name)]
 
 
 def test_the_published_methods_are_there() -> None:
-    wanted = "diffu_grpo unigrpo elbo_grpo elbo_grpo_seq spg_mix spg_eubo rloo wd1 coupled_grpo espo gdpo d2_stepmerge tracerl"
+    wanted = (
+        "diffu_grpo unigrpo elbo_grpo elbo_grpo_seq spg_mix spg_eubo rloo wd1 coupled_grpo "
+        "espo gdpo d2_stepmerge tracerl"
+    )
     assert set(METHODS) == {*wanted.split(), "justgrpo", "bgpo", "stp"}
 
 
@@ -43,7 +49,14 @@ def test_the_first_line_names_a_paper_of_the_page(name: str) -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_the_cost_table_is_what_is_counted(name: str) -> None:
     cost = step_cost(load_recipe(name))
-    cells = [cost.rollout, cost.old, cost.ref, cost.new, cost.num_iterations, f"{cost.per_update(cost.forwards):.6g}"]
+    cells = [
+        cost.rollout,
+        cost.old,
+        cost.ref,
+        cost.new,
+        cost.num_iterations,
+        f"{cost.per_update(cost.forwards):.6g}",
+    ]
     assert f"| `{name}` | {' | '.join(map(str, cells))} |" in PAPERS
 
 
@@ -51,9 +64,14 @@ def test_the_cost_table_is_what_is_counted(name: str) -> None:
 def test_the_page_states_the_settings(name: str) -> None:
     """Clip, KL weight and inner updates of the recipe stand in its row of the two tables."""
     recipe = load_recipe(name)
-    row = next(line for line in PAPERS.splitlines() if line.startswith("| ") and f"`{name}`" in line)
-    if "clip_low" in recipe.loss and name not in ("stp", "elbo_grpo_seq"):  # those refer to the row above
+    row = next(
+        line for line in PAPERS.splitlines() if line.startswith("| ") and f"`{name}`" in line
+    )
+    # those refer to the row above
+    if "clip_low" in recipe.loss and name not in ("stp", "elbo_grpo_seq"):
         assert f"clip {recipe.loss['clip_low']}" in row
         assert str(recipe.loss["kl_coef"]) in row or "no KL" in row or name == "bgpo"
-    values = [line for line in PAPERS.splitlines() if line.startswith("| `") and f"`{name}`" in line]
+    values = [
+        line for line in PAPERS.splitlines() if line.startswith("| `") and f"`{name}`" in line
+    ]
     assert len(values) == 2

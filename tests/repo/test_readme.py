@@ -24,7 +24,9 @@ def test_python_block_runs(capsys) -> None:
 
 
 def test_commands_parse() -> None:
-    lines = [line.split("#")[0].strip() for line in README.splitlines() if line.startswith("unmaskrl ")]
+    lines = [
+        line.split("#")[0].strip() for line in README.splitlines() if line.startswith("unmaskrl ")
+    ]
     assert len(lines) >= 5
     for line in lines:
         parse(shlex.split(line)[1:])
@@ -58,7 +60,9 @@ def test_tables_come_from_committed_results() -> None:
     spec.loader.exec_module(tables)
     for page in tables.PAGES:
         text = page.read_text()
-        assert "%" in tables.fill(text) and tables.fill(text) == text, f"run benchmarks/tables.py: {page.name} is stale"
+        assert "%" in tables.fill(text) and tables.fill(text) == text, (
+            f"run benchmarks/tables.py: {page.name} is stale"
+        )
 
 
 def test_links_exist() -> None:

@@ -1,4 +1,6 @@
-"""The rooms of the package: which may import which, how many files each has, and what an import costs."""
+"""The rooms of the package: which may import which, how many files each has, and what an import
+costs.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,17 @@ BELOW: dict[str, set[str]] = {
     "cli": {"core", "models", "tasks", "utils", "recipes", "evaluation", "reporting", "training"},
 }
 LARGEST_ROOM = 15
-HEAVY = {"accelerate", "peft", "datasets", "yaml", "matplotlib", "rich", "pydantic", "tokenizers", "transformers"}
+HEAVY = {
+    "accelerate",
+    "peft",
+    "datasets",
+    "yaml",
+    "matplotlib",
+    "rich",
+    "pydantic",
+    "tokenizers",
+    "transformers",
+}
 # Optional packages of tasks, and the one file that may import each, inside a function.
 TASK_EXTRAS = {"sources.py": {"datasets"}}
 # What the files of utils/ may import besides the standard library.
@@ -43,7 +55,9 @@ FILES = {module_name(path): path for path in sorted(SOURCE.rglob("*.py"))}
 
 
 def imported(node: ast.AST, module: str) -> set[str]:
-    """What an import statement of ``module`` names: our modules in full, others by their first part."""
+    """What an import statement of ``module`` names: our modules in full, others by their first
+    part.
+    """
     if isinstance(node, ast.Import):
         return {a.name if a.name in FILES else a.name.split(".")[0] for a in node.names}
     if not isinstance(node, ast.ImportFrom):
@@ -89,7 +103,9 @@ def test_no_import_runs_upwards(name: str) -> None:
 
 
 def test_no_import_runs_in_a_circle() -> None:
-    """Imports inside functions and for types count as well; the package's own __init__ loads nothing by itself."""
+    """Imports inside functions and for types count as well; the package's own __init__ loads
+    nothing by itself.
+    """
     done: set[str] = set()
 
     def visit(module: str, above: tuple[str, ...]) -> None:
@@ -106,7 +122,11 @@ def test_no_import_runs_in_a_circle() -> None:
 
 def test_a_room_can_be_looked_over() -> None:
     counts = Counter(path.parent for path in FILES.values() if not path.name.startswith("__"))
-    large = {str(folder.relative_to(SOURCE)): count for folder, count in counts.items() if count > LARGEST_ROOM}
+    large = {
+        str(folder.relative_to(SOURCE)): count
+        for folder, count in counts.items()
+        if count > LARGEST_ROOM
+    }
     assert not large, f"more than {LARGEST_ROOM} files: give some of them a room of their own"
 
 
@@ -115,9 +135,13 @@ def test_what_the_lower_rooms_are_made_of(module: str) -> None:
     path = FILES[module]
     used = {name for name in imports(module) if name.split(".")[0] != "unmaskrl"} - STDLIB
     if room(module) == "tasks":
-        top = {name for name in imports(module, top_only=True) if name.split(".")[0] != "unmaskrl"} - STDLIB
+        top = {
+            name for name in imports(module, top_only=True) if name.split(".")[0] != "unmaskrl"
+        } - STDLIB
         assert not top, f"tasks/ imports the standard library only, {path.name} imports {top}"
-        assert used <= TASK_EXTRAS.get(path.name, set()), f"{path.name} imports {used} inside a function"
+        assert used <= TASK_EXTRAS.get(path.name, set()), (
+            f"{path.name} imports {used} inside a function"
+        )
     elif room(module) == "core":
         assert used <= {"torch", "jaxtyping"}, f"the core may not import {used}"
     else:
@@ -138,7 +162,9 @@ def test_core_and_models_load_nothing_of_the_rooms_above(name: str) -> None:
 
 def test_the_public_names_are_loaded_when_they_are_asked_for() -> None:
     assert not {"torch", *HEAVY} & loaded("import unmaskrl")
-    assert not HEAVY & loaded(f"import unmaskrl; [getattr(unmaskrl, name) for name in {sorted(unmaskrl._HOMES)}]")
+    assert not HEAVY & loaded(
+        f"import unmaskrl; [getattr(unmaskrl, name) for name in {sorted(unmaskrl._HOMES)}]"
+    )
 
 
 def test_tasks_load_no_torch() -> None:

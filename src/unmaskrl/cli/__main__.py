@@ -1,4 +1,6 @@
-"""``python -m unmaskrl.cli``: the command where it is not installed as one, and what `accelerate launch -m` starts."""
+"""``python -m unmaskrl.cli``: the command where it is not installed as one, and what `accelerate
+launch -m` starts.
+"""
 
 import sys
 

@@ -19,17 +19,25 @@ from .memory import print_memory
 def check_command(args: argparse.Namespace) -> int:
     """unmaskrl check: the resolved recipe, its cost per step, its memory plan, warnings."""
     recipe = load_recipe(args.recipe, args.overrides)
-    text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=110)
+    text = yaml.safe_dump(
+        recipe.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=110
+    )
     if args.yaml:
         sys.stdout.write(text)  # a file for `unmaskrl train`: nothing else may stand in it
-        sys.stderr.writelines(f"unmaskrl: warning: {printable(note)}\n" for note in warnings_for(recipe))
+        sys.stderr.writelines(
+            f"unmaskrl: warning: {printable(note)}\n" for note in warnings_for(recipe)
+        )
         return 0
     console = PlainConsole()
     console.print(text, soft_wrap=True)
     cost = step_cost(recipe)
     console.print(cost_table(recipe.name, cost))
-    block, full = cost.logits_bytes / 2**20, cost.full_logits_bytes / 2**20
-    console.print(f"peak logits: {cost.logits_bytes} bytes ({block:.1f} MiB; all at once: {full:.1f} MiB)", highlight=False)
+    block = cost.logits_bytes / 2**20
+    full = cost.full_logits_bytes / 2**20
+    console.print(
+        f"peak logits: {cost.logits_bytes} bytes ({block:.1f} MiB; all at once: {full:.1f} MiB)",
+        highlight=False,
+    )
     print_memory(recipe, console, args.processes)
     for note in warnings_for(recipe):
         console.print(f"warning: {note}", style="yellow", highlight=False)

@@ -18,8 +18,12 @@ from ..tasks import Task
 from ..utils.torch_setup import DTYPES, default_device, set_threads
 
 
-def load_parts(args: argparse.Namespace) -> tuple[ModelDenoiser, Any, DecodeConfig, Task | None, ThresholdHead | None]:
-    """Model, tokenizer, decode settings (stored beside the weights, then overridden), task, and threshold head."""
+def load_parts(
+    args: argparse.Namespace,
+) -> tuple[ModelDenoiser, Any, DecodeConfig, Task | None, ThresholdHead | None]:
+    """Model, tokenizer, decode settings (stored beside the weights, then overridden), task, and
+    threshold head.
+    """
     if not 0 <= args.temperature < math.inf:
         raise ValueError(f"--temperature: expected a number of at least 0, got {args.temperature}")
     set_threads(args.threads)
@@ -28,7 +32,9 @@ def load_parts(args: argparse.Namespace) -> tuple[ModelDenoiser, Any, DecodeConf
     if unknown:
         raise ValueError(f"{sorted(unknown)[0]}: expected decode.key=value or task.key=value")
     if "temperature" in overrides.get("decode", {}):
-        raise ValueError("decode.temperature is that of training's rollouts; here it is --temperature")
+        raise ValueError(
+            "decode.temperature is that of training's rollouts; here it is --temperature"
+        )
     task = None
     if args.task is not None:
         spec = {"name": args.task, **overrides.get("task", {})}
@@ -50,7 +56,9 @@ def check_counts(args: argparse.Namespace) -> None:
     """Refuse sizes that ask for nothing, before a file is begun."""
     for option in ("size", "samples", "batch_size"):
         if getattr(args, option) < 1:
-            raise ValueError(f"--{option.replace('_', '-')} must be at least 1, got {getattr(args, option)}")
+            raise ValueError(
+                f"--{option.replace('_', '-')} must be at least 1, got {getattr(args, option)}"
+            )
 
 
 def task_of(args: argparse.Namespace, task: Task | None) -> Task:

@@ -40,7 +40,9 @@ def eval_command(args: argparse.Namespace) -> int:
     for note in getattr(task, "notes", []):
         PlainConsole().print(note, highlight=False)
     if not parts.examples:
-        raise ValueError(f"task {task.name} has no problems in its {args.split} split; choose another --split")
+        raise ValueError(
+            f"task {task.name} has no problems in its {args.split} split; choose another --split"
+        )
     try_rewards(task, tokenizer, parts.examples[0])
     ways = parse_ways(args, settings)
     check_repeats(ways, len(seeds), args.samples)
@@ -49,20 +51,31 @@ def eval_command(args: argparse.Namespace) -> int:
         return _evaluate(args, parts, ways, seeds, about)
 
 
-def _evaluate(args: argparse.Namespace, parts: Parts, ways: list[Way], seeds: list[int], about: dict[str, Any]) -> int:
+def _evaluate(
+    args: argparse.Namespace, parts: Parts, ways: list[Way], seeds: list[int], about: dict[str, Any]
+) -> int:
     log = ItemLog.open(items_path(args), {**about, "configs": [way.described() for way in ways]})
     if log.rows:
-        PlainConsole().print(f"going on with {log.path}: {len(log.rows)} completions are there", highlight=False)
+        PlainConsole().print(
+            f"going on with {log.path}: {len(log.rows)} completions are there", highlight=False
+        )
     decode_missing(args, parts, ways, seeds, log)
     results = [pooled(log, n, way, len(seeds), args.samples) for n, way in enumerate(ways)]
     entries = [entry(way, result, seeds) for way, result in zip(ways, results, strict=True)]
     title = f"{args.model} on {args.task} ({args.split})"
-    PlainConsole().print(eval_table(title, results[0]) if len(ways) == 1 else ways_table(title, ways, entries))
+    PlainConsole().print(
+        eval_table(title, results[0]) if len(ways) == 1 else ways_table(title, ways, entries)
+    )
     if len(ways) == 1 and len(seeds) > 1:
-        PlainConsole().print(f"over seeds {args.seeds}: standard deviation {100 * entries[0]['accuracy_sd']:.1f} points")
+        PlainConsole().print(
+            f"over seeds {args.seeds}: standard deviation {100 * entries[0]['accuracy_sd']:.1f} "
+            "points"
+        )
     if args.json:
         about |= {"seed": seeds[0], "versions": versions(), "device": str(parts.denoiser.device)}
-        write_json(Path(args.json), about | (entries[0] if len(ways) == 1 else {"configs": entries}))
+        write_json(
+            Path(args.json), about | (entries[0] if len(ways) == 1 else {"configs": entries})
+        )
         if log.path is not None and not args.items:
             log.path.unlink()  # all of it is in the JSON file now
     return 0

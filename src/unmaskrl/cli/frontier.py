@@ -21,7 +21,9 @@ def frontier_command(args: argparse.Namespace) -> int:
     for out in filter(None, (args.json, args.plot)):
         if not Path(out).parent.is_dir():
             raise ValueError(f"{out}: the folder {Path(out).parent} does not exist; make it first")
-    result: dict[str, Any] = {key: getattr(args, key) for key in ("task", "split", "size", "seed", "temperature")}
+    result: dict[str, Any] = {
+        key: getattr(args, key) for key in ("task", "split", "size", "seed", "temperature")
+    }
     result["models"] = []
     console = PlainConsole()
     for model in args.models:

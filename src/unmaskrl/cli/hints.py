@@ -37,7 +37,8 @@ def what_next(recipe: Recipe, summary: dict[str, Any]) -> list[str]:
     task = recipe.task["name"]
     return [
         *(f"wrote {folder}: {what}" for folder, what in written(out)),
-        f"next: unmaskrl eval {shlex.quote(str(out))} --task {task}   (or sample, frontier; more steps: train ... --resume)",
+        f"next: unmaskrl eval {shlex.quote(str(out))} --task {task}   (or sample, frontier; more "
+        "steps: train ... --resume)",
     ]
 
 
@@ -49,7 +50,9 @@ def written(out: Path) -> list[tuple[Path, str]]:
         folder = out / name
         if not folder.is_dir():
             continue
-        kind = "" if (folder / "config.json").is_file() else " as an adapter, to be loaded on its base"
+        kind = (
+            "" if (folder / "config.json").is_file() else " as an adapter, to be loaded on its base"
+        )
         result.append((folder, f"{what}{kind}, {_megabytes(folder):.1f} MB"))
     return result
 
@@ -74,4 +77,8 @@ def _command(words: Sequence[str]) -> str:
     started = Path(sys.argv[0]).name
     program = "python -m unmaskrl.cli" if started == "__main__.py" else "unmaskrl"
     line = f"{program} {shlex.join(words)}"
-    return f"{line} (by the same launcher, on {num_processes()} processes)" if num_processes() > 1 else line
+    return (
+        f"{line} (by the same launcher, on {num_processes()} processes)"
+        if num_processes() > 1
+        else line
+    )

@@ -9,7 +9,16 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from ..recipes.memory import CARDS, HEADROOM, Plan, Setup, memory_plan, model_shape, size_text, verdict
+from ..recipes.memory import (
+    CARDS,
+    HEADROOM,
+    Plan,
+    Setup,
+    memory_plan,
+    model_shape,
+    size_text,
+    verdict,
+)
 from ..recipes.schema import Recipe
 from ..training.memory_notes import prompt_tokens, this_machine
 
@@ -18,28 +27,44 @@ def print_memory(recipe: Recipe, console: Console, processes: int = 1) -> None:
     """The plan's table and one line per card, and for this machine's RAM where there is no GPU."""
     if processes < 1:
         raise ValueError(f"--processes must be at least 1, got {processes}")
-    cuda, (tokens, counted) = torch.cuda.is_available(), prompt_tokens(recipe)
+    cuda = torch.cuda.is_available()
+    (tokens, counted) = prompt_tokens(recipe)
     shape = model_shape(recipe.model.path)
     setup = Setup.of(recipe, processes=processes, prompt_tokens=tokens, cuda=cuda)
     console.print(memory_table(memory_plan(shape, setup)))
-    source = "the longest of the first training prompts" if counted else "assumed: no tokenizer or no problems at hand"
-    console.print(f"canvas: {tokens} tokens of prompt ({source}) and {recipe.decode.gen_length} of completion", highlight=False)
+    source = (
+        "the longest of the first training prompts"
+        if counted
+        else "assumed: no tokenizer or no problems at hand"
+    )
+    console.print(
+        f"canvas: {tokens} tokens of prompt ({source}) and {recipe.decode.gen_length} of "
+        "completion",
+        highlight=False,
+    )
     cards = [verdict(shape, replace(setup, cuda=True), name, gib) for name, gib in CARDS.items()]
     for line in cards if cuda else [*cards, verdict(shape, setup, *this_machine(processes))]:
         console.print(line, highlight=False, soft_wrap=True)
-    console.print(f"computed, not measured; a plan that fits leaves {1 - HEADROOM:.0%} of the memory free", highlight=False)
+    console.print(
+        f"computed, not measured; a plan that fits leaves {1 - HEADROOM:.0%} of the memory free",
+        highlight=False,
+    )
 
 
 def memory_table(plan: Plan) -> Table:
     """One row per part, and the peak."""
     s = plan.setup
     table = Table(
-        f"{'GPU memory' if s.cuda else 'RAM'} per process ({s.processes} in all)", "size", title="memory plan, upper bounds"
+        f"{'GPU memory' if s.cuda else 'RAM'} per process ({s.processes} in all)",
+        "size",
+        title="memory plan, upper bounds",
     )
     for name, size in _rows(plan):
         table.add_row(name, size_text(size))
     table.add_section()
-    table.add_row("peak: what stays, and the largest of update, rollout, step", size_text(plan.total))
+    table.add_row(
+        "peak: what stays, and the largest of update, rollout, step", size_text(plan.total)
+    )
     return table
 
 

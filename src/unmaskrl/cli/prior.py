@@ -1,4 +1,6 @@
-"""`unmaskrl prior` (shell): sampled answers of a model to the training problems, as ids, with log-probs and correctness."""
+"""`unmaskrl prior` (shell): sampled answers of a model to the training problems, as ids, with
+log-probs and correctness.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +34,11 @@ def prior_command(args: argparse.Namespace) -> int:
     denoiser, tokenizer, settings, task, head = load_parts(args)
     task = task_of(args, task)
     if args.samples > 1 and not is_random(settings, args.temperature):
-        raise ValueError(f"{args.samples} samples at temperature 0 are all the same; set --temperature above 0")
-    examples, out = task.examples("train")[: args.size], Path(args.out)
+        raise ValueError(
+            f"{args.samples} samples at temperature 0 are all the same; set --temperature above 0"
+        )
+    examples = task.examples("train")[: args.size]
+    out = Path(args.out)
     unfinished = out.with_name(f"{out.name}.partial")
     with holding(unfinished):
         log = ItemLog.open(
@@ -49,20 +54,35 @@ def prior_command(args: argparse.Namespace) -> int:
             },
         )
         if log.rows:
-            PlainConsole().print(f"going on with {log.path}: {len(log.rows)} answers are there", highlight=False)
+            PlainConsole().print(
+                f"going on with {log.path}: {len(log.rows)} answers are there", highlight=False
+            )
         prompts = [encode_prompt(tokenizer, task.prompt(example)) for example in examples]
-        batches = batches_by_length([len(prompt) for prompt in prompts for _ in range(args.samples)], args.batch_size)
+        batches = batches_by_length(
+            [len(prompt) for prompt in prompts for _ in range(args.samples)], args.batch_size
+        )
         for batch in track(batches, description="prior answers", console=PlainConsole()):
             have = {row["row"] for row in log.rows}
             if not have.issuperset(batch):
-                answers = decode_answers(denoiser, [prompts[row // args.samples] for row in batch], batch, settings, args, head)
+                answers = decode_answers(
+                    denoiser,
+                    [prompts[row // args.samples] for row in batch],
+                    batch,
+                    settings,
+                    args,
+                    head,
+                )
                 log.append([answer for answer in answers if answer["row"] not in have])
         rows = graded(log.rows, examples, args.samples, task, tokenizer)
-        write_whole(out, lambda part: part.write_text("".join(json_text(row) + "\n" for row in rows)))
+        write_whole(
+            out, lambda part: part.write_text("".join(json_text(row) + "\n" for row in rows))
+        )
         assert log.path is not None
         log.path.unlink()
         right = sum(row["correct"] for row in rows)
-        PlainConsole().print(f"{len(rows)} prior answers, {right} of them right: {out}", highlight=False)
+        PlainConsole().print(
+            f"{len(rows)} prior answers, {right} of them right: {out}", highlight=False
+        )
         return 0
 
 
@@ -74,7 +94,9 @@ def decode_answers(
     args: argparse.Namespace,
     head: ThresholdHead | None,
 ) -> Iterator[dict[str, Any]]:
-    """Ids without EOS and their log-probs (nats) when they were drawn, for some rows (problem * samples + sample)."""
+    """Ids without EOS and their log-probs (nats) when they were drawn, for some rows (problem *
+    samples + sample).
+    """
     rollout = decode_blank(
         denoiser,
         prompts,
@@ -91,17 +113,25 @@ def decode_answers(
 
 
 def graded(
-    answers: Sequence[dict[str, Any]], examples: Sequence[Example], samples: int, task: Task, tokenizer: Any
+    answers: Sequence[dict[str, Any]],
+    examples: Sequence[Example],
+    samples: int,
+    task: Task,
+    tokenizer: Any,
 ) -> list[dict[str, Any]]:
-    """One line of the file per problem: its first right answer, or its first one, and how many of its answers were right."""
-    by_row, rows = {answer["row"]: answer for answer in answers}, []
+    """One line of the file per problem: its first right answer, or its first one, and how many of
+    its answers were right.
+    """
+    by_row = {answer["row"]: answer for answer in answers}
+    rows = []
     for n, example in enumerate(examples):
         own = [by_row[n * samples + s] for s in range(samples)]
         texts = decode_texts(tokenizer, [answer["ids"] for answer in own])
         context = CallContext(completion_ids=[answer["ids"] for answer in own])
         right = grade(task, [example] * samples, texts, context).correct
         s = right.index(True) if any(right) else 0
-        ids, text = own[s]["ids"], texts[s]
+        ids = own[s]["ids"]
+        text = texts[s]
         rows.append(
             {
                 "id": example.id,

@@ -24,7 +24,9 @@ def sample_command(args: argparse.Namespace) -> int:
     if (args.prompt is None) == (args.task is None):
         raise ValueError("give either --prompt TEXT or --task T (with --index N)")
     denoiser, tokenizer, settings, task, head = load_parts(args)
-    messages, example, anchors = [{"role": "user", "content": args.prompt}], None, {}
+    messages = [{"role": "user", "content": args.prompt}]
+    example = None
+    anchors = {}
     if task is not None:
         examples = task.examples("test")
         if not 0 <= args.index < len(examples):
@@ -33,7 +35,13 @@ def sample_command(args: argparse.Namespace) -> int:
         messages = task.prompt(example)
         anchors = _sample_anchors(args, task, example, tokenizer, denoiser, settings)
     prompt = encode_prompt(tokenizer, messages)
-    canvas = anchored_canvas([prompt], [anchors], gen_length=settings.gen_length, denoiser=denoiser, device=denoiser.device)
+    canvas = anchored_canvas(
+        [prompt],
+        [anchors],
+        gen_length=settings.gen_length,
+        denoiser=denoiser,
+        device=denoiser.device,
+    )
     options = decode_options(settings, canvas, head)
     generator = named_generator(args.seed, "sample")
     rollout = decode(denoiser, canvas, temperature=args.temperature, generator=generator, **options)
@@ -59,7 +67,12 @@ def sample_command(args: argparse.Namespace) -> int:
 
 
 def _sample_anchors(
-    args: argparse.Namespace, task: Task, example: Any, tokenizer: Any, denoiser: ModelDenoiser, settings: DecodeConfig
+    args: argparse.Namespace,
+    task: Task,
+    example: Any,
+    tokenizer: Any,
+    denoiser: ModelDenoiser,
+    settings: DecodeConfig,
 ) -> dict[int, int]:
     text = task.reference(example)
     if args.keep == 0:

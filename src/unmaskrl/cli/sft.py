@@ -18,9 +18,13 @@ from ..utils.torch_setup import default_device
 
 
 def finish_sft(recipe: SFTRecipe, out: Path, console: Console) -> None:
-    """Write the decode settings beside the weights and evaluate them: pass@1 (greedy) and pass@8."""
+    """Write the decode settings beside the weights and evaluate them: pass@1 (greedy) and
+    pass@8.
+    """
     folder = out / "model"
-    write_json(folder / DECODE_FILE, {name: d.model_dump() for name, d in recipe.eval_decode.items()})
+    write_json(
+        folder / DECODE_FILE, {name: d.model_dump() for name, d in recipe.eval_decode.items()}
+    )
     denoiser, tokenizer, _ = open_checkpoint(folder, default_device())
     results = {}
     for part in recipe.data:
@@ -31,7 +35,9 @@ def finish_sft(recipe: SFTRecipe, out: Path, console: Console) -> None:
         examples = task.examples("test")
         greedy = evaluate(denoiser, tokenizer, task, examples, settings)
         console.print(eval_table(f"{task.name}, greedy", greedy))
-        sampled = evaluate(denoiser, tokenizer, task, examples[:128], settings, temperature=1.0, samples=8)
+        sampled = evaluate(
+            denoiser, tokenizer, task, examples[:128], settings, temperature=1.0, samples=8
+        )
         console.print(eval_table(f"{task.name}, temperature 1", sampled))
         results[task.name] = {"greedy": greedy.summary(), "sampled": sampled.summary()}
     write_json(out / "eval.json", results)

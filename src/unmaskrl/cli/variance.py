@@ -1,4 +1,6 @@
-"""What the command variance does (shell): anchored completions of a model, and how much their likelihood estimates vary."""
+"""What the command variance does (shell): anchored completions of a model, and how much their
+likelihood estimates vary.
+"""
 
 from __future__ import annotations
 
@@ -33,23 +35,36 @@ from .common import load_parts, task_of
 
 
 def variance_command(args: argparse.Namespace) -> int:
-    """unmaskrl variance: the variance of likelihood estimates on the model's own anchored completions, in three versions."""
+    """unmaskrl variance: the variance of likelihood estimates on the model's own anchored
+    completions, in three versions.
+    """
     if args.draws < 2:
         raise ValueError(f"--draws: a variance needs at least 2 draws of masks, got {args.draws}")
     if min(args.size, args.samples, args.max_canvases) < 1:
         raise ValueError(
-            f"--size, --samples, --max-canvases must be at least 1: {args.size}, {args.samples}, {args.max_canvases}"
+            f"--size, --samples, --max-canvases must be at least 1: {args.size}, {args.samples}, "
+            f"{args.max_canvases}"
         )
     if args.samples > 1 and args.temperature == 0:
-        raise ValueError(f"{args.samples} samples at temperature 0 are all the same; set a temperature above 0")
+        raise ValueError(
+            f"{args.samples} samples at temperature 0 are all the same; set a temperature above 0"
+        )
     for out in filter(None, (args.json, args.plot)):
         if not Path(out).parent.is_dir():
             raise ValueError(f"{out}: the folder {Path(out).parent} does not exist; make it first")
     estimators = {spec: _estimator(spec, args.num_mc) for spec in args.estimators.split(",")}
     denoiser, tokenizer, settings, task, head = load_parts(args)
-    rollout, correct, left_out = _anchored_rollout(args, denoiser, tokenizer, settings, task_of(args, task), head)
-    result: dict[str, Any] = {key: getattr(args, key) for key in ("model", "task", "keep", "select", "seed", "draws", "num_mc")}
-    result |= {"decode": {**settings.model_dump(), "temperature": args.temperature}, "num_rows": len(rollout.ids)}
+    rollout, correct, left_out = _anchored_rollout(
+        args, denoiser, tokenizer, settings, task_of(args, task), head
+    )
+    result: dict[str, Any] = {
+        key: getattr(args, key)
+        for key in ("model", "task", "keep", "select", "seed", "draws", "num_mc")
+    }
+    result |= {
+        "decode": {**settings.model_dump(), "temperature": args.temperature},
+        "num_rows": len(rollout.ids),
+    }
     result |= {"num_problems": len(rollout.group_ids.unique()), "left_out": left_out}
     result |= {"rollouts": rollout_figures(rollout, correct), "estimators": []}
     console = PlainConsole()
@@ -75,7 +90,9 @@ def variance_command(args: argparse.Namespace) -> int:
 
 
 def _estimator(spec: str, num_mc: int) -> Estimator:
-    """``name`` or ``name:key=value:key=value``; ``num_mc`` is the default of those that have such a setting."""
+    """``name`` or ``name:key=value:key=value``; ``num_mc`` is the default of those that have such a
+    setting.
+    """
     name, *settings = spec.split(":")
     chosen = {"name": name, **parse_overrides(settings)}
     if name in ESTIMATORS and "num_mc" in inspect.signature(ESTIMATORS[name]).parameters:
@@ -94,8 +111,9 @@ def _anchored_rollout(
     task: Task,
     head: ThresholdHead | None,
 ) -> tuple[Rollout, list[bool], int]:
-    """Completions of training problems, anchored as in training, and their correctness; and how many rows are left out,
-    because nothing is free in them."""
+    """Completions of training problems, anchored as in training, and their correctness; and how
+    many rows are left out, because nothing is free in them.
+    """
     examples = task.examples("train")[: args.size]
     prior = {"name": "anchors" if args.keep else "none", "select": args.select, "keep": args.keep}
     recipe: Recipe = build_recipe(
@@ -108,14 +126,19 @@ def _anchored_rollout(
     )
     for example in examples if args.keep else []:
         if task.reference(example) is None:
-            raise ValueError(f"--keep {args.keep}: problem {example.id} has no known reference answer to take anchors from")
+            raise ValueError(
+                f"--keep {args.keep}: problem {example.id} has no known reference answer to take "
+                "anchors from"
+            )
     problems = Problems(recipe, task, tokenizer, denoiser.max_length)
-    anchors, given = Anchors(recipe, problems, denoiser), []
+    anchors = Anchors(recipe, problems, denoiser)
+    given = []
     for i in range(len(examples)):
         given += anchors.of_group(i, 0, 0.0, range(i * args.samples, (i + 1) * args.samples))
     if args.keep and not any(given):
         raise ValueError(
-            f"--select-anchors {args.select} leaves nothing of these references to fix; try --select-anchors random"
+            f"--select-anchors {args.select} leaves nothing of these references to fix; try "
+            "--select-anchors random"
         )
     canvas = anchored_canvas(
         [problems.prompt(i) for i in range(len(examples)) for _ in range(args.samples)],
@@ -126,12 +149,23 @@ def _anchored_rollout(
         device=denoiser.device,
     )
     options = decode_options(settings, canvas, head)
-    rollout = decode(denoiser, canvas, temperature=args.temperature, generator=named_generator(args.seed, "rollout"), **options)
+    rollout = decode(
+        denoiser,
+        canvas,
+        temperature=args.temperature,
+        generator=named_generator(args.seed, "rollout"),
+        **options,
+    )
     used = rollout.action_mask.any(-1).nonzero().squeeze(-1)
     if not len(used):
-        raise ValueError(f"--keep {args.keep}: every completion is all anchors, so nothing is estimated; lower it")
+        raise ValueError(
+            f"--keep {args.keep}: every completion is all anchors, so nothing is estimated; "
+            "lower it"
+        )
     rollout = rollout.rows(used)
     ids = rollout.completions()
     rows = [examples[int(group)] for group in rollout.group_ids]
-    correct = grade(task, rows, decode_texts(tokenizer, ids), CallContext(completion_ids=ids)).correct
+    correct = grade(
+        task, rows, decode_texts(tokenizer, ids), CallContext(completion_ids=ids)
+    ).correct
     return rollout, correct, len(canvas.ids) - len(used)

@@ -1,7 +1,9 @@
-"""Advantages within groups of rollouts of one prompt. Pure functions; rows of a group need not be adjacent.
+"""Advantages within groups of rollouts of one prompt. Pure functions; rows of a group need not be
+adjacent.
 
-Statistics are taken in float64 and without a sum or a square that could overflow: rewards of 1e20 have the advantages of
-rewards of 1. An advantage that its dtype cannot hold is infinite, never quietly 0.
+Statistics are taken in float64 and without a sum or a square that could overflow: rewards of 1e20
+have the advantages of rewards of 1. An advantage that its dtype cannot hold is infinite, never
+quietly 0.
 """
 
 from __future__ import annotations
@@ -17,30 +19,47 @@ def group_mean(rewards: Float[Tensor, " B"], group_ids: Int[Tensor, " B"]) -> Fl
     return torch.where(groups_with_spread(rewards, group_ids), deviation.to(rewards.dtype), 0.0)
 
 
-def group_mean_std(rewards: Float[Tensor, " B"], group_ids: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
-    """A_i = (r_i - mean) / (std + 1e-4), std with n - 1 (GRPO, arXiv 2402.03300; the constant is STP's). Groups of 1 get 0."""
+def group_mean_std(
+    rewards: Float[Tensor, " B"], group_ids: Int[Tensor, " B"]
+) -> Float[Tensor, " B"]:
+    """A_i = (r_i - mean) / (std + 1e-4), std with n - 1 (GRPO, arXiv 2402.03300; the constant is
+    STP's). Groups of 1 get 0.
+    """
     deviation, std = _group_stats(rewards, group_ids)
     advantages = deviation / (std + 1e-4)
     # a mean of equal numbers can be off by a rounding error, which 1e-4 would blow up
     return torch.where(groups_with_spread(rewards, group_ids), advantages.to(rewards.dtype), 0.0)
 
 
-def leave_one_out(rewards: Float[Tensor, " B"], group_ids: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
-    """A_i = r_i - mean of the others = G / (G - 1) * (r_i - mean) (RLOO, arXiv 2402.14740). Groups of 1 get 0."""
+def leave_one_out(
+    rewards: Float[Tensor, " B"], group_ids: Int[Tensor, " B"]
+) -> Float[Tensor, " B"]:
+    """A_i = r_i - mean of the others = G / (G - 1) * (r_i - mean) (RLOO, arXiv 2402.14740). Groups
+    of 1 get 0.
+    """
     _, index, count = torch.unique(group_ids, return_inverse=True, return_counts=True)
-    return group_mean(rewards, group_ids) * (count.to(rewards.dtype) / (count - 1).clamp(min=1))[index]
+    return (
+        group_mean(rewards, group_ids) * (count.to(rewards.dtype) / (count - 1).clamp(min=1))[index]
+    )
 
 
-def softmax_weights(rewards: Float[Tensor, " B"], group_ids: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
-    """w+_i - w-_i, softmax of the group's rewards and of their negatives (wd1, arXiv 2507.08838; temperature 1)."""
+def softmax_weights(
+    rewards: Float[Tensor, " B"], group_ids: Int[Tensor, " B"]
+) -> Float[Tensor, " B"]:
+    """w+_i - w-_i, softmax of the group's rewards and of their negatives (wd1, arXiv 2507.08838;
+    temperature 1).
+    """
     wide = rewards.double()
     high, low = _group_ends(wide, group_ids)
-    up, down = (wide - high).exp(), (low - wide).exp()
+    up = (wide - high).exp()
+    down = (low - wide).exp()
     weights = up / group_sum(up, group_ids) - down / group_sum(down, group_ids)
     return torch.where(high != low, weights, 0.0).to(rewards.dtype)
 
 
-def groups_with_spread(rewards: Float[Tensor, " B"], group_ids: Int[Tensor, " B"]) -> Bool[Tensor, " B"]:
+def groups_with_spread(
+    rewards: Float[Tensor, " B"], group_ids: Int[Tensor, " B"]
+) -> Bool[Tensor, " B"]:
     """True at rows whose group has at least two different rewards: the others have advantage 0."""
     high, low = _group_ends(rewards, group_ids)
     return high != low  # NaN is different from itself: it is not made a 0
@@ -62,9 +81,12 @@ def _group_ends(rewards: Tensor, group_ids: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _group_stats(rewards: Tensor, group_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Each row's deviation from its group's mean, and the group's standard deviation (n - 1; 0 for one row), in float64."""
+    """Each row's deviation from its group's mean, and the group's standard deviation (n - 1; 0 for
+    one row), in float64.
+    """
     _, index, count = torch.unique(group_ids, return_inverse=True, return_counts=True)
-    wide, size = rewards.double(), count[index]
+    wide = rewards.double()
+    size = count[index]
     deviation = wide - group_sum(wide, group_ids) / size
     scale = _group_ends(deviation.abs(), group_ids)[0]
     squares = (deviation / scale.clamp(min=torch.finfo(torch.float64).tiny)) ** 2

@@ -1,8 +1,8 @@
 """Canvas builders: blank, or with anchors (spatial pruning, STP, arXiv 2602.08905).
 
-Anchors are (offset, id) pairs on the completion, never text. Which tokens of a reference answer become anchors is a
-choice of scores: anchors are the highest-scoring tokens outside the protected span. Padding, EOS and end-of-turn tokens
-are never anchors.
+Anchors are (offset, id) pairs on the completion, never text. Which tokens of a reference answer
+become anchors is a choice of scores: anchors are the highest-scoring tokens outside the protected
+span. Padding, EOS and end-of-turn tokens are never anchors.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ def blank_canvas(
 ) -> Canvas:
     """A canvas whose completion is fully masked; prompts (id lists) are padded on the left.
 
-    ``row_ids`` (default 0..B-1) key the rows' random draws; ``group_ids`` (default: row ids) say which rows share a prompt.
+    ``row_ids`` (default 0..B-1) key the rows' random draws; ``group_ids`` (default: row ids) say
+    which rows share a prompt.
     """
     return anchored_canvas(
         prompts,
@@ -58,12 +59,17 @@ def anchored_canvas(
     group_ids: Sequence[int] | None = None,
     device: torch.device | str = "cpu",
 ) -> Canvas:
-    """A canvas with some completion tokens given: ``anchors[b]`` maps offsets in the completion to token ids.
+    """A canvas with some completion tokens given: ``anchors[b]`` maps offsets in the completion to
+    token ids.
 
-    Raises ValueError for anchors outside the completion, or that are end (EOS, end-of-turn), padding or mask tokens.
+    Raises ValueError for anchors outside the completion, or that are end (EOS, end-of-turn),
+    padding or mask tokens.
     """
     if not prompts or len(prompts) != len(anchors):
-        raise ValueError(f"need as many anchor maps as prompts and at least one; got {len(anchors)} and {len(prompts)}")
+        raise ValueError(
+            f"need as many anchor maps as prompts and at least one; got {len(anchors)} and "
+            f"{len(prompts)}"
+        )
     if min(map(len, prompts)) == 0:
         raise ValueError("a prompt is empty; expected at least one token id")
     width = max(map(len, prompts))
@@ -104,28 +110,40 @@ def choose_anchors(
 ) -> dict[int, int]:
     """The round(keep * n) highest-scoring tokens of an n-token reference as {offset: id}.
 
-    ``protected`` tokens (the answer span), ids in ``never`` (EOS, padding) and tokens beyond ``gen_length`` are not taken;
-    n counts every token of the reference but those in ``never``. With ``count="outside_answer"`` it is STP's published rule,
-    m - floor((1 - keep) m) of the m tokens that are not protected either. Ties go to the left.
+    ``protected`` tokens (the answer span), ids in ``never`` (EOS, padding) and tokens beyond
+    ``gen_length`` are not taken; n counts every token of the reference but those in ``never``. With
+    ``count="outside_answer"`` it is STP's published rule, m - floor((1 - keep) m) of the m tokens
+    that are not protected either. Ties go to the left.
     """
     if not 0 <= keep <= 1:
-        raise ValueError(f"keep is the fraction of the reference that is fixed, in [0, 1]; got {keep}")
+        raise ValueError(
+            f"keep is the fraction of the reference that is fixed, in [0, 1]; got {keep}"
+        )
     banned = [False] * len(reference) if protected is None else list(protected)
     if not len(reference) == len(scores) == len(banned):
-        raise ValueError(f"{len(reference)} tokens, {len(scores)} scores, {len(banned)} protected flags: must be equal")
+        raise ValueError(
+            f"{len(reference)} tokens, {len(scores)} scores, {len(banned)} protected flags: must "
+            "be equal"
+        )
     if count not in COUNTS:
         raise ValueError(f"count must be one of {', '.join(COUNTS)}, got {count!r}")
     number = int(keep * sum(token not in never for token in reference) + 0.5)
     if count == "outside_answer":
-        outside = sum(not ban and token not in never for token, ban in zip(reference, banned, strict=True))
+        outside = sum(
+            not ban and token not in never for token, ban in zip(reference, banned, strict=True)
+        )
         number = outside - int((1 - keep) * outside)
-    allowed = [i for i, t in enumerate(reference) if not banned[i] and t not in never and i < gen_length]
+    allowed = [
+        i for i, t in enumerate(reference) if not banned[i] and t not in never and i < gen_length
+    ]
     best = sorted(allowed, key=lambda i: (-scores[i], i))[:number]
     return {i: reference[i] for i in sorted(best)}
 
 
 def random_scores(length: int, *, seed: int, row_id: int) -> list[float]:
-    """Scores for the ``random`` selections: uniforms keyed by (seed, row, offset), the same in any batch."""
+    """Scores for the ``random`` selections: uniforms keyed by (seed, row, offset), the same in any
+    batch.
+    """
     return _uniforms(length, seed, row_id).tolist()
 
 
@@ -136,22 +154,28 @@ def predictability(
     references: Sequence[Sequence[int]],
     device: torch.device | str = "cpu",
 ) -> list[list[float]]:
-    """log p(y_i | prompt, all completion tokens masked), in nats, for the tokens of each reference answer.
+    """log p(y_i | prompt, all completion tokens masked), in nats, for the tokens of each reference
+    answer.
 
-    The scores of ``most_predictable`` (STP, stage 1): one call per row on a completion as long as the longest reference.
-    NotFiniteError if one is NaN.
+    The scores of ``most_predictable`` (STP, stage 1): one call per row on a completion as long as
+    the longest reference. NotFiniteError if one is NaN.
     """
     gen_length = max(map(len, references))
     canvas = blank_canvas(prompts, gen_length=gen_length, denoiser=denoiser, device=device)
     hidden = denoiser.hidden(canvas.ids, canvas.attention_mask)[:, -gen_length:]
     result = []
     for row, reference in zip(hidden, references, strict=True):
-        targets, scores = torch.tensor(list(reference), dtype=torch.int64), []
+        targets = torch.tensor(list(reference), dtype=torch.int64)
+        scores = []
         for chunk in row_chunks(len(reference), denoiser.vocab_size):
-            logps = masked_log_softmax(denoiser.head(row[: len(reference)][chunk]), denoiser.mask_id, 1.0)
+            logps = masked_log_softmax(
+                denoiser.head(row[: len(reference)][chunk]), denoiser.mask_id, 1.0
+            )
             scores += logps.gather(-1, targets[chunk, None].to(logps.device)).squeeze(-1).tolist()
         if any(map(math.isnan, scores)):
-            raise NotFiniteError(f"log-probabilities of a reference answer are NaN: {where_from(denoiser)}")
+            raise NotFiniteError(
+                f"log-probabilities of a reference answer are NaN: {where_from(denoiser)}"
+            )
         result.append(scores)
     return result
 
@@ -164,4 +188,7 @@ def _check_anchor(offset: int, token: int, gen_length: int, denoiser: Denoiser) 
     if not 0 <= offset < gen_length:
         raise ValueError(f"anchor offset {offset} is outside the completion of {gen_length} tokens")
     if token in (denoiser.mask_id, denoiser.eos_id, denoiser.pad_id, *end_ids(denoiser)):
-        raise ValueError(f"token {token} (mask, end of turn, EOS or padding) cannot be an anchor: it fixes nothing")
+        raise ValueError(
+            f"token {token} (mask, end of turn, EOS or padding) cannot be an anchor: it fixes "
+            "nothing"
+        )

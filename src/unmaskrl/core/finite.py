@@ -1,7 +1,8 @@
 """Numbers that are not finite: the error that ends a run, and which tensor holds them.
 
-A value counts as finite if it is neither NaN nor infinite in the dtype that it is used in. ``decode`` looks at the
-log-probability of every token that it draws: a logit that is NaN or +inf makes its whole row NaN.
+A value counts as finite if it is neither NaN nor infinite in the dtype that it is used in.
+``decode`` looks at the log-probability of every token that it draws: a logit that is NaN or +inf
+makes its whole row NaN.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ class NotFiniteError(ValueError):
 def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
     """The name of the first tensor that holds a NaN or an infinity, None if all are finite.
 
-    Reads every element once, copies nothing, and waits once per device. Of a sharded tensor this rank's part counts.
+    Reads every element once, copies nothing, and waits once per device. Of a sharded tensor this
+    rank's part counts.
     """
     found: dict[torch.device, tuple[list[str], list[Tensor]]] = {}
     for name, tensor in tensors.items():
@@ -37,9 +39,13 @@ def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
 
 
 def broken_weight(denoiser: object) -> str | None:
-    """The first parameter of a denoiser's ``model`` that is not finite; None also if it has no such module."""
+    """The first parameter of a denoiser's ``model`` that is not finite; None also if it has no such
+    module.
+    """
     model = getattr(denoiser, "model", None)
-    return first_not_finite(dict(model.named_parameters())) if isinstance(model, nn.Module) else None
+    return (
+        first_not_finite(dict(model.named_parameters())) if isinstance(model, nn.Module) else None
+    )
 
 
 def where_from(denoiser: object) -> str:
@@ -47,7 +53,10 @@ def where_from(denoiser: object) -> str:
     name = broken_weight(denoiser)
     if name is not None:
         return f"weight {name!r} is not finite: load a model or checkpoint that is whole"
-    return "all weights are finite, so a pass overflows: weights too large (lower the learning rate) or too small a dtype"
+    return (
+        "all weights are finite, so a pass overflows: weights too large (lower the learning "
+        "rate) or too small a dtype"
+    )
 
 
 def _is_finite(tensor: Tensor) -> Tensor:
@@ -57,5 +66,6 @@ def _is_finite(tensor: Tensor) -> Tensor:
 
 
 def _own_part(tensor: Tensor) -> Tensor:
-    to_local = getattr(tensor, "to_local", None)  # DTensor's: anything else on it would need the other ranks
+    # DTensor's: anything else on it would need the other ranks
+    to_local = getattr(tensor, "to_local", None)
     return tensor if to_local is None else to_local()

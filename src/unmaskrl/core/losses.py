@@ -1,18 +1,22 @@
 """Policy losses: pure functions of token log-probs and a TrainBatch.
 
-Every loss is  sum_b c_b * ( -gain_b + kl_coef * KL_b )  with gain and KL summed over a row's action tokens, and c_b the weight
+Every loss is  sum_b c_b * ( -gain_b + kl_coef * KL_b )  with gain and KL summed over a row's action
+    tokens, and c_b the weight
 of one of its tokens (``normaliser``), from *global* counts, so that micro-batches and ranks add up:
 
-    token       1 / tokens of the step                          every token counts the same (DAPO, d1's code)
-    sequence    1 / (tokens of the row * rows of the step)      every row counts the same (GRPO's 1/|o|)
+    token       1 / tokens of the step                          every token counts the same (DAPO,
+        d1's code)
+    sequence    1 / (tokens of the row * rows of the step)      every row counts the same (GRPO's
+        1/|o|)
     group       1 / (tokens of the group * groups of the step)  every prompt counts the same
     rows        1 / rows of the step                            sums over tokens, mean over rows
-    groups      1 / groups of the step                          sums over tokens and rows, mean over groups (wd1)
+    groups      1 / groups of the step                          sums over tokens and rows, mean over
+        groups (wd1)
 
-KL terms, per token, d = l_ref - l (``kl_to="ref"``; "old" puts the old policy in its place): ``k1`` = -d (its gradient is not
-the KL's: for monitoring), ``k2`` = d^2 / 2, ``k3`` = exp(d) - d - 1; ``quadratic`` =
-(sum_i d_i)^2 / 2 per row (ESPO's). Beyond 20 nats exp goes on along its tangent (``bounded_exp``): finite values, and a
-gradient wherever the formula has one.
+KL terms, per token, d = l_ref - l (``kl_to="ref"``; "old" puts the old policy in its place): ``k1``
+= -d (its gradient is not the KL's: for monitoring), ``k2`` = d^2 / 2, ``k3`` = exp(d) - d - 1;
+``quadratic`` = (sum_i d_i)^2 / 2 per row (ESPO's). Beyond 20 nats exp goes on along its tangent
+(``bounded_exp``): finite values, and a gradient wherever the formula has one.
 """
 
 from __future__ import annotations
@@ -30,8 +34,10 @@ from torch.nn.functional import pad
 from .importance import truncated_weights, weight_sums
 from .types import LossOutputs, TrainBatch
 
-NORMALISERS, KL_TO = ("token", "sequence", "group", "rows", "groups"), ("ref", "old")
-# (log-ratio (B, L), advantages (B,), mask) -> (gain, log-ratio, where the clip is what counts), all per token
+NORMALISERS = ("token", "sequence", "group", "rows", "groups")
+KL_TO = ("ref", "old")
+# (log-ratio (B, L), advantages (B,), mask) -> (gain, log-ratio, where the clip is what counts), all
+# per token
 Gain = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 # batch -> (a factor per token or None, metrics)
 Weigh = Callable[[TrainBatch], tuple[Tensor | None, dict[str, Tensor]]]
@@ -41,7 +47,8 @@ _MAX_LOG_RATIO = 20.0
 class PolicyLoss(NamedTuple):
     """A loss and what it looks at; ``kl_coef`` 0 means that rows without advantage can be left out.
 
-    ``clip_range``: how far, in nats, a log-ratio is from the nearer end of the clip range; infinite without a clip.
+    ``clip_range``: how far, in nats, a log-ratio is from the nearer end of the clip range; infinite
+    without a clip.
     """
 
     fn: Callable[[Tensor, TrainBatch], LossOutputs]
@@ -68,25 +75,38 @@ def token_clip(
 ) -> PolicyLoss:
     """GRPO with one ratio per token (arXiv 2402.03300; STP and d1 use it on surrogates).
 
-    gain = sum_i v_i min(w_i A, clip(w_i, 1 - clip_low, 1 + clip_high) A), w_i = exp(l_i - l_old_i), v_i = 1, or with ``is_cap``
-    the truncated importance weight of ``importance.truncated_weights`` (DiFFPO).
+    gain = sum_i v_i min(w_i A, clip(w_i, 1 - clip_low, 1 + clip_high) A), w_i = exp(l_i - l_old_i),
+    v_i = 1, or with ``is_cap`` the truncated importance weight of ``importance.truncated_weights``
+    (DiFFPO).
     """
     clip_range = _clip_range(clip_low, clip_high)
     if is_cap is not None and is_cap < 1:
-        raise ValueError(f"is_cap truncates importance weights, whose mean is 1: it must be at least 1, got {is_cap}")
+        raise ValueError(
+            "is_cap truncates importance weights, whose mean is 1: it must be at least 1, got "
+            f"{is_cap}"
+        )
     if is_normalise and is_cap is None:
-        raise ValueError("is_normalise normalises importance weights: got is_cap=null; set is_cap, for instance to 2")
+        raise ValueError(
+            "is_normalise normalises importance weights: got is_cap=null; set is_cap, for instance "
+            "to 2"
+        )
 
     def gain(log_ratio: Tensor, advantages: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        value, clipped = _clipped_gain(bounded_exp(log_ratio), advantages[:, None], clip_low, clip_high)
+        value, clipped = _clipped_gain(
+            bounded_exp(log_ratio), advantages[:, None], clip_low, clip_high
+        )
         return value * mask, log_ratio, clipped
 
     def weigh(batch: TrainBatch) -> tuple[Tensor | None, dict[str, Tensor]]:
         if is_cap is None:
             return None, {}
-        assert batch.behavior_logps is not None and batch.progress is not None, "importance weights need the rollout's own"
+        assert batch.behavior_logps is not None and batch.progress is not None, (
+            "importance weights need the rollout's own"
+        )
         mask = batch.action_mask
-        weights = truncated_weights(batch.old_logps, batch.behavior_logps, mask, cap=is_cap, normalise=is_normalise)
+        weights = truncated_weights(
+            batch.old_logps, batch.behavior_logps, mask, cap=is_cap, normalise=is_normalise
+        )
         return weights, weight_sums(weights, mask, batch.progress, is_cap, batch.num_scored)
 
     return _policy_loss(gain, kl_coef, kl, kl_to, normaliser, clip_range=clip_range, weigh=weigh)
@@ -101,24 +121,33 @@ def sequence_clip(
     kl_to: str = "ref",
     normaliser: str = "sequence",
 ) -> PolicyLoss:
-    """GRPO with one length-normalised ratio per row (GSPO, arXiv 2507.18071; ESPO; STP's sequence-level variant).
+    """GRPO with one length-normalised ratio per row (GSPO, arXiv 2507.18071; ESPO; STP's
+    sequence-level variant).
 
-    gain = f * min(w A, clip(w) A), w = exp( (1/f) sum_i (l_i - l_old_i) ), f = action tokens of the row.
+    gain = f * min(w A, clip(w) A), w = exp( (1/f) sum_i (l_i - l_old_i) ), f = action tokens of the
+    row.
     """
     clip_range = _clip_range(clip_low, clip_high)
 
     def gain(log_ratio: Tensor, advantages: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         mean = _row_mean(log_ratio, mask)
         value, clipped = _clipped_gain(bounded_exp(mean), advantages, clip_low, clip_high)
-        return value[:, None] * mask, mean[:, None].expand_as(mask), clipped[:, None].expand_as(mask)
+        return (
+            value[:, None] * mask,
+            mean[:, None].expand_as(mask),
+            clipped[:, None].expand_as(mask),
+        )
 
     return _policy_loss(gain, kl_coef, kl, kl_to, normaliser, clip_range=clip_range)
 
 
-def reinforce(*, kl_coef: float = 0.0, kl: str = "k3", kl_to: str = "ref", normaliser: str = "token") -> PolicyLoss:
+def reinforce(
+    *, kl_coef: float = 0.0, kl: str = "k3", kl_to: str = "ref", normaliser: str = "token"
+) -> PolicyLoss:
     """The likelihood weighted by the advantage, without ratio: gain = A sum_i l_i.
 
-    REINFORCE and RLOO (advantage leave_one_out); SPG (estimator sandwich); wd1 (advantage softmax_weights, normaliser groups).
+    REINFORCE and RLOO (advantage leave_one_out); SPG (estimator sandwich); wd1 (advantage
+    softmax_weights, normaliser groups).
     """
 
     def gain(logps: Tensor, advantages: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -139,9 +168,12 @@ def linear_bound(
 ) -> PolicyLoss:
     """BGPO's lower bound of the sequence objective (arXiv 2510.11683; DARE's dllm_core_algos.py).
 
-    delta = (1/f) sum_i (l_i - l_old_i);  w = 1 + delta where A >= 0 (below the ratio exp(delta)), exp(delta) where A < 0;
-    gain = f * min(w A, clip(w) A), and where A < 0 at least dual_clip * A. The published code takes and clips w of every draw
-    on its own and averages; here draws are averaged in delta: the same for num_mc=1, for A >= 0 while no draw is clipped, and
+    delta = (1/f) sum_i (l_i - l_old_i);  w = 1 + delta where A >= 0 (below the ratio exp(delta)),
+        exp(delta) where A < 0;
+    gain = f * min(w A, clip(w) A), and where A < 0 at least dual_clip * A. The published code takes
+        and clips w of every draw
+    on its own and averages; here draws are averaged in delta: the same for num_mc=1, for A >= 0
+        while no draw is clipped, and
     on the first update of a step. No logarithm is taken: nothing can be NaN.
     """
     clip_range = _clip_range(clip_low, clip_high)
@@ -155,13 +187,21 @@ def linear_bound(
         floor = dual_clip * advantages
         clipped = clipped | ((advantages < 0) & (value < floor))
         value = torch.where(advantages < 0, torch.maximum(value, floor), value)
-        return value[:, None] * mask, delta[:, None].expand_as(mask), clipped[:, None].expand_as(mask)
+        return (
+            value[:, None] * mask,
+            delta[:, None].expand_as(mask),
+            clipped[:, None].expand_as(mask),
+        )
 
     return _policy_loss(gain, kl_coef, kl, kl_to, normaliser, clip_range=clip_range)
 
 
-def token_weights(normaliser: str, mask: Bool[Tensor, "B L"], batch: TrainBatch) -> Float[Tensor, " B"]:
-    """c_b: the weight of one action token of each row (see the module's table); 0 for rows without any."""
+def token_weights(
+    normaliser: str, mask: Bool[Tensor, "B L"], batch: TrainBatch
+) -> Float[Tensor, " B"]:
+    """c_b: the weight of one action token of each row (see the module's table); 0 for rows without
+    any.
+    """
     length = mask.sum(-1).to(batch.advantages.dtype)
     inverse = {
         "token": torch.full_like(length, batch.num_actions),
@@ -201,7 +241,9 @@ def _policy_loss(
         importance, more = weigh(batch)
         gains = (gains if importance is None else gains * importance).sum(-1)
         other = batch.ref_logps if kl_to == "ref" else batch.old_logps
-        difference = torch.zeros_like(token_logps) if other is None else (other - token_logps) * mask
+        difference = (
+            torch.zeros_like(token_logps) if other is None else (other - token_logps) * mask
+        )
         kls = _KL[kl](difference).sum(-1)
         weights = token_weights(normaliser, mask, batch)
         total = (weights * (kl_coef * kls - gains)).sum()
@@ -209,12 +251,21 @@ def _policy_loss(
         return LossOutputs(loss=total, metrics=metrics | more)
 
     uses_kl = kl_coef > 0
-    return PolicyLoss(loss, uses_ratio or (uses_kl and kl_to == "old"), uses_kl and kl_to == "ref", kl_coef, clip_range)
+    return PolicyLoss(
+        loss,
+        uses_ratio or (uses_kl and kl_to == "old"),
+        uses_kl and kl_to == "ref",
+        kl_coef,
+        clip_range,
+    )
 
 
-def _clipped_gain(ratio: Tensor, advantage: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
+def _clipped_gain(
+    ratio: Tensor, advantage: Tensor, low: float, high: float
+) -> tuple[Tensor, Tensor]:
     """min(w A, clip(w) A), and where the clip is what counts."""
-    plain, clipped = ratio * advantage, ratio.clamp(1 - low, 1 + high) * advantage
+    plain = ratio * advantage
+    clipped = ratio.clamp(1 - low, 1 + high) * advantage
     return torch.minimum(plain, clipped), clipped < plain
 
 
@@ -223,12 +274,16 @@ def _row_mean(log_ratio: Tensor, mask: Tensor) -> Tensor:
 
 
 def bounded_exp(log_ratio: Tensor) -> Tensor:
-    """exp(x) up to x = 20 nats, its tangent e^20 (1 + x - 20) beyond: convex, smooth, and finite where exp overflows.
+    """exp(x) up to x = 20 nats, its tangent e^20 (1 + x - 20) beyond: convex, smooth, and finite
+    where exp overflows.
 
-    A clamp would end the gradient there, just where PPO's unclipped branch (A < 0, ratio above 1) pushes hardest. Nats.
+    A clamp would end the gradient there, just where PPO's unclipped branch (A < 0, ratio above 1)
+    pushes hardest. Nats.
     """
     tangent = math.exp(_MAX_LOG_RATIO) * (1 + log_ratio - _MAX_LOG_RATIO)
-    return torch.where(log_ratio > _MAX_LOG_RATIO, tangent, log_ratio.clamp(max=_MAX_LOG_RATIO).exp())
+    return torch.where(
+        log_ratio > _MAX_LOG_RATIO, tangent, log_ratio.clamp(max=_MAX_LOG_RATIO).exp()
+    )
 
 
 def _k3(difference: Tensor) -> Tensor:
@@ -243,15 +298,20 @@ _KL: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def _metrics(log_ratio: Tensor, clipped: Tensor, to_ref: Tensor, mask: Tensor, count: float) -> dict[str, Tensor]:
-    """Token means over what was scored anywhere (``ratio/max_dev`` is a maximum); ``kl/*`` are k3, whatever the loss uses."""
+def _metrics(
+    log_ratio: Tensor, clipped: Tensor, to_ref: Tensor, mask: Tensor, count: float
+) -> dict[str, Tensor]:
+    """Token means over what was scored anywhere (``ratio/max_dev`` is a maximum); ``kl/*`` are k3,
+    whatever the loss uses.
+    """
     with torch.no_grad():
         ratio = bounded_exp(log_ratio)
         mean = partial(torch.div, other=max(count, 1.0))
         return {
             "ratio/mean": mean((ratio * mask).sum()),
             "ratio/clip_frac": mean((clipped & mask).sum()),
-            "ratio/max_dev": pad(((ratio - 1).abs() * mask).flatten(), (0, 1)).max(),  # 0 if there is nothing
+            # 0 if there is nothing
+            "ratio/max_dev": pad(((ratio - 1).abs() * mask).flatten(), (0, 1)).max(),
             "kl/old": mean((_k3(-log_ratio) * mask).sum()),
             "kl/ref": mean((_k3(to_ref) * mask).sum()),
         }
@@ -260,7 +320,9 @@ def _metrics(log_ratio: Tensor, clipped: Tensor, to_ref: Tensor, mask: Tensor, c
 def _clip_range(clip_low: float, clip_high: float) -> float:
     """min(-log(1 - clip_low), log(1 + clip_high)) in nats, of those that are not 0."""
     if not 0 <= clip_low < 1 or clip_high < 0:
-        raise ValueError(f"need 0 <= clip_low < 1 and clip_high >= 0, got {clip_low} and {clip_high}")
+        raise ValueError(
+            f"need 0 <= clip_low < 1 and clip_high >= 0, got {clip_low} and {clip_high}"
+        )
     ends = (-math.log1p(-clip_low), math.log1p(clip_high))
     return min((end for end in ends if end > 0), default=math.inf)
 

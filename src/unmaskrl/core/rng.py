@@ -1,7 +1,8 @@
 """Scoped randomness: named generators, and one uniform per (seed, row, call, position).
 
-Nothing here reads or writes a global generator. Named generators make a run resumable at any step without storing
-generator states; counter-based uniforms make a row's draws independent of batch, order, padding and rank.
+Nothing here reads or writes a global generator. Named generators make a run resumable at any step
+without storing generator states; counter-based uniforms make a row's draws independent of batch,
+order, padding and rank.
 """
 
 from __future__ import annotations
@@ -12,12 +13,17 @@ import torch
 from jaxtyping import Float64, Int
 from torch import Tensor
 
-# splitmix64 (Steele, Lea, Flood 2014), as signed 64-bit constants: int64 products wrap as unsigned ones do.
-_GOLDEN, _MUL1, _MUL2 = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15
+# splitmix64 (Steele, Lea, Flood 2014), as signed 64-bit constants: int64 products wrap as unsigned
+# ones do.
+_GOLDEN = -0x61C8864680B583EB
+_MUL1 = -0x40A7B892E31B1A47
+_MUL2 = -0x6B2FB644ECCEEE15
 
 
 def named_seed(seed: int, *name: str | int) -> int:
-    """A 62-bit seed that is a hash of the run's seed and a purpose, e.g. ``named_seed(0, "views", step, 2)``."""
+    """A 62-bit seed that is a hash of the run's seed and a purpose, e.g.
+    ``named_seed(0, "views", step, 2)``.
+    """
     text = "/".join([str(seed), *map(str, name)])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 2
 
@@ -33,9 +39,11 @@ def draw_seed(generator: torch.Generator) -> int:
 
 
 def counter_uniform(seed: int, *counters: Int[Tensor, "*#shape"]) -> Float64[Tensor, "*#shape"]:
-    """Uniforms in (0, 1), one per element, that depend on the seed and the counters at that element alone.
+    """Uniforms in (0, 1), one per element, that depend on the seed and the counters at that element
+    alone.
 
-    u = (top 52 bits of mix(... mix(mix(seed) + c_1) ... + c_n) + 1/2) / 2**52, with mix = splitmix64's finaliser.
+    u = (top 52 bits of mix(... mix(mix(seed) + c_1) ... + c_n) + 1/2) / 2**52, with mix =
+    splitmix64's finaliser.
     """
     shape = torch.broadcast_shapes(*(c.shape for c in counters))
     state = torch.full((), seed, dtype=torch.int64, device=counters[0].device)

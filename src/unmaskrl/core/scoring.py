@@ -1,7 +1,8 @@
 """The only place where the model is called for a likelihood.
 
-Logits exist only at rows that are scored, in chunks of bounded size whose activations are recomputed in the backward
-pass, so memory does not grow with rows x vocabulary. ``backward_in_chunks`` bounds the activations of the body as well.
+Logits exist only at rows that are scored, in chunks of bounded size whose activations are
+recomputed in the backward pass, so memory does not grow with rows x vocabulary.
+``backward_in_chunks`` bounds the activations of the body as well.
 """
 
 from __future__ import annotations
@@ -24,17 +25,23 @@ from .types import LossOutputs, Rollout, Views
 
 
 def view_logps(denoiser: Denoiser, rollout: Rollout, views: Views) -> Float[Tensor, "B M L"]:
-    """log p(ids[b, l] | view m of row b) in nats at rollout.temperature where weight != 0, else 0 (differentiable).
+    """log p(ids[b, l] | view m of row b) in nats at rollout.temperature where weight != 0, else 0
+    (differentiable).
 
-    One backward pass per result: the memory of the logits becomes their gradient. A second one (``retain_graph``, Jacobians by
-    rows, gradcheck) raises RuntimeError ("modified by an inplace operation"): score again for it.
+    One backward pass per result: the memory of the logits becomes their gradient. A second one
+    (``retain_graph``, Jacobians by rows, gradcheck) raises RuntimeError ("modified by an inplace
+    operation"): score again for it.
     """
     work = _Work.of(rollout, views)
     return work.score(denoiser, slice(None)).reshape(views.ids.shape)
 
 
-def token_logps(denoiser: Denoiser, rollout: Rollout, estimator: Estimator, views: Views) -> Float[Tensor, "B L"]:
-    """The estimator's log-likelihood per action token (nats), reduced over its views; one backward pass (``view_logps``)."""
+def token_logps(
+    denoiser: Denoiser, rollout: Rollout, estimator: Estimator, views: Views
+) -> Float[Tensor, "B L"]:
+    """The estimator's log-likelihood per action token (nats), reduced over its views; one backward
+    pass (``view_logps``).
+    """
     return estimator.reduce(view_logps(denoiser, rollout, views), views)
 
 
@@ -42,26 +49,45 @@ def token_logps(denoiser: Denoiser, rollout: Rollout, estimator: Estimator, view
 def frozen_token_logps(
     denoiser: Denoiser, rollout: Rollout, estimator: Estimator, views: Views, *, max_canvases: int
 ) -> Float[Tensor, "B L"]:
-    """``token_logps`` without gradient, ``max_canvases`` canvases at a time: for the old and the reference policy."""
-    return estimator.reduce(_chunked_view_logps(denoiser, _Work.of(rollout, views), views, max_canvases), views)
+    """``token_logps`` without gradient, ``max_canvases`` canvases at a time: for the old and the
+    reference policy.
+    """
+    return estimator.reduce(
+        _chunked_view_logps(denoiser, _Work.of(rollout, views), views, max_canvases), views
+    )
 
 
 def live_token_logps(
     denoiser: Denoiser, rollout: Rollout, estimator: Estimator, views: Views, *, max_canvases: int
 ) -> Float[Tensor, "B L"]:
-    """Values of ``token_logps`` as a pass with gradient computes them, ``max_canvases`` canvases' activations at a time."""
+    """Values of ``token_logps`` as a pass with gradient computes them, ``max_canvases`` canvases'
+    activations at a time.
+    """
     work = _Work.of(rollout, views)
-    return estimator.reduce(_chunked_view_logps(denoiser, work, views, max_canvases, graph=True), views)
+    return estimator.reduce(
+        _chunked_view_logps(denoiser, work, views, max_canvases, graph=True), views
+    )
 
 
 @torch.no_grad()
 def frozen_token_logps_over(
-    denoiser: Denoiser, rollout: Rollout, estimator: Estimator, views: Sequence[Views], *, max_canvases: int
+    denoiser: Denoiser,
+    rollout: Rollout,
+    estimator: Estimator,
+    views: Sequence[Views],
+    *,
+    max_canvases: int,
 ) -> tuple[Float[Tensor, "N B L"], int]:
-    """``frozen_token_logps`` on N sets of views of the same rollouts, and the canvases run: those they share are run once."""
-    together = Views(ids=torch.cat([v.ids for v in views], 1), weight=torch.cat([v.weight for v in views], 1))
+    """``frozen_token_logps`` on N sets of views of the same rollouts, and the canvases run: those
+    they share are run once.
+    """
+    together = Views(
+        ids=torch.cat([v.ids for v in views], 1), weight=torch.cat([v.weight for v in views], 1)
+    )
     work = _Work.of(rollout, together)
-    parts = _chunked_view_logps(denoiser, work, together, max_canvases).split([v.ids.shape[1] for v in views], 1)
+    parts = _chunked_view_logps(denoiser, work, together, max_canvases).split(
+        [v.ids.shape[1] for v in views], 1
+    )
     logps = [estimator.reduce(part, v) for part, v in zip(parts, views, strict=True)]
     return torch.stack(logps), work.num_canvases
 
@@ -76,18 +102,22 @@ def backward_in_chunks(
     max_canvases: int,
     frozen: Callable[[], AbstractContextManager[Denoiser]] | None = None,
 ) -> LossOutputs:
-    """loss_fn(token_logps) and its backward pass, with at most ``max_canvases`` canvases' activations alive.
+    """loss_fn(token_logps) and its backward pass, with at most ``max_canvases`` canvases'
+    activations alive.
 
-    Exact for any loss and any ``reduce``: view log-probs are computed without gradient, d loss / d view_logps is taken, and
-    each chunk is run again with that gradient. Costs one extra forward, which is skipped when all canvases fit.
-    ``frozen()`` gives the denoiser for the passes without gradient, and asks for them even if all canvases fit.
+    Exact for any loss and any ``reduce``: view log-probs are computed without gradient, d loss / d
+    view_logps is taken, and each chunk is run again with that gradient. Costs one extra forward,
+    which is skipped when all canvases fit. ``frozen()`` gives the denoiser for the passes without
+    gradient, and asks for them even if all canvases fit.
     """
     work = _Work.of(rollout, views)
     if work.num_canvases == 0:  # other ranks may have some
         with nullcontext() if frozen is None else frozen():
             return loss_fn(torch.zeros_like(rollout.behavior_logps))
     if frozen is None and work.num_canvases <= max_canvases:
-        out = loss_fn(estimator.reduce(work.score(denoiser, slice(None)).reshape(views.ids.shape), views))
+        out = loss_fn(
+            estimator.reduce(work.score(denoiser, slice(None)).reshape(views.ids.shape), views)
+        )
         if out.loss.requires_grad:
             out.loss.backward()
         return LossOutputs(loss=out.loss.detach(), metrics=out.metrics)
@@ -107,16 +137,21 @@ def num_passes(rollout: Rollout, views: Views, max_canvases: int) -> int:
 
 
 def count_canvases(rollout: Rollout, views: Views) -> int:
-    """Canvases that the model is run on for these views: views that score nothing, and copies of others, cost nothing."""
+    """Canvases that the model is run on for these views: views that score nothing, and copies of
+    others, cost nothing.
+    """
     return _Work.of(rollout, views).num_canvases
 
 
 def replay_views(rollout: Rollout, mask_id: int) -> Views:
-    """The rollout's own latents: view t is the canvas before call t, scored at the tokens that call t revealed.
+    """The rollout's own latents: view t is the canvas before call t, scored at the tokens that call
+    t revealed.
 
-    Their summed log-probs equal ``behavior_logps`` if scoring is sampling; max |difference| is a health metric.
+    Their summed log-probs equal ``behavior_logps`` if scoring is sampling; max |difference| is a
+    health metric.
     """
-    ids, weight = [], []
+    ids = []
+    weight = []
     for call in range(1, max(1, int(rollout.nfe.max())) + 1):  # one empty view if nothing was drawn
         ids.append(rollout.latent(torch.full_like(rollout.nfe, call - 1), mask_id))
         weight.append(((rollout.decoded_step == call) & (call <= rollout.nfe)[:, None]).float())
@@ -124,7 +159,9 @@ def replay_views(rollout: Rollout, mask_id: int) -> Views:
 
 
 def behavior_gap(denoiser: Denoiser, rollout: Rollout, *, max_canvases: int = 4096) -> float:
-    """max |log p replayed on the rollout's own latents - behavior_logps| over its drawn tokens, in nats."""
+    """max |log p replayed on the rollout's own latents - behavior_logps| over its drawn tokens, in
+    nats.
+    """
     views = replay_views(rollout, denoiser.mask_id)
     replayed = _chunked_view_logps(denoiser, _Work.of(rollout, views), views, max_canvases).sum(1)
     drawn = (rollout.decoded_step > 0) & (rollout.decoded_step <= rollout.nfe[:, None])
@@ -134,7 +171,9 @@ def behavior_gap(denoiser: Denoiser, rollout: Rollout, *, max_canvases: int = 40
 def _chunked_view_logps(
     denoiser: Denoiser, work: _Work, views: Views, max_canvases: int, *, graph: bool = False
 ) -> Float[Tensor, "B M L"]:
-    """View log-probs without gradient; ``graph`` builds each chunk's graph all the same, and drops it."""
+    """View log-probs without gradient; ``graph`` builds each chunk's graph all the same, and drops
+    it.
+    """
     result = torch.zeros(work.used.shape, device=work.used.device)
     for chunk in work.chunks(max_canvases):
         with torch.set_grad_enabled(graph):
@@ -146,7 +185,8 @@ def _chunked_view_logps(
 class _Work:
     """The distinct canvases among (row, view) pairs, and which tokens are scored from each.
 
-    Views that score nothing are left out; equal ones (the fully masked canvas of a group, say) are run once.
+    Views that score nothing are left out; equal ones (the fully masked canvas of a group, say) are
+    run once.
     """
 
     rollout: Rollout
@@ -159,14 +199,22 @@ class _Work:
     @classmethod
     def of(cls, rollout: Rollout, views: Views) -> _Work:
         """Sort out the canvases of ``views``."""
-        used, num_views = (views.weight != 0).flatten(0, 1), views.ids.shape[1]
+        used = (views.weight != 0).flatten(0, 1)
+        num_views = views.ids.shape[1]
         pairs = used.any(-1).nonzero().squeeze(-1)
         attention = rollout.attention_mask[pairs // num_views]
         both = torch.cat([views.ids.flatten(0, 1)[pairs], attention.long()], 1)
         distinct, canvas = both.unique(dim=0, return_inverse=True) if len(both) else (both, pairs)
         order = canvas.argsort(stable=True)
         length = views.ids.shape[2]
-        return cls(rollout, used, distinct[:, :length], distinct[:, length:].bool(), pairs[order], canvas[order])
+        return cls(
+            rollout,
+            used,
+            distinct[:, :length],
+            distinct[:, length:].bool(),
+            pairs[order],
+            canvas[order],
+        )
 
     @property
     def num_canvases(self) -> int:
@@ -181,24 +229,33 @@ class _Work:
         """Log-probs of the tokens that these canvases score, zero elsewhere."""
         start, stop, _ = chunk.indices(self.num_canvases)
         inside = (self.canvas >= start) & (self.canvas < stop)
-        pair, canvas = self.pair[inside], self.canvas[inside] - start
+        pair = self.pair[inside]
+        canvas = self.canvas[inside] - start
         attention = self.attention[chunk]
         hidden = denoiser.hidden(self.ids[chunk], None if bool(attention.all()) else attention)
         n, position = self.used[pair].nonzero(as_tuple=True)
         num_views = len(self.used) // max(1, len(self.rollout.ids))
         targets = self.rollout.ids[pair[n] // num_views, position]
-        logps = target_logps(denoiser, hidden[canvas[n], position], targets, self.rollout.temperature)
+        logps = target_logps(
+            denoiser, hidden[canvas[n], position], targets, self.rollout.temperature
+        )
         result = torch.zeros(self.used.shape, dtype=logps.dtype, device=logps.device)
         return result.index_put((pair[n], position), logps)
 
 
 def target_logps(
-    denoiser: Denoiser, hidden_RD: Float[Tensor, "R D"], targets: Int[Tensor, " R"], temperature: float
+    denoiser: Denoiser,
+    hidden_RD: Float[Tensor, "R D"],
+    targets: Int[Tensor, " R"],
+    temperature: float,
 ) -> Float[Tensor, " R"]:
-    """log p(target) per row in nats, fp32 at least; each chunk's logits are recomputed in the backward pass."""
+    """log p(target) per row in nats, fp32 at least; each chunk's logits are recomputed in the
+    backward pass.
+    """
 
     def chunk_logps(hidden: Tensor, target: Tensor) -> Tensor:
-        logits = denoiser.head(hidden.clone())  # a head may return its input, and these logits are overwritten
+        # a head may return its input, and these logits are overwritten
+        logits = denoiser.head(hidden.clone())
         wide = logits if logits.dtype == torch.float64 else logits.float()
         wide = wide if temperature in (0.0, 1.0) else wide.div_(temperature)
         result = _TargetLogps.apply(wide, target, denoiser.mask_id)
@@ -209,14 +266,21 @@ def target_logps(
     if len(chunks) <= 1:
         return chunk_logps(hidden_RD, targets)
     parts = [
-        checkpoint(chunk_logps, hidden_RD[rows], targets[rows], use_reentrant=False, preserve_rng_state=False)
+        checkpoint(
+            chunk_logps,
+            hidden_RD[rows],
+            targets[rows],
+            use_reentrant=False,
+            preserve_rng_state=False,
+        )
         for rows in chunks
     ]
     return torch.cat([part for part in parts if isinstance(part, Tensor)])
 
 
 class _TargetLogps(torch.autograd.Function):
-    """``masked_log_softmax`` at the targets, in the memory of the logits: they become exp(logits - max), then the gradient.
+    """``masked_log_softmax`` at the targets, in the memory of the logits: they become exp(logits -
+    max), then the gradient.
 
     d log p(y) / d logits = 1[v = y] - p(v), 0 at the mask token.
     """
@@ -224,7 +288,8 @@ class _TargetLogps(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits_RV: Tensor, targets: Tensor, mask_id: int) -> Tensor:
         logits_RV[:, mask_id] = float("-inf")
-        picked, top = logits_RV.gather(-1, targets[:, None]), logits_RV.amax(-1, keepdim=True)
+        picked = logits_RV.gather(-1, targets[:, None])
+        top = logits_RV.amax(-1, keepdim=True)
         weights = logits_RV.sub_(top).exp_()
         total = weights.sum(-1, keepdim=True)
         ctx.save_for_backward(weights, total, targets)

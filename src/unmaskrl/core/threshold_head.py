@@ -1,12 +1,15 @@
-"""The prompt-aware threshold: a small head that chooses gamma of entropy-bounded decoding per rollout (DiFFPO, 2510.02212).
+"""The prompt-aware threshold: a small head that chooses gamma of entropy-bounded decoding per
+rollout (DiFFPO, 2510.02212).
 
-That a threshold per prompt is trained by policy gradient is the paper's; features, head, grid, reward and constants are ours
-(diffpo.md 8.5). Features are the mean hidden state over the prompt in the first denoising call, which decoding makes
-anyway; no gradient flows into the denoiser. The policy is a categorical over a grid of gammas,
+That a threshold per prompt is trained by policy gradient is the paper's; features, head, grid,
+reward and constants are ours (diffpo.md 8.5). Features are the mean hidden state over the prompt in
+the first denoising call, which decoding makes anyway; no gradient flows into the denoiser. The
+policy is a categorical over a grid of gammas,
 
     pi(gamma_k | q) = (1 - K floor) softmax(head(features))_k + floor,
 
-and starts as a peak at one gamma. Each rollout draws its own, so that rollouts of a group can be compared.
+and starts as a peak at one gamma. Each rollout draws its own, so that rollouts of a group can be
+compared.
 """
 
 from __future__ import annotations
@@ -23,20 +26,36 @@ GAMMAS = (0.0, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0)
 
 
 class ThresholdHead(nn.Module):
-    """LayerNorm, Linear(d, width), GELU, Linear(width, K): logits over the grid, constant (a peak at ``start``) at first.
+    """LayerNorm, Linear(d, width), GELU, Linear(width, K): logits over the grid, constant (a peak
+    at ``start``) at first.
 
-    All weights but the last bias are 0 until ``init_weights`` draws the inner layer; without it the head stays constant.
+    All weights but the last bias are 0 until ``init_weights`` draws the inner layer; without it the
+    head stays constant.
     """
 
     def __init__(
-        self, d_model: int, gammas: Sequence[float] = GAMMAS, *, start: float = 0.1, width: int = 128, floor: float = 0.02
+        self,
+        d_model: int,
+        gammas: Sequence[float] = GAMMAS,
+        *,
+        start: float = 0.1,
+        width: int = 128,
+        floor: float = 0.02,
     ) -> None:
         super().__init__()
         check_grid(gammas, start, floor)
-        self.d_model, self.grid, self.start, self.width, self.floor = d_model, tuple(gammas), start, width, floor
+        self.d_model, self.grid, self.start, self.width, self.floor = (
+            d_model,
+            tuple(gammas),
+            start,
+            width,
+            floor,
+        )
         self.norm = nn.LayerNorm(d_model)
-        with torch.device("meta"):  # nn.Linear's own initialisation would draw from the global generator
-            inner, outer = nn.Linear(d_model, width), nn.Linear(width, len(gammas))
+        # nn.Linear's own initialisation would draw from the global generator
+        with torch.device("meta"):
+            inner = nn.Linear(d_model, width)
+            outer = nn.Linear(width, len(gammas))
         self.inner, self.outer = inner.to_empty(device="cpu"), outer.to_empty(device="cpu")
         distance = (torch.arange(len(gammas)) - self.grid.index(start)).abs()
         with torch.no_grad():
@@ -56,15 +75,22 @@ class ThresholdHead(nn.Module):
         """log pi(gamma_k | q), each at least log(floor)."""
         logits = self.outer(torch.nn.functional.gelu(self.inner(self.norm(features_BD))))
         if self.floor == 0:
-            return logits.log_softmax(-1)  # the logarithm of a probability that underflows would be -inf
+            # the logarithm of a probability that underflows would be -inf
+            return logits.log_softmax(-1)
         return ((1 - len(self.grid) * self.floor) * logits.softmax(-1) + self.floor).log()
 
     @torch.no_grad()
-    def act(self, features_BD: Float[Tensor, "B D"], uniform: Float[Tensor, " B"]) -> tuple[Int[Tensor, " B"], Tensor]:
+    def act(
+        self, features_BD: Float[Tensor, "B D"], uniform: Float[Tensor, " B"]
+    ) -> tuple[Int[Tensor, " B"], Tensor]:
         """Draw a grid index per row by inverse CDF; and its log-probability (B,)."""
         logps_BK = self.log_probs(features_BD)
         cdf = logps_BK.double().exp().cumsum(-1)
-        index = torch.searchsorted(cdf, uniform[:, None] * cdf[:, -1:], right=True).squeeze(-1).clamp(max=len(self.grid) - 1)
+        index = (
+            torch.searchsorted(cdf, uniform[:, None] * cdf[:, -1:], right=True)
+            .squeeze(-1)
+            .clamp(max=len(self.grid) - 1)
+        )
         return index, logps_BK.gather(-1, index[:, None]).squeeze(-1)
 
     @torch.no_grad()
@@ -77,14 +103,21 @@ class ThresholdHead(nn.Module):
         return torch.tensor(self.grid, dtype=torch.float64, device=index.device)[index]
 
 
-def prompt_features(hidden: Float[Tensor, "B L D"], prompt_mask: Bool[Tensor, "B L"]) -> Float[Tensor, "B D"]:
+def prompt_features(
+    hidden: Float[Tensor, "B L D"], prompt_mask: Bool[Tensor, "B L"]
+) -> Float[Tensor, "B D"]:
     """Mean hidden state over the prompt, fp32, without gradient."""
-    weight, wide = prompt_mask[..., None], torch.promote_types(hidden.dtype, torch.float32)
+    weight = prompt_mask[..., None]
+    wide = torch.promote_types(hidden.dtype, torch.float32)
     return ((hidden * weight).sum(1, dtype=wide) / weight.sum(1).clamp(min=1)).detach().float()
 
 
-def best_gamma(head: ThresholdHead, prompt_mask: Bool[Tensor, "B L"]) -> Callable[[Tensor, Tensor], Tensor]:
-    """``gamma`` for ``decode``: each prompt's most probable threshold; NaN, which decode refuses, from a head that is."""
+def best_gamma(
+    head: ThresholdHead, prompt_mask: Bool[Tensor, "B L"]
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """``gamma`` for ``decode``: each prompt's most probable threshold; NaN, which decode refuses,
+    from a head that is.
+    """
 
     def gamma(hidden: Tensor, rows: Tensor) -> Tensor:
         top = head.log_probs(prompt_features(hidden, prompt_mask[rows])).max(-1)
@@ -104,7 +137,8 @@ def threshold_loss(
     entropy_coef: float,
     num_rows: float,
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-    """-(1 / num_rows) sum_b [ min(k_b B_b, clip(k_b, 1 - clip, 1 + clip) B_b) + entropy_coef H(pi(. | q_b)) ], k = pi / pi_old.
+    """-(1 / num_rows) sum_b [ min(k_b B_b, clip(k_b, 1 - clip, 1 + clip) B_b) + entropy_coef H(pi(.
+    | q_b)) ], k = pi / pi_old.
 
     ``num_rows`` is the global count. Metrics are sums over rows divided by it.
     """
@@ -122,9 +156,15 @@ def threshold_loss(
 
 
 def speed_reward(
-    rewards: Float[Tensor, " B"], correct: Bool[Tensor, " B"], nfe: Int[Tensor, " B"], *, alpha: float, max_calls: int
+    rewards: Float[Tensor, " B"],
+    correct: Bool[Tensor, " B"],
+    nfe: Int[Tensor, " B"],
+    *,
+    alpha: float,
+    max_calls: int,
 ) -> Float[Tensor, " B"]:
-    """r - alpha * correct * nfe / max_calls: only right answers gain by being fast. ``alpha`` is in units of reward.
+    """r - alpha * correct * nfe / max_calls: only right answers gain by being fast. ``alpha`` is in
+    units of reward.
 
     A slow right answer beats a wrong one as long as their rewards differ by more than alpha.
     """
@@ -132,12 +172,19 @@ def speed_reward(
 
 
 def check_grid(gammas: Sequence[float], start: float, floor: float) -> None:
-    """A grid that holds the exact sampler (0) and increases; a start on it; a floor that leaves something to choose."""
+    """A grid that holds the exact sampler (0) and increases; a start on it; a floor that leaves
+    something to choose.
+    """
     if len(gammas) < 2 or gammas[0] != 0 or any(b <= a for a, b in itertools.pairwise(gammas)):
-        raise ValueError(f"gammas must start with 0 (one token per call) and increase, got {list(gammas)}")
+        raise ValueError(
+            f"gammas must start with 0 (one token per call) and increase, got {list(gammas)}"
+        )
     if start not in gammas:
-        raise ValueError(f"start is the gamma that training begins with, one of {list(gammas)}; got {start}")
+        raise ValueError(
+            f"start is the gamma that training begins with, one of {list(gammas)}; got {start}"
+        )
     if not 0 <= floor * len(gammas) < 1:
         raise ValueError(
-            f"floor is every gamma's least probability, below 1/{len(gammas)} for {len(gammas)} gammas; got {floor}"
+            f"floor is every gamma's least probability, below 1/{len(gammas)} for {len(gammas)} "
+            f"gammas; got {floor}"
         )

@@ -1,8 +1,9 @@
 """Data that flows through the library: Canvas -> Rollout -> Views / TrainBatch -> LossOutputs.
 
-Shape suffixes: B rows, G completion positions, L canvas positions (prompt + completion), M views, V vocabulary,
-D hidden. (B, L) tensors carry no suffix. Masks are True where something belongs. Prompts are padded on the left, so
-that every row's completion occupies the last ``gen_length`` columns.
+Shape suffixes: B rows, G completion positions, L canvas positions (prompt + completion), M views, V
+vocabulary, D hidden. (B, L) tensors carry no suffix. Masks are True where something belongs.
+Prompts are padded on the left, so that every row's completion occupies the last ``gen_length``
+columns.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from torch import Tensor
 class Canvas:
     """A batch of prompts with open completions, ready to be decoded.
 
-    ``ids`` holds mask_id where a token is open; ``fixed_mask`` is True at anchors (given completion tokens);
-    ``attention_mask`` is False only at left pads; ``row_ids`` name the rows: every random draw of a row is keyed by
-    its id, so a row decodes the same in any batch.
+    ``ids`` holds mask_id where a token is open; ``fixed_mask`` is True at anchors (given completion
+    tokens); ``attention_mask`` is False only at left pads; ``row_ids`` name the rows: every random
+    draw of a row is keyed by its id, so a row decodes the same in any batch.
     """
 
     ids: Int[Tensor, "B L"]
@@ -37,19 +38,30 @@ class Canvas:
         """Check what the shapes cannot say; return self so that it can be chained."""
         completion = completion_columns(self.ids, self.gen_length)
         if not 0 < self.gen_length < self.ids.shape[1]:
-            raise ValueError(f"gen_length {self.gen_length} leaves no prompt in a canvas of {self.ids.shape[1]}")
+            raise ValueError(
+                f"gen_length {self.gen_length} leaves no prompt in a canvas of {self.ids.shape[1]}"
+            )
         if bool((self.prompt_mask & completion).any()):
             raise ValueError("prompt_mask reaches into the last gen_length columns")
         if bool((self.fixed_mask & ~completion).any()):
             raise ValueError("anchors must lie in the completion (the last gen_length columns)")
         if bool((self.prompt_mask & (self.ids == mask_id)).any()):
-            raise ValueError(f"a prompt contains the mask token ({mask_id}): its positions cannot be told from open ones")
+            raise ValueError(
+                f"a prompt contains the mask token ({mask_id}): its positions cannot be told from "
+                "open ones"
+            )
         if bool(((self.ids == mask_id) != (completion & ~self.fixed_mask)).any()):
-            raise ValueError("the open positions (mask_id) must be exactly the completion without its anchors")
+            raise ValueError(
+                "the open positions (mask_id) must be exactly the completion without its anchors"
+            )
         if bool((self.attention_mask != (self.prompt_mask | completion)).any()):
-            raise ValueError("attention_mask must be True at the prompt and the completion, False at left pads")
+            raise ValueError(
+                "attention_mask must be True at the prompt and the completion, False at left pads"
+            )
         if len(self.row_ids.unique()) != len(self.row_ids):
-            raise ValueError("row_ids repeat: rows with the same id draw the same tokens; give every row its own")
+            raise ValueError(
+                "row_ids repeat: rows with the same id draw the same tokens; give every row its own"
+            )
         return self
 
     def rows(self, index: Tensor) -> Canvas:
@@ -61,13 +73,15 @@ class Canvas:
 class Rollout:
     """What happened during decoding; facts, never edited.
 
-    ``decoded_step``: 0 = given (pad, prompt, anchor); t >= 1 = revealed by the row's t-th denoiser call; nfe + 1 = never
-    revealed, because the row had ended before (such positions hold eos_id). ``exit_step``: the call of temporal pruning
-    that filled the rest, 0 if there was none. ``gamma``: the bound of an adaptive position rule, 0 without one.
-    ``behavior_logps``: log-probability (nats) of the revealed token under the distribution it was drawn from (greedy
-    tokens: under temperature 1); 0 where nothing was drawn. ``nfe``: denoiser calls of the row. ``completion_mask``: True
-    up to and including the first EOS or end-of-turn token. ``exact``: the revealed positions did not depend on the drawn
-    tokens, so the product of behavior probabilities is the rollout's probability.
+    ``decoded_step``: 0 = given (pad, prompt, anchor); t >= 1 = revealed by the row's t-th denoiser
+    call; nfe + 1 = never revealed, because the row had ended before (such positions hold eos_id).
+    ``exit_step``: the call of temporal pruning that filled the rest, 0 if there was none.
+    ``gamma``: the bound of an adaptive position rule, 0 without one. ``behavior_logps``:
+    log-probability (nats) of the revealed token under the distribution it was drawn from (greedy
+    tokens: under temperature 1); 0 where nothing was drawn. ``nfe``: denoiser calls of the row.
+    ``completion_mask``: True up to and including the first EOS or end-of-turn token. ``exact``: the
+    revealed positions did not depend on the drawn tokens, so the product of behavior probabilities
+    is the rollout's probability.
     """
 
     ids: Int[Tensor, "B L"]
@@ -97,13 +111,19 @@ class Rollout:
 
     @property
     def action_mask(self) -> Bool[Tensor, "B L"]:
-        """Tokens the policy chose and is trained on: the completion up to its first EOS, without anchors."""
+        """Tokens the policy chose and is trained on: the completion up to its first EOS, without
+        anchors.
+        """
         return self.completion_mask & (self.decoded_step > 0)
 
     @property
     def exit_mask(self) -> Bool[Tensor, "B L"]:
         """Action tokens filled by the exit call of temporal pruning."""
-        return self.action_mask & (self.exit_step[:, None] > 0) & (self.decoded_step == self.exit_step[:, None])
+        return (
+            self.action_mask
+            & (self.exit_step[:, None] > 0)
+            & (self.decoded_step == self.exit_step[:, None])
+        )
 
     def latent(self, step: Int[Tensor, " B"], mask_id: int) -> Int[Tensor, "B L"]:
         """z_s: the canvas after ``step`` calls, z_s = where(decoded_step <= s, ids, mask_id)."""
@@ -115,14 +135,17 @@ class Rollout:
 
     def completions(self) -> list[list[int]]:
         """Completion ids of every row, up to and including the first EOS."""
-        return [ids[mask].tolist() for ids, mask in zip(self.ids, self.completion_mask, strict=True)]
+        return [
+            ids[mask].tolist() for ids, mask in zip(self.ids, self.completion_mask, strict=True)
+        ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Views:
     """M masked copies of each finished canvas and a weight per scored token (0 = not scored).
 
-    ``upper`` (sandwiched bounds only): the upper bound's share in a row's value, 0 = the lower bound alone.
+    ``upper`` (sandwiched bounds only): the upper bound's share in a row's value, 0 = the lower
+    bound alone.
     """
 
     ids: Int[Tensor, "B M L"]
@@ -134,10 +157,11 @@ class Views:
 class TrainBatch:
     """What a policy loss may look at, beside the current token log-probs.
 
-    ``group_actions``: action tokens in the row's whole group. ``num_actions``, ``num_rows``, ``num_groups``: global counts of
-    a step (over micro-batches, ranks and rows that were left out because their advantage is 0) that losses are normalised
-    by; ``num_scored``: action tokens that are really scored, which metrics are averaged over. ``behavior_logps`` and
-    ``progress`` (decoded_step / nfe): the rollout's own, for importance weights.
+    ``group_actions``: action tokens in the row's whole group. ``num_actions``, ``num_rows``,
+    ``num_groups``: global counts of a step (over micro-batches, ranks and rows that were left out
+    because their advantage is 0) that losses are normalised by; ``num_scored``: action tokens that
+    are really scored, which metrics are averaged over. ``behavior_logps`` and ``progress``
+    (decoded_step / nfe): the rollout's own, for importance weights.
     """
 
     action_mask: Bool[Tensor, "B L"]
@@ -172,7 +196,9 @@ def completion_columns(ids: Tensor, gen_length: int) -> Bool[Tensor, "B L"]:
 
 
 def first_eos_mask(ids: Tensor, gen_length: int, *end_ids: int) -> Bool[Tensor, "B L"]:
-    """True at completion positions up to and including the first of ``end_ids`` (all of them if there is none)."""
+    """True at completion positions up to and including the first of ``end_ids`` (all of them if
+    there is none).
+    """
     completion = completion_columns(ids, gen_length)
     ends = is_any(ids, end_ids) & completion
     return completion & (ends.long().cumsum(-1) - ends.long() == 0)

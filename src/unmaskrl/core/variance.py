@@ -1,15 +1,19 @@
-"""How much the likelihood estimate of a finished completion varies over the masks it is made from (stp.md 8, fair test).
+"""How much the likelihood estimate of a finished completion varies over the masks it is made from
+(stp.md 8, fair test).
 
 The same completions are scored three times, so that nothing but the pruning differs:
 
-    full        every completion token is an action token: as if it had been decoded freely (c tokens)
+    full        every completion token is an action token: as if it had been decoded freely (c
+        tokens)
     free        anchors are given, the f free tokens are scored, none by an exit term
-    free+exit   the rollout as it is: tokens of the exit call are scored once, in one view of their own
+    free+exit   the rollout as it is: tokens of the exit call are scored once, in one view of their
+        own
 
-A row's estimate is the total over its action tokens, in nats; its variance over R draws is in nats^2. Per action token, the
-denominator has to be said: f^2 (f free tokens of that version: the mean over what is scored) or c^2 (c completion tokens,
-the same for all versions). The versions have different targets: "full" also explains the anchors, and "free+exit" is the
-bound of the pruned process.
+A row's estimate is the total over its action tokens, in nats; its variance over R draws is in
+nats^2. Per action token, the denominator has to be said: f^2 (f free tokens of that version: the
+mean over what is scored) or c^2 (c completion tokens, the same for all versions). The versions have
+different targets: "full" also explains the anchors, and "free+exit" is the bound of the pruned
+process.
 """
 
 from __future__ import annotations
@@ -44,7 +48,9 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draws:
-    """R estimates (nats) of each row's log-likelihood, the row's denominators, and canvases per row and draw."""
+    """R estimates (nats) of each row's log-likelihood, the row's denominators, and canvases per row
+    and draw.
+    """
 
     totals: Float64[Tensor, "B R"]
     num_free: Int[Tensor, " B"]
@@ -68,12 +74,15 @@ class Draws:
 
 
 def rollout_version(rollout: Rollout, version: str) -> Rollout:
-    """The same completions as if they had been decoded otherwise (see the module); ``rollout`` itself stays as it is."""
+    """The same completions as if they had been decoded otherwise (see the module); ``rollout``
+    itself stays as it is.
+    """
     if version not in VERSIONS:
         raise ValueError(f"version must be one of {', '.join(VERSIONS)}; got {version!r}")
     if version == "free+exit":
         return rollout
-    steps, no_exit = rollout.decoded_step, torch.zeros_like(rollout.exit_step)
+    steps = rollout.decoded_step
+    no_exit = torch.zeros_like(rollout.exit_step)
     if version == "free":
         return replace(rollout, exit_step=no_exit)
     steps = torch.where(rollout.anchor_mask, 1, steps)
@@ -90,23 +99,32 @@ def draw_totals(
     max_canvases: int = 4096,
     on_draws: Callable[[int], None] | None = None,
 ) -> Draws:
-    """``num_draws`` independent estimates per row, without gradient, at most ``max_canvases`` canvases per denoiser call.
+    """``num_draws`` independent estimates per row, without gradient, at most ``max_canvases``
+    canvases per denoiser call.
 
-    Several draws are scored as copies of the batch, so canvases that they share (the exit's, say) are run once. Masks are
-    keyed by row id: a row's estimates do not depend on the batch or on ``max_canvases``. ``on_draws``: draws just finished.
+    Several draws are scored as copies of the batch, so canvases that they share (the exit's, say)
+    are run once. Masks are keyed by row id: a row's estimates do not depend on the batch or on
+    ``max_canvases``. ``on_draws``: draws just finished.
     """
     if num_draws < 2:
         raise ValueError(f"a variance needs at least 2 draws, got {num_draws}")
-    totals, pending, scored = [], [], 0
+    totals = []
+    pending = []
+    scored = 0
     for _ in range(num_draws):
-        update = Update(seed=draw_seed(generator))  # estimators that share a draw over inner updates draw it anew
+        # estimators that share a draw over inner updates draw it anew
+        update = Update(seed=draw_seed(generator))
         views = estimator.make_views(rollout, denoiser.mask_id, generator, update)
         pending.append(views)
         scored += int((views.weight != 0).any(-1).sum())
         full = (len(pending) + 1) * views.ids.shape[0] * views.ids.shape[1] > max_canvases
         if full or len(totals) + len(pending) == num_draws:
-            copies = rollout.rows(torch.arange(len(rollout.ids), device=rollout.ids.device).repeat(len(pending)))
-            logps = frozen_token_logps(denoiser, copies, estimator, _stacked(pending), max_canvases=max_canvases)
+            copies = rollout.rows(
+                torch.arange(len(rollout.ids), device=rollout.ids.device).repeat(len(pending))
+            )
+            logps = frozen_token_logps(
+                denoiser, copies, estimator, _stacked(pending), max_canvases=max_canvases
+            )
             totals += logps.double().sum(-1).reshape(len(pending), -1).cpu().unbind(0)
             if on_draws:
                 on_draws(len(pending))
@@ -129,7 +147,9 @@ def compare_versions(
     max_canvases: int = 4096,
     on_draws: Callable[[int], None] | None = None,
 ) -> dict[str, Draws]:
-    """``draw_totals`` of the three versions, from the same seed: draws are independent, versions are paired."""
+    """``draw_totals`` of the three versions, from the same seed: draws are independent, versions
+    are paired.
+    """
     seed = draw_seed(generator)
     return {
         version: draw_totals(
@@ -152,23 +172,30 @@ def ratio_of_means(
     generator: torch.Generator,
     num_resamples: int = 2000,
 ) -> Interval | None:
-    """mean(above) / mean(below) over rows with a percentile bootstrap over groups; None where ``below`` is 0 (no variance)."""
+    """mean(above) / mean(below) over rows with a percentile bootstrap over groups; None where
+    ``below`` is 0 (no variance).
+    """
     if float(below.mean()) <= ROUNDING:
         return None
     _, group = group_ids.cpu().unique(return_inverse=True)
     num_groups = int(group.max()) + 1
-    sums = torch.zeros(num_groups, 2, dtype=torch.float64).index_add(0, group, torch.stack([above, below], 1))
+    sums = torch.zeros(num_groups, 2, dtype=torch.float64).index_add(
+        0, group, torch.stack([above, below], 1)
+    )
     picked = torch.randint(num_groups, (num_resamples, num_groups), generator=generator)
     resampled = sums[picked].sum(1)
     resampled = resampled[resampled[:, 1] > 0]
-    quantiles = (resampled[:, 0] / resampled[:, 1]).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
+    quantiles = (resampled[:, 0] / resampled[:, 1]).quantile(
+        torch.tensor([0.025, 0.975], dtype=torch.float64)
+    )
     return Interval(float(above.mean() / below.mean()), float(quantiles[0]), float(quantiles[1]))
 
 
 def rising_rows(
     before: Draws, after: Draws, generator: torch.Generator, num_resamples: int = 400
 ) -> tuple[Float64[Tensor, " B"], Float64[Tensor, " B"]]:
-    """Per row: 1 if its variance is higher ``after`` than ``before``, and the share of resampled draws in which it is.
+    """Per row: 1 if its variance is higher ``after`` than ``before``, and the share of resampled
+    draws in which it is.
 
     Draws are resampled in pairs: the masks of the two versions come from the same uniforms.
     """
@@ -179,7 +206,8 @@ def rising_rows(
 
     def variances(draws: Draws) -> Tensor:
         centred = draws.totals - draws.totals.mean(1, keepdim=True)
-        mean, square = centred @ counts.T / num_draws, centred**2 @ counts.T / num_draws
+        mean = centred @ counts.T / num_draws
+        square = centred**2 @ counts.T / num_draws
         return (square - mean**2).clamp(min=0)
 
     rises = (after.variance > before.variance + ROUNDING).double()
@@ -195,10 +223,22 @@ def step_metrics(
     generator: torch.Generator,
     max_canvases: int,
 ) -> dict[str, float | None]:
-    """Means over rows with action tokens: variance of the total (nats^2) and variance / f^2; for the log of a run."""
-    draws = draw_totals(denoiser, rollout, estimator, num_draws=num_draws, generator=generator, max_canvases=max_canvases)
+    """Means over rows with action tokens: variance of the total (nats^2) and variance / f^2; for
+    the log of a run.
+    """
+    draws = draw_totals(
+        denoiser,
+        rollout,
+        estimator,
+        num_draws=num_draws,
+        generator=generator,
+        max_canvases=max_canvases,
+    )
     live = draws.num_free > 0
-    mean = {"likelihood/variance": draws.variance[live], "likelihood/variance_per_token": draws.per_free[live]}
+    mean = {
+        "likelihood/variance": draws.variance[live],
+        "likelihood/variance_per_token": draws.per_free[live],
+    }
     return {key: float(values.mean()) if len(values) else None for key, values in mean.items()}
 
 
@@ -213,8 +253,11 @@ def _stacked(draws: list[Views]) -> Views:
 
 
 def summarise(name: str, draws: dict[str, Draws], group_ids: Tensor, seed: int) -> dict[str, Any]:
-    """One estimator: per version means over rows, ratios to "full" with 95% intervals, shares of rows that rose, rows."""
-    full, versions = draws["full"], {}
+    """One estimator: per version means over rows, ratios to "full" with 95% intervals, shares of
+    rows that rose, rows.
+    """
+    full = draws["full"]
+    versions = {}
     for version, d in draws.items():
         versions[version] = {
             "canvases": d.canvases,
@@ -226,7 +269,10 @@ def summarise(name: str, draws: dict[str, Draws], group_ids: Tensor, seed: int) 
         if version == "full":
             continue
         generator = named_generator(seed, "bootstrap", name, version)
-        ratios = {m: ratio_of_means(getattr(d, m), getattr(full, m), group_ids, generator) for m in MEASURES}
+        ratios = {
+            m: ratio_of_means(getattr(d, m), getattr(full, m), group_ids, generator)
+            for m in MEASURES
+        }
         rises, share = rising_rows(full, d, generator)
         versions[version] |= {
             "ratio": ratios,
@@ -238,7 +284,9 @@ def summarise(name: str, draws: dict[str, Draws], group_ids: Tensor, seed: int) 
 
 
 def rollout_figures(rollout: Rollout, correct: Sequence[bool]) -> dict[str, float]:
-    """Means over rows of what was rolled out: tokens up to EOS, anchors and exit tokens among them, correctness."""
+    """Means over rows of what was rolled out: tokens up to EOS, anchors and exit tokens among them,
+    correctness.
+    """
     masks = {
         "tokens": rollout.completion_mask,
         "anchors": rollout.anchor_mask & rollout.completion_mask,

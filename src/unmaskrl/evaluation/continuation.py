@@ -1,8 +1,10 @@
-"""Likelihood of given answers under a masked diffusion model, and whether greedy decoding would give them.
+"""Likelihood of given answers under a masked diffusion model, and whether greedy decoding would
+give them.
 
-log p(answer | context) has no closed form; this is the any-order ELBO of ``estimators.elbo`` on a canvas that is the context
-and exactly the answer, which is how such models are scored on multiple-choice tasks (LLaDA, arXiv 2502.09992):
-(n / k) * sum over k hidden tokens of log p(token | the rest), averaged over ``num_mc`` draws, k stratified over 1..n. Nats.
+log p(answer | context) has no closed form; this is the any-order ELBO of ``estimators.elbo`` on a
+canvas that is the context and exactly the answer, which is how such models are scored on
+multiple-choice tasks (LLaDA, arXiv 2502.09992): (n / k) * sum over k hidden tokens of log p(token |
+the rest), averaged over ``num_mc`` draws, k stratified over 1..n. Nats.
 """
 
 from __future__ import annotations
@@ -26,46 +28,80 @@ Pair = tuple[Sequence[int], Sequence[int]]
 
 
 def continuation_logps(
-    denoiser: ModelDenoiser, pairs: Sequence[Pair], *, num_mc: int, seed: int, batch_size: int, max_canvases: int
+    denoiser: ModelDenoiser,
+    pairs: Sequence[Pair],
+    *,
+    num_mc: int,
+    seed: int,
+    batch_size: int,
+    max_canvases: int,
 ) -> list[float]:
     """ELBO in nats of each (context ids, answer ids); 0 for an empty answer.
 
-    Masks are keyed by (seed, context, position from the end): a value does not depend on the other pairs or on their order,
-    and the answers to one question share their draws. Answers of one token are exact. NotFiniteError if one is NaN.
+    Masks are keyed by (seed, context, position from the end): a value does not depend on the other
+    pairs or on their order, and the answers to one question share their draws. Answers of one token
+    are exact. NotFiniteError if one is NaN.
     """
-    estimator, result = elbo(num_mc=num_mc), [0.0] * len(pairs)
+    estimator = elbo(num_mc=num_mc)
+    result = [0.0] * len(pairs)
     for batch in _equal_lengths(pairs, batch_size):
         rollout = given_rollout(denoiser, [pairs[i] for i in batch])
-        views = estimator.make_views(rollout, denoiser.mask_id, named_generator(seed, "loglikelihood"))
+        views = estimator.make_views(
+            rollout, denoiser.mask_id, named_generator(seed, "loglikelihood")
+        )
         logps = frozen_token_logps(denoiser, rollout, estimator, views, max_canvases=max_canvases)
         for i, value in zip(batch, logps.double().sum(-1).tolist(), strict=True):
             if math.isnan(value):
-                raise NotFiniteError(f"the log-likelihood of an answer is NaN: {where_from(denoiser)}")
+                raise NotFiniteError(
+                    f"the log-likelihood of an answer is NaN: {where_from(denoiser)}"
+                )
             result[i] = value
     return result
 
 
-def greedy_matches(denoiser: ModelDenoiser, pairs: Sequence[Pair], *, batch_size: int) -> list[bool]:
-    """Whether greedy decoding (most confident token first, one per call, as many tokens as the answer has) gives the answer."""
+def greedy_matches(
+    denoiser: ModelDenoiser, pairs: Sequence[Pair], *, batch_size: int
+) -> list[bool]:
+    """Whether greedy decoding (most confident token first, one per call, as many tokens as the
+    answer has) gives the answer.
+    """
     result = [True] * len(pairs)
     for batch in _equal_lengths(pairs, batch_size):
-        contexts, length = [pairs[i][0] for i in batch], len(pairs[batch[0]][1])
-        canvas = blank_canvas(contexts, gen_length=length, denoiser=denoiser, device=denoiser.device)
-        ids = decode(denoiser, canvas, block_length=length, steps=length, select="confidence", stop_at_eos=False).ids
+        contexts = [pairs[i][0] for i in batch]
+        length = len(pairs[batch[0]][1])
+        canvas = blank_canvas(
+            contexts, gen_length=length, denoiser=denoiser, device=denoiser.device
+        )
+        ids = decode(
+            denoiser,
+            canvas,
+            block_length=length,
+            steps=length,
+            select="confidence",
+            stop_at_eos=False,
+        ).ids
         for i, decoded in zip(batch, ids[:, -length:].tolist(), strict=True):
             result[i] = decoded == list(pairs[i][1])
     return result
 
 
 def given_rollout(denoiser: ModelDenoiser, pairs: Sequence[Pair]) -> Rollout:
-    """Answers of equal length as if they had been drawn: every token an action, no exit, rows named by their context."""
+    """Answers of equal length as if they had been drawn: every token an action, no exit, rows named
+    by their context.
+    """
     length = len(pairs[0][1])
-    canvas = blank_canvas([c for c, _ in pairs], gen_length=length, denoiser=denoiser, device=denoiser.device)
+    canvas = blank_canvas(
+        [c for c, _ in pairs], gen_length=length, denoiser=denoiser, device=denoiser.device
+    )
     completion = completion_columns(canvas.ids, length).clone()
     ids = canvas.ids.clone()
-    ids[:, -length:] = torch.tensor([list(answer) for _, answer in pairs], dtype=torch.int64, device=ids.device)
+    ids[:, -length:] = torch.tensor(
+        [list(answer) for _, answer in pairs], dtype=torch.int64, device=ids.device
+    )
     zeros = torch.zeros(len(pairs), dtype=torch.int64, device=ids.device)
-    names = torch.tensor([_name(context) for context, _ in pairs], dtype=torch.int64, device=ids.device)
+    names = torch.tensor(
+        [_name(context) for context, _ in pairs], dtype=torch.int64, device=ids.device
+    )
     return Rollout(
         ids=ids,
         prompt_mask=canvas.prompt_mask,
@@ -85,7 +121,9 @@ def given_rollout(denoiser: ModelDenoiser, pairs: Sequence[Pair]) -> Rollout:
 
 
 def _equal_lengths(pairs: Sequence[Pair], size: int) -> Iterator[list[int]]:
-    """Indices in batches whose answers are equally long: a longer canvas would be another question."""
+    """Indices in batches whose answers are equally long: a longer canvas would be another
+    question.
+    """
     if size < 1:
         raise ValueError(f"the batch size must be at least 1, got {size}")
     by_length: dict[int, list[int]] = {}

@@ -1,4 +1,6 @@
-"""Accuracy, NFE and tokens per call on held-out problems; always anchor-free, with the decode config of training."""
+"""Accuracy, NFE and tokens per call on held-out problems; always anchor-free, with the decode
+config of training.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ from .prompts import check_room
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalItem:
-    """One completion of one problem; ``parts`` are its reward's, ``seconds`` its share of its batch's time."""
+    """One completion of one problem; ``parts`` are its reward's, ``seconds`` its share of its
+    batch's time.
+    """
 
     id: str
     correct: bool
@@ -44,7 +48,9 @@ class EvalItem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalResult:
-    """Items in problem order (``samples`` in a row per problem) and the decode settings that made them."""
+    """Items in problem order (``samples`` in a row per problem) and the decode settings that made
+    them.
+    """
 
     items: list[EvalItem]
     samples: int
@@ -59,7 +65,9 @@ class EvalResult:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95% Wilson interval of the accuracy; problems, not samples, are the independent draws if samples > 1."""
+        """95% Wilson interval of the accuracy; problems, not samples, are the independent draws if
+        samples > 1.
+        """
         return wilson(self.accuracy, len(self.items) // self.samples)
 
     def pass_at(self, k: int) -> float:
@@ -67,11 +75,16 @@ class EvalResult:
         if k > self.samples:
             raise ValueError(f"pass@{k} needs at least {k} samples per problem, got {self.samples}")
         groups = [self.items[i : i + self.samples] for i in range(0, len(self.items), self.samples)]
-        misses = [math.comb(self.samples - sum(x.correct for x in g), k) / math.comb(self.samples, k) for g in groups]
+        misses = [
+            math.comb(self.samples - sum(x.correct for x in g), k) / math.comb(self.samples, k)
+            for g in groups
+        ]
         return 1 - sum(misses) / max(1, len(misses))
 
     def summary(self) -> dict[str, Any]:
-        """One flat JSON object: accuracy with interval, by kind, NFE, tokens per call, seconds, decode settings."""
+        """One flat JSON object: accuracy with interval, by kind, NFE, tokens per call, seconds,
+        decode settings.
+        """
         low, high = self.interval
         calls = sum(i.nfe for i in self.items)
         result = {
@@ -88,7 +101,9 @@ class EvalResult:
         }
         for kind, total in sorted(Counter(i.kind for i in self.items).items()):
             if kind:
-                result[f"accuracy_{kind}"] = sum(i.correct for i in self.items if i.kind == kind) / total
+                result[f"accuracy_{kind}"] = (
+                    sum(i.correct for i in self.items if i.kind == kind) / total
+                )
                 result[f"share_{kind}"] = total / len(self.items)
         for k in (2, 4, 8, 16, 32, 64):
             if k <= self.samples:
@@ -111,14 +126,18 @@ def evaluate(
     gammas: Sequence[float] | None = None,
     on_rollout: Callable[[Rollout], None] | None = None,
 ) -> EvalResult:
-    """Decode every example ``samples`` times from a blank canvas and grade it with the task's own verifier.
+    """Decode every example ``samples`` times from a blank canvas and grade it with the task's own
+    verifier.
 
-    An adaptive rule's gamma is the settings' number, or one of ``gammas`` per example, or ``head``'s choice.
+    An adaptive rule's gamma is the settings' number, or one of ``gammas`` per example, or
+    ``head``'s choice.
     """
     if not examples:
         raise ValueError("nothing to evaluate: the list of examples is empty")
     if samples > 1 and not is_random(settings, temperature):
-        raise ValueError(f"{samples} samples at temperature 0 are all the same; set a temperature above 0")
+        raise ValueError(
+            f"{samples} samples at temperature 0 are all the same; set a temperature above 0"
+        )
     items: dict[int, EvalItem] = {}
     for rollout, done in evaluated_rows(
         denoiser,
@@ -138,7 +157,9 @@ def evaluate(
             on_rollout(rollout)
     ordered = [items[row] for row in sorted(items)]
     described = {**settings.model_dump(), "temperature": temperature}
-    return EvalResult(items=ordered, samples=samples, seconds=sum(i.seconds for i in ordered), decode=described)
+    return EvalResult(
+        items=ordered, samples=samples, seconds=sum(i.seconds for i in ordered), decode=described
+    )
 
 
 def evaluated_rows(
@@ -158,12 +179,15 @@ def evaluated_rows(
 ) -> Iterator[tuple[Rollout, dict[int, EvalItem]]]:
     """Decode and grade every row (problem * samples + sample), batch by batch; items by row.
 
-    Which rows share a batch changes nothing but rounding: a row's draws are keyed by its number. Batches whose rows are all
-    ``done`` are left out; the others are what they would be without, so that a resumed evaluation is the same to the bit.
+    Which rows share a batch changes nothing but rounding: a row's draws are keyed by its number.
+    Batches whose rows are all ``done`` are left out; the others are what they would be without, so
+    that a resumed evaluation is the same to the bit.
     """
     prompts = [encode_prompt(tokenizer, task.prompt(example)) for example in examples]
     check_room(prompts, settings.gen_length, denoiser.max_length)
-    for batch in batches_by_length([len(prompt) for prompt in prompts for _ in range(samples)], batch_size):
+    for batch in batches_by_length(
+        [len(prompt) for prompt in prompts for _ in range(samples)], batch_size
+    ):
         if all(row in done for row in batch):
             continue
         start = time.perf_counter()
@@ -175,17 +199,22 @@ def evaluated_rows(
             row_ids=batch,
             generator=named_generator(seed, "eval"),
             head=head,
-            gammas=None if gammas is None else torch.tensor([gammas[row // samples] for row in batch], dtype=torch.float64),
+            gammas=None
+            if gammas is None
+            else torch.tensor([gammas[row // samples] for row in batch], dtype=torch.float64),
         )
         ids = rollout.completions()
         texts = decode_texts(tokenizer, ids)
-        lengths, calls = rollout.action_mask.sum(-1).tolist(), rollout.nfe.tolist()
+        lengths = rollout.action_mask.sum(-1).tolist()
+        calls = rollout.nfe.tolist()
         share = (time.perf_counter() - start) / len(batch)
         items = {}
         own = [examples[row // samples] for row in batch]
         grades = grade(task, own, texts, CallContext(completion_ids=ids))
         correct = _verdicts(task, tokenizer, own, ids, grades)
-        for i, (row, text, nfe, length) in enumerate(zip(batch, texts, calls, lengths, strict=True)):
+        for i, (row, text, nfe, length) in enumerate(
+            zip(batch, texts, calls, lengths, strict=True)
+        ):
             example = examples[row // samples]
             items[row] = EvalItem(
                 id=example.id,
@@ -203,8 +232,12 @@ def evaluated_rows(
         yield rollout, items
 
 
-def _verdicts(task: Task, tokenizer: Any, examples: list[Example], ids: list[list[int]], grades: Grades) -> list[bool]:
-    """What is right; under d1 judged again on texts with special tokens, which the published evaluation reads."""
+def _verdicts(
+    task: Task, tokenizer: Any, examples: list[Example], ids: list[list[int]], grades: Grades
+) -> list[bool]:
+    """What is right; under d1 judged again on texts with special tokens, which the published
+    evaluation reads.
+    """
     if getattr(task, "protocol", "strict") != "d1":
         return grades.correct
     texts = decode_texts(tokenizer, ids, special=True)
@@ -212,7 +245,9 @@ def _verdicts(task: Task, tokenizer: Any, examples: list[Example], ids: list[lis
 
 
 def batches_by_length(lengths: Sequence[int], size: int) -> list[list[int]]:
-    """Rows 0, 1, ... in batches of ``size``, those with prompts of similar length together: little is spent on padding."""
+    """Rows 0, 1, ... in batches of ``size``, those with prompts of similar length together: little
+    is spent on padding.
+    """
     if size < 1:
         raise ValueError(f"the batch size must be at least 1, got {size}")
     order = sorted(range(len(lengths)), key=lambda row: lengths[row])
@@ -235,21 +270,34 @@ def decode_blank(
     head: ThresholdHead | None = None,
     gammas: Tensor | None = None,
 ) -> Rollout:
-    """Blank canvas and ``decode`` with a DecodeConfig, at a temperature of its own; ``head`` chooses gamma where it is null."""
-    canvas = blank_canvas(prompts, gen_length=settings.gen_length, denoiser=denoiser, row_ids=row_ids, device=denoiser.device)
+    """Blank canvas and ``decode`` with a DecodeConfig, at a temperature of its own; ``head``
+    chooses gamma where it is null.
+    """
+    canvas = blank_canvas(
+        prompts,
+        gen_length=settings.gen_length,
+        denoiser=denoiser,
+        row_ids=row_ids,
+        device=denoiser.device,
+    )
     options = decode_options(settings, canvas, head)
     if gammas is not None:
         options["gamma"] = gammas.to(denoiser.device)
     return decode(denoiser, canvas, temperature=temperature, generator=generator, **options)
 
 
-def decode_options(settings: DecodeConfig, canvas: Canvas, head: ThresholdHead | None) -> dict[str, Any]:
-    """Keyword arguments of ``decode``; an adaptive rule whose gamma is null takes the head's most probable one."""
+def decode_options(
+    settings: DecodeConfig, canvas: Canvas, head: ThresholdHead | None
+) -> dict[str, Any]:
+    """Keyword arguments of ``decode``; an adaptive rule whose gamma is null takes the head's most
+    probable one.
+    """
     options = settings.model_dump(exclude={"gen_length", "temperature"})
     if RULES[settings.select].prefix is not None and settings.gamma is None:
         if head is None:
             raise ValueError(
-                f"decode.select={settings.select} with decode.gamma=null decodes with the model's threshold head, "
+                f"decode.select={settings.select} with decode.gamma=null decodes with the model's "
+                "threshold head, "
                 "and there is none; set decode.gamma, for instance to 0.1"
             )
         options["gamma"] = best_gamma(head, canvas.prompt_mask)

@@ -1,7 +1,8 @@
 """Accuracy against denoiser calls, for fixed quotas, fixed thresholds and the learned sampler.
 
-The learned sampler has two controls: the best fixed gamma at equal calls (interpolated on the fixed gammas' frontier), and its
-own gammas handed to the wrong prompts (shuffled): if it beats neither, it learned a constant.
+The learned sampler has two controls: the best fixed gamma at equal calls (interpolated on the fixed
+gammas' frontier), and its own gammas handed to the wrong prompts (shuffled): if it beats neither,
+it learned a constant.
 """
 
 from __future__ import annotations
@@ -29,18 +30,23 @@ Setting = tuple[str, str, dict[str, Any], ThresholdHead | None]
 
 
 def measure(args: argparse.Namespace, parts: Parts, settings: DecodeConfig) -> list[dict[str, Any]]:
-    """One point per way of decoding: kind, label, accuracy with its 95% interval, mean calls per completion."""
+    """One point per way of decoding: kind, label, accuracy with its 95% interval, mean calls per
+    completion.
+    """
     head = parts.head
     plain = settings.model_copy(update={"exit_at": None})
     gammas = parse_gammas(args.gammas) if args.gammas else (head.grid if head else GAMMAS)
-    ways, points = list(settings_of(plain, gammas, head)), []
+    ways = list(settings_of(plain, gammas, head))
+    points = []
     drawn: list[float] = []
     with Progress(console=PlainConsole(), transient=True) as bar:
         line = bar.add_task(escape(args.model), total=len(ways) + 2 * (head is not None))
         for kind, label, changes, chooser in ways:
             gamma = changes.pop("gammas", None)
             if kind == "shuffled":
-                order = torch.randperm(len(drawn), generator=named_generator(args.seed, "shuffle")).tolist()
+                order = torch.randperm(
+                    len(drawn), generator=named_generator(args.seed, "shuffle")
+                ).tolist()
                 gamma = [drawn[i] for i in order]
             kept: list[Rollout] = []
             evaluated = evaluate(
@@ -56,10 +62,19 @@ def measure(args: argparse.Namespace, parts: Parts, settings: DecodeConfig) -> l
                 on_rollout=kept.append,
             )
             if kind == "learned":
-                drawn = torch.cat([r.gamma for r in kept])[torch.cat([r.row_ids for r in kept]).argsort()].tolist()
+                drawn = torch.cat([r.gamma for r in kept])[
+                    torch.cat([r.row_ids for r in kept]).argsort()
+                ].tolist()
             low, high = evaluated.interval
             nfe = evaluated.summary()["nfe"]
-            point = {"kind": kind, "label": label, "accuracy": evaluated.accuracy, "low": low, "high": high, "nfe": nfe}
+            point = {
+                "kind": kind,
+                "label": label,
+                "accuracy": evaluated.accuracy,
+                "low": low,
+                "high": high,
+                "nfe": nfe,
+            }
             points.append(point | ({"gammas": sorted(set(drawn))} if kind == "learned" else {}))
             bar.advance(line)
     return points
@@ -73,11 +88,18 @@ def parse_gammas(text: str) -> list[float]:
         raise ValueError(f"--gammas: expected numbers such as 0,0.1,1, got {text!r}") from None
 
 
-def settings_of(settings: DecodeConfig, gammas: Sequence[float], head: ThresholdHead | None) -> Iterator[Setting]:
+def settings_of(
+    settings: DecodeConfig, gammas: Sequence[float], head: ThresholdHead | None
+) -> Iterator[Setting]:
     """(kind, label, changes of the decode settings, head) of every point."""
     steps = settings.gen_length
     while steps >= settings.gen_length // settings.block_length:
-        yield "fixed steps", f"{steps} steps", {"select": "entropy", "steps": steps, "gamma": None}, None
+        yield (
+            "fixed steps",
+            f"{steps} steps",
+            {"select": "entropy", "steps": steps, "gamma": None},
+            None,
+        )
         steps //= 2
     for gamma in gammas:
         yield "fixed gamma", f"{gamma:g}", {"select": "eb", "gamma": gamma}, None
@@ -97,12 +119,16 @@ def settings_with(settings: DecodeConfig, changes: dict[str, Any]) -> DecodeConf
 
 
 def verdict(points: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """The learned sampler against the best fixed gamma at equal calls and against its shuffled self, in accuracy."""
+    """The learned sampler against the best fixed gamma at equal calls and against its shuffled
+    self, in accuracy.
+    """
     learned = next((p for p in points if p["kind"] == "learned"), None)
     if learned is None:
         return {}
     shuffled = next(p for p in points if p["kind"] == "shuffled")
-    fixed = best_fixed([(p["nfe"], p["accuracy"]) for p in points if p["kind"] == "fixed gamma"], learned["nfe"])
+    fixed = best_fixed(
+        [(p["nfe"], p["accuracy"]) for p in points if p["kind"] == "fixed gamma"], learned["nfe"]
+    )
     return {
         "fixed_at_equal_calls": fixed,
         "gain_over_fixed": learned["accuracy"] - fixed,
@@ -111,12 +137,14 @@ def verdict(points: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 def best_fixed(points: Sequence[tuple[float, float]], nfe: float) -> float:
-    """Accuracy at ``nfe`` calls of the best mixture of two fixed gammas with that mean: the upper hull of (calls, accuracy).
+    """Accuracy at ``nfe`` calls of the best mixture of two fixed gammas with that mean: the upper
+    hull of (calls, accuracy).
 
     Outside the range of calls: the nearest end's best point.
     """
     inside = [a for n, a in points if n <= nfe]
-    best = max(inside) if inside else min(points)[1]  # never worse than a gamma that takes fewer calls
+    # never worse than a gamma that takes fewer calls
+    best = max(inside) if inside else min(points)[1]
     for n1, a1 in points:
         for n2, a2 in points:
             if n1 < nfe < n2:

@@ -1,7 +1,7 @@
 """A JSONL file that a long evaluation fills and can go on with after it was killed (shell).
 
-The first line holds the settings that decide the rows; a file of other settings is refused. A line that a kill cut in the
-middle is dropped, and what it stood for is done again.
+The first line holds the settings that decide the rows; a file of other settings is refused. A line
+that a kill cut in the middle is dropped, and what it stood for is done again.
 """
 
 from __future__ import annotations
@@ -32,19 +32,25 @@ class ItemLog:
 
     @classmethod
     def open(cls, path: Path | None, settings: dict[str, Any]) -> ItemLog:
-        """A new log, or the whole rows of one with the same settings. ValueError if the file is something else."""
+        """A new log, or the whole rows of one with the same settings. ValueError if the file is
+        something else.
+        """
         if path is None:
             return cls(None)
         if not path.parent.is_dir():
             raise ValueError(f"{path}: the folder {path.parent} does not exist; make it first")
-        head = json.loads(json_text({"settings": settings}))  # as JSON gives it back: tuples are lists
+        # as JSON gives it back: tuples are lists
+        head = json.loads(json_text({"settings": settings}))
         if not path.exists() or not (lines := _whole_lines(path)):
-            return cls(path, head=head)  # written with the first rows: a command that fails before leaves no file
+            # written with the first rows: a command that fails before leaves no file
+            return cls(path, head=head)
         first, *rows = lines
         if first.keys() != head.keys():
             raise ValueError(f"{path} is no log of an unfinished evaluation; name another file")
         stored = first["settings"]
-        different = [key for key in head["settings"] | stored if stored.get(key) != head["settings"].get(key)]
+        different = [
+            key for key in head["settings"] | stored if stored.get(key) != head["settings"].get(key)
+        ]
         if different:
             raise ValueError(
                 f"{path} belongs to other settings (different: {', '.join(different)}); "
@@ -63,9 +69,11 @@ class ItemLog:
 
 
 def described_model(path: str) -> dict[str, str]:
-    """A checkpoint's name, and a digest of its weights: a folder that was trained again is another model.
+    """A checkpoint's name, and a digest of its weights: a folder that was trained again is another
+    model.
 
-    Of each file the size and both ends count: reading 16 GB would take longer than many an evaluation.
+    Of each file the size and both ends count: reading 16 GB would take longer than many an
+    evaluation.
     """
     digest = hashlib.blake2b(digest_size=16)
     for file in _weight_files(path):
@@ -86,10 +94,16 @@ def _weight_files(path: str) -> list[Path]:
 
 
 def described_problems(task: Task, examples: Iterable[Example]) -> str:
-    """A digest of problems and prompts: the same for the same list, whatever file or settings it came from."""
+    """A digest of problems and prompts: the same for the same list, whatever file or settings it
+    came from.
+    """
     digest = hashlib.blake2b(digest_size=16)
     for example in examples:
-        digest.update(json.dumps([example.id, example.fields, task.prompt(example)], sort_keys=True, default=str).encode())
+        digest.update(
+            json.dumps(
+                [example.id, example.fields, task.prompt(example)], sort_keys=True, default=str
+            ).encode()
+        )
     return digest.hexdigest()
 
 
@@ -100,7 +114,9 @@ def versions() -> dict[str, str]:
 
 def _whole_lines(path: Path) -> list[dict[str, Any]]:
     """Every row of the file; a last line that is not whole is cut off the file."""
-    data, rows, good = path.read_bytes(), [], 0
+    data = path.read_bytes()
+    rows = []
+    good = 0
     lines = data.split(b"\n")
     for number, line in enumerate(lines[:-1], 1):
         try:
@@ -109,7 +125,9 @@ def _whole_lines(path: Path) -> list[dict[str, Any]]:
                 raise ValueError
         except (ValueError, RecursionError):
             if number < len(lines) - 1:  # only the end can be the work of a kill
-                raise ValueError(f"{path}:{number} is no JSON object; delete the file to start anew") from None
+                raise ValueError(
+                    f"{path}:{number} is no JSON object; delete the file to start anew"
+                ) from None
             break
         rows.append(row)
         good += len(line) + 1

@@ -1,8 +1,10 @@
-"""The model type "unmaskrl" of EleutherAI's lm-evaluation-harness (shell; optional extra ``lm-eval``).
+"""The model type "unmaskrl" of EleutherAI's lm-evaluation-harness (shell; optional extra
+``lm-eval``).
 
-``python -m unmaskrl.evaluation.lm_harness --model unmaskrl --model_args pretrained=mini,... --tasks ...`` registers it and
-hands over to the harness' own command line, which up to version 0.4.13 finds no models outside its package. Later
-versions have plugins: there ``lm_eval --model unmaskrl`` is enough (entry point in pyproject.toml).
+``python -m unmaskrl.evaluation.lm_harness --model unmaskrl --model_args pretrained=mini,... --tasks
+...`` registers it and hands over to the harness' own command line, which up to version 0.4.13 finds
+no models outside its package. Later versions have plugins: there ``lm_eval --model unmaskrl`` is
+enough (entry point in pyproject.toml).
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ try:
     from lm_eval.api.model import LM
     from lm_eval.api.registry import register_model
 except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(f"{error}; the harness is an optional extra: pip install 'unmaskrl[lm-eval]'") from None
+    raise ModuleNotFoundError(
+        f"{error}; the harness is an optional extra: pip install 'unmaskrl[lm-eval]'"
+    ) from None
 
 from ..core.rng import named_generator
 from ..models.checkpoint import load_denoiser
@@ -32,12 +36,22 @@ from .evaluate import batches_by_length, decode_blank
 
 LOGGER = logging.getLogger(__name__)
 DECODE = ("gen_length", "block_length", "steps", "select", "gamma", "exit_at")
-KNOWN = ("until", "do_sample", "temperature", "max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+KNOWN = (
+    "until",
+    "do_sample",
+    "temperature",
+    "max_gen_toks",
+    "max_new_tokens",
+    "max_tokens",
+    "max_completion_tokens",
+)
 
 
 @register_model("unmaskrl")
 class UnmaskRLModel(LM):
-    """Generation by ``decode`` with one decode config, likelihoods by Monte-Carlo ELBO (``continuation``)."""
+    """Generation by ``decode`` with one decode config, likelihoods by Monte-Carlo ELBO
+    (``continuation``).
+    """
 
     def __init__(
         self,
@@ -57,30 +71,54 @@ class UnmaskRLModel(LM):
         device: str | None = None,
         **decode: Any,
     ) -> None:
-        """``task`` names an entry of the checkpoint's decode.json (default: the first); ``decode`` changes its settings."""
+        """``task`` names an entry of the checkpoint's decode.json (default: the first); ``decode``
+        changes its settings.
+        """
         super().__init__()
         unknown = decode.keys() - set(DECODE)
         if unknown:
-            raise ValueError(f"--model_args: unknown {sorted(unknown)[0]!r}; decode settings are {', '.join(DECODE)}")
+            raise ValueError(
+                f"--model_args: unknown {sorted(unknown)[0]!r}; decode settings are "
+                f"{', '.join(DECODE)}"
+            )
         if dtype not in DTYPES:
             raise ValueError(f"--model_args: dtype {dtype!r} is not one of {', '.join(DTYPES)}")
         if not str(batch_size).isdigit() or int(batch_size) < 1:
-            raise ValueError(f"--batch_size {batch_size!r}: this model needs a whole number of at least 1")
+            raise ValueError(
+                f"--batch_size {batch_size!r}: this model needs a whole number of at least 1"
+            )
         set_threads(threads)
-        path, self.name = asset(pretrained), pretrained
+        path = asset(pretrained)
+        self.name = pretrained
         # the harness' command line says cuda wherever it runs
-        place = default_device() if device is None or (device.startswith("cuda") and not torch.cuda.is_available()) else device
+        place = (
+            default_device()
+            if device is None or (device.startswith("cuda") and not torch.cuda.is_available())
+            else device
+        )
         self.denoiser = load_denoiser(path, device=place, dtype=DTYPES[dtype])
         self.tokenizer = load_tokenizer(path)
         self.head = load_threshold(path, self.denoiser.device)
         self.settings = checked_decode(task, {**stored_decode(path, task), **decode})
-        self.temperature, self.seed, self.num_mc, self.check_greedy = temperature, seed, num_mc, check_greedy
-        self.max_length, self.max_canvases, self.batch_size = max_length, max_canvases, int(batch_size)
+        self.temperature = temperature
+        self.seed = seed
+        self.num_mc = num_mc
+        self.check_greedy = check_greedy
+        self.max_length, self.max_canvases, self.batch_size = (
+            max_length,
+            max_canvases,
+            int(batch_size),
+        )
         self._device, self._warned = self.denoiser.device, set[str]()
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """Decode the fixed canvas of ``gen_length`` tokens, then cut the text at the first stop string."""
-        prompts = [self._fit(self._context(request.args[0]), self.settings.gen_length) for request in requests]
+        """Decode the fixed canvas of ``gen_length`` tokens, then cut the text at the first stop
+        string.
+        """
+        prompts = [
+            self._fit(self._context(request.args[0]), self.settings.gen_length)
+            for request in requests
+        ]
         asked = [self._asked(request.args[1]) for request in requests]
         results = [""] * len(requests)
         for temperature in sorted({t for t, _, _ in asked}):
@@ -93,7 +131,8 @@ class UnmaskRLModel(LM):
                     self.settings,
                     temperature=temperature,
                     row_ids=batch,
-                    generator=named_generator(self.seed, "eval"),  # as `unmaskrl eval`: row i there is request i here
+                    # as `unmaskrl eval`: row i there is request i here
+                    generator=named_generator(self.seed, "eval"),
                     head=self.head,
                 )
                 for i, ids in zip(batch, rollout.completions(), strict=True):
@@ -102,8 +141,12 @@ class UnmaskRLModel(LM):
                     self.cache_hook.add_partial("generate_until", requests[i].args, results[i])
         return results
 
-    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """(ELBO in nats, whether greedy decoding at the answer's length gives exactly the answer) of each request."""
+    def loglikelihood(
+        self, requests: list[Any], disable_tqdm: bool = False
+    ) -> list[tuple[float, bool]]:
+        """(ELBO in nats, whether greedy decoding at the answer's length gives exactly the answer)
+        of each request.
+        """
         pairs = []
         for request in requests:
             context, answer = encode_pair(self.tokenizer, *request.args)
@@ -127,13 +170,19 @@ class UnmaskRLModel(LM):
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """Refused: a bound is no perplexity."""
         raise ValueError(
-            "perplexity tasks (loglikelihood_rolling) need the exact likelihood of a text; a masked diffusion model has only a "
-            "bound that depends on how the text is cut into windows. Choose multiple-choice or generation tasks"
+            "perplexity tasks (loglikelihood_rolling) need the exact likelihood of a text; a "
+            "masked diffusion model has only a "
+            "bound that depends on how the text is cut into windows. Choose multiple-choice or "
+            "generation tasks"
         )
 
-    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
         """The tokenizer's own template."""
-        return self.tokenizer.apply_chat_template(chat_history, tokenize=False, add_generation_prompt=add_generation_prompt)
+        return self.tokenizer.apply_chat_template(
+            chat_history, tokenize=False, add_generation_prompt=add_generation_prompt
+        )
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
         """For the harness' records."""
@@ -145,16 +194,25 @@ class UnmaskRLModel(LM):
         return self.name.replace("/", "__")
 
     def _asked(self, kwargs: dict[str, Any]) -> tuple[float, int | None, list[str]]:
-        """Temperature, limit of tokens and stop strings of a request; settings that mean nothing here are named once."""
+        """Temperature, limit of tokens and stop strings of a request; settings that mean nothing
+        here are named once.
+        """
         for key in kwargs.keys() - set(KNOWN):
             self._warn_once(f"generation setting {key} is ignored: decoding follows --model_args")
         stops = kwargs.get("until") or []
         limits = [int(kwargs[key]) for key in KNOWN[3:] if kwargs.get(key) is not None]
         if limits and limits[0] > self.settings.gen_length:
-            self._warn_once(f"max_gen_toks={limits[0]} exceeds gen_length={self.settings.gen_length}: answers end there")
+            self._warn_once(
+                f"max_gen_toks={limits[0]} exceeds gen_length={self.settings.gen_length}: answers "
+                "end there"
+            )
         wanted = float(kwargs.get("temperature") or 0.0) if kwargs.get("do_sample", True) else 0.0
         temperature = wanted if self.temperature is None else float(self.temperature)
-        return temperature, limits[0] if limits else None, [stops] if isinstance(stops, str) else list(stops)
+        return (
+            temperature,
+            limits[0] if limits else None,
+            [stops] if isinstance(stops, str) else list(stops),
+        )
 
     def _context(self, text: str) -> list[int]:
         return encode_reference(self.tokenizer, text, [])[0] or self._prefix()
@@ -172,9 +230,14 @@ class UnmaskRLModel(LM):
         """The end of a context that is too long, as other models of the harness do."""
         room = self.max_length - length
         if room < 1:
-            raise ValueError(f"max_length {self.max_length} leaves no room for a context before {length} tokens; raise it")
+            raise ValueError(
+                f"max_length {self.max_length} leaves no room for a context before {length} "
+                "tokens; raise it"
+            )
         if len(context) > room:
-            self._warn_once(f"contexts above {room} tokens lose their beginning (max_length={self.max_length})")
+            self._warn_once(
+                f"contexts above {room} tokens lose their beginning (max_length={self.max_length})"
+            )
         return list(context[-room:])
 
 

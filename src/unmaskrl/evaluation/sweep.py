@@ -10,7 +10,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from ..core.threshold_head import ThresholdHead
 from ..models.denoiser import ModelDenoiser
@@ -59,14 +66,25 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def parse_ways(args: argparse.Namespace, settings: DecodeConfig) -> list[Way]:
-    """One way per --decode (its words changed in the model's settings); without any, the model's settings themselves."""
+    """One way per --decode (its words changed in the model's settings); without any, the model's
+    settings themselves.
+    """
     ways = []
     for text in args.decode or []:
-        words = [f"decode.{word.removeprefix('decode.')}" for word in text.replace(",", " ").split()]
+        words = [
+            f"decode.{word.removeprefix('decode.')}" for word in text.replace(",", " ").split()
+        ]
         changes = parse_overrides(words).get("decode", {})
         temperature = changes.pop("temperature", args.temperature)
-        if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not 0 <= temperature < math.inf:
-            raise ValueError(f"--decode {text!r}: temperature must be a number of at least 0, got {temperature!r}")
+        if (
+            isinstance(temperature, bool)
+            or not isinstance(temperature, int | float)
+            or not 0 <= temperature < math.inf
+        ):
+            raise ValueError(
+                f"--decode {text!r}: temperature must be a number of at least 0, got "
+                f"{temperature!r}"
+            )
         ways.append(
             Way(
                 " ".join(text.split()) or "as stored",
@@ -78,22 +96,31 @@ def parse_ways(args: argparse.Namespace, settings: DecodeConfig) -> list[Way]:
 
 
 def check_repeats(ways: Sequence[Way], num_seeds: int, samples: int) -> None:
-    """Refuse to repeat what has one outcome, and settings that need a generator they do not have."""
+    """Refuse to repeat what has one outcome, and settings that need a generator they do not
+    have.
+    """
     for way in ways:
         if is_random(way.settings, way.temperature):
             continue
         if samples > 1:
-            raise ValueError(f"{samples} samples at temperature 0 are all the same; set a temperature above 0")
+            raise ValueError(
+                f"{samples} samples at temperature 0 are all the same; set a temperature above 0"
+            )
         if num_seeds > 1:
             raise ValueError(
-                f"decoding ({way.label}) is greedy: all {num_seeds} seeds would give the same answers; "
+                f"decoding ({way.label}) is greedy: all {num_seeds} seeds would give the same "
+                "answers; "
                 "give one seed, or set a temperature above 0"
             )
 
 
-def described_evaluation(args: argparse.Namespace, parts: Parts, seeds: list[int]) -> dict[str, Any]:
+def described_evaluation(
+    args: argparse.Namespace, parts: Parts, seeds: list[int]
+) -> dict[str, Any]:
     """Everything but the decode settings that decides the completions and their grades."""
-    task = {"name": args.task, **parse_overrides(args.overrides).get("task", {})} | ({"data": args.data} if args.data else {})
+    task = {"name": args.task, **parse_overrides(args.overrides).get("task", {})} | (
+        {"data": args.data} if args.data else {}
+    )
     return {
         **described_model(args.model),
         "task": args.task,
@@ -107,15 +134,25 @@ def described_evaluation(args: argparse.Namespace, parts: Parts, seeds: list[int
 
 
 def items_path(args: argparse.Namespace) -> Path | None:
-    """Where finished completions are kept: --items, or beside the --json file until that is written."""
+    """Where finished completions are kept: --items, or beside the --json file until that is
+    written.
+    """
     if args.items:
         return Path(args.items)
     return Path(args.json).with_suffix(".items.jsonl") if args.json else None
 
 
-def decode_missing(args: argparse.Namespace, parts: Parts, ways: Sequence[Way], seeds: Sequence[int], log: ItemLog) -> None:
+def decode_missing(
+    args: argparse.Namespace, parts: Parts, ways: Sequence[Way], seeds: Sequence[int], log: ItemLog
+) -> None:
     """Decode what the log does not hold yet, and add it batch by batch."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     have = {(row["config"], row["seed"], row["row"]) for row in log.rows}
     with Progress(*columns, console=PlainConsole(), transient=True) as bar:
         total = len(ways) * len(seeds) * len(parts.examples) * args.samples
@@ -137,18 +174,27 @@ def decode_missing(args: argparse.Namespace, parts: Parts, ways: Sequence[Way], 
                 )
                 for _, items in batches:
                     new = {row: item for row, item in items.items() if (n, seed, row) not in have}
-                    log.append([{"config": n, "row": row, **asdict(item)} for row, item in new.items()])
+                    log.append(
+                        [{"config": n, "row": row, **asdict(item)} for row, item in new.items()]
+                    )
                     bar.advance(line, len(new))
 
 
 def pooled(log: ItemLog, config: int, way: Way, num_seeds: int, samples: int) -> EvalResult:
     """One result over all seeds: items problem by problem, the seeds' samples of each in a row."""
     rows = sorted(
-        (row for row in log.rows if row["config"] == config), key=lambda r: (r["row"] // samples, r["seed"], r["row"])
+        (row for row in log.rows if row["config"] == config),
+        key=lambda r: (r["row"] // samples, r["seed"], r["row"]),
     )
-    items = [EvalItem(**{key: value for key, value in row.items() if key not in ("config", "row")}) for row in rows]
+    items = [
+        EvalItem(**{key: value for key, value in row.items() if key not in ("config", "row")})
+        for row in rows
+    ]
     return EvalResult(
-        items=items, samples=samples * num_seeds, seconds=sum(item.seconds for item in items), decode=way.described()
+        items=items,
+        samples=samples * num_seeds,
+        seconds=sum(item.seconds for item in items),
+        decode=way.described(),
     )
 
 
@@ -157,9 +203,16 @@ def entry(way: Way, result: EvalResult, seeds: Sequence[int]) -> dict[str, Any]:
     by_seed = []
     for seed in seeds:
         items = [item for item in result.items if item.seed == seed]
-        own = EvalResult(items=items, samples=result.samples // len(seeds), seconds=0.0, decode={}).summary()
-        by_seed.append({"seed": seed, **{key: own[key] for key in ("accuracy", "nfe", "tokens_per_call")}})
+        own = EvalResult(
+            items=items, samples=result.samples // len(seeds), seconds=0.0, decode={}
+        ).summary()
+        by_seed.append(
+            {"seed": seed, **{key: own[key] for key in ("accuracy", "nfe", "tokens_per_call")}}
+        )
     summary = {"label": way.label, **result.summary()}
     if len(seeds) > 1:
-        summary |= {"accuracy_sd": statistics.stdev(row["accuracy"] for row in by_seed), "by_seed": by_seed}
+        summary |= {
+            "accuracy_sd": statistics.stdev(row["accuracy"] for row in by_seed),
+            "by_seed": by_seed,
+        }
     return {**summary, "items": [asdict(item) for item in result.items]}

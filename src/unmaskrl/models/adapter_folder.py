@@ -1,4 +1,6 @@
-"""A folder with a low-rank adapter in peft's layout, put on its base without peft (shell): W + scale B A, layer by layer."""
+"""A folder with a low-rank adapter in peft's layout, put on its base without peft (shell): W +
+scale B A, layer by layer.
+"""
 
 from __future__ import annotations
 
@@ -44,26 +46,36 @@ def base_of(folder: Path) -> Base | None:
     config = read_json(folder / ADAPTER)
     path = config.get("base_model_name_or_path")
     if not isinstance(path, str) or not path:
-        raise ValueError(f"{folder / ADAPTER} names no base_model_name_or_path: write there which model it adapts")
+        raise ValueError(
+            f"{folder / ADAPTER} names no base_model_name_or_path: write there which model it "
+            "adapts"
+        )
     revision = config.get("revision")
     return Base(path, revision if isinstance(revision, str) and not Path(path).is_dir() else None)
 
 
 @torch.no_grad()
 def put_on(model: nn.Module, folder: Path) -> None:
-    """Add an adapter to its base's weights. ValueError if it is of another kind, or does not fit."""
+    """Add an adapter to its base's weights. ValueError if it is of another kind, or does not
+    fit.
+    """
     config = read_json(folder / ADAPTER)
     for key, allowed in _PLAIN.items():
         if config.get(key) not in allowed:
-            raise ValueError(f"{folder / ADAPTER}: {key}={config.get(key)!r} is not supported; merge it by peft first")
+            raise ValueError(
+                f"{folder / ADAPTER}: {key}={config.get(key)!r} is not supported; merge it by peft "
+                "first"
+            )
     scale = _scale(config, folder)
     weights = dict(model.named_parameters())
     for layer, (a, b) in _pairs(folder).items():
         weight = weights.get(f"{layer}.weight")
         if weight is None or tuple(weight.shape) != (b.shape[0], a.shape[1]):
             raise ValueError(
-                f"{folder / TENSORS}: {layer} takes {a.shape[1]} to {b.shape[0]} values, its base has "
-                f"{'no such layer' if weight is None else tuple(weight.shape)}; give the base that it was trained on"
+                f"{folder / TENSORS}: {layer} takes {a.shape[1]} to {b.shape[0]} values, its base "
+                "has "
+                f"{'no such layer' if weight is None else tuple(weight.shape)}; give the base that "
+                "it was trained on"
             )
         wide = torch.promote_types(a.dtype, torch.float32)
         delta = scale * (b.to(weight.device, wide) @ a.to(weight.device, wide))
@@ -74,7 +86,9 @@ def _scale(config: dict[str, Any], folder: Path) -> float:
     rank = config.get("r")
     alpha = config.get("lora_alpha")
     if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
-        raise ValueError(f"{folder / ADAPTER}: expected numbers r and lora_alpha, got {rank!r} and {alpha!r}")
+        raise ValueError(
+            f"{folder / ADAPTER}: expected numbers r and lora_alpha, got {rank!r} and {alpha!r}"
+        )
     return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
 
 
@@ -83,14 +97,22 @@ def _pairs(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
     try:
         tensors = load_file(folder / TENSORS)
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{folder / TENSORS} cannot be read ({error}); save or download the adapter again") from None
+        raise ValueError(
+            f"{folder / TENSORS} cannot be read ({error}); save or download the adapter again"
+        ) from None
     halves: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         layer, _, half = name.removeprefix(_PREFIX).removesuffix(".weight").rpartition(".lora_")
         if half not in ("A", "B") or tensor.ndim != 2:
-            raise ValueError(f"{folder / TENSORS}: {name} is no matrix of a low-rank adapter; merge it by peft first")
+            raise ValueError(
+                f"{folder / TENSORS}: {name} is no matrix of a low-rank adapter; merge it by peft "
+                "first"
+            )
         halves.setdefault(layer, {})[half] = tensor
     for layer, pair in halves.items():
         if len(pair) != 2 or pair["A"].shape[0] != pair["B"].shape[1]:
-            raise ValueError(f"{folder / TENSORS}: lora_A and lora_B of {layer} do not fit together; save the adapter again")
+            raise ValueError(
+                f"{folder / TENSORS}: lora_A and lora_B of {layer} do not fit together; save the "
+                "adapter again"
+            )
     return {layer: (pair["A"], pair["B"]) for layer, pair in halves.items()}

@@ -1,7 +1,8 @@
-"""Low-rank adapters by peft (shell): y = W x + (alpha / rank) B A x, with W frozen; and 4-bit W by bitsandbytes.
+"""Low-rank adapters by peft (shell): y = W x + (alpha / rank) B A x, with W frozen; and 4-bit W by
+bitsandbytes.
 
-Only linear layers inside the transformer's blocks are adapted (LLaDA's output head is called ff_out, as the last layer of its
-blocks is: matching names by their end would adapt both).
+Only linear layers inside the transformer's blocks are adapted (LLaDA's output head is called
+ff_out, as the last layer of its blocks is: matching names by their end would adapt both).
 """
 
 from __future__ import annotations
@@ -34,18 +35,27 @@ class WithoutAdapters(ModelDenoiser):
 
     inner: ModelDenoiser
 
-    def hidden(self, ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"] | None = None) -> Float[Tensor, "B L D"]:
+    def hidden(
+        self, ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"] | None = None
+    ) -> Float[Tensor, "B L D"]:
         """Hidden states of the frozen weights alone."""
         with adapters_off(self.model):
             return self.inner.hidden(ids, attention_mask)
 
 
 def add_lora(
-    model: nn.Module, generator: torch.Generator, *, rank: int, alpha: float, targets: Sequence[str] | None = None
+    model: nn.Module,
+    generator: torch.Generator,
+    *,
+    rank: int,
+    alpha: float,
+    targets: Sequence[str] | None = None,
 ) -> list[str]:
-    """Freeze the model and put adapters on its linear layers (float32 at least; A uniform, B zero: nothing changes yet).
+    """Freeze the model and put adapters on its linear layers (float32 at least; A uniform, B zero:
+    nothing changes yet).
 
-    Returns the adapted layers' names. ValueError if a target is no linear layer of a block, or peft is not installed.
+    Returns the adapted layers' names. ValueError if a target is no linear layer of a block, or peft
+    is not installed.
     """
     peft = _import("peft", "lora")
     names = linear_names(model)
@@ -53,17 +63,23 @@ def add_lora(
     wanted = set(targets or kinds)
     if unknown := wanted - set(kinds):
         raise ValueError(
-            f"model.lora.targets: no linear layer is called {sorted(unknown)[0]!r}; the blocks have {', '.join(kinds)}"
+            f"model.lora.targets: no linear layer is called {sorted(unknown)[0]!r}; the blocks "
+            f"have {', '.join(kinds)}"
         )
     chosen = [name for name in names if name.rpartition(".")[2] in wanted]
-    settings = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=chosen, lora_dropout=0.0, bias="none")
+    settings = peft.LoraConfig(
+        r=rank, lora_alpha=alpha, target_modules=chosen, lora_dropout=0.0, bias="none"
+    )
     first = next(p for p in model.parameters() if p.is_floating_point())
-    device, dtype = first.device, torch.promote_types(first.dtype, torch.float32)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):  # peft draws from the global generator
+    device = first.device
+    dtype = torch.promote_types(first.dtype, torch.float32)
+    # peft draws from the global generator
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         peft.inject_adapter_in_model(settings, model)
     model.requires_grad_(False)
     for name, layer in lora_layers(model):
-        a, b = layer.lora_A[_NAME], layer.lora_B[_NAME]
+        a = layer.lora_A[_NAME]
+        b = layer.lora_B[_NAME]
         for part in (a, b):
             part.to(device, dtype).requires_grad_(True)
         bound = a.weight.shape[1] ** -0.5
@@ -76,7 +92,11 @@ def add_lora(
 
 def linear_names(model: nn.Module) -> list[str]:
     """Linear layers inside the repeated blocks."""
-    return [name for name, m in model.named_modules() if isinstance(m, nn.Linear) and _IN_BLOCK.search(name)]
+    return [
+        name
+        for name, m in model.named_modules()
+        if isinstance(m, nn.Linear) and _IN_BLOCK.search(name)
+    ]
 
 
 def lora_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -101,12 +121,14 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def merged_tensors(model: nn.Module, *, keep: bool = True) -> dict[str, Tensor]:
-    """All weights under their published names, adapters added in, shards gathered: every rank must call, and may keep none.
+    """All weights under their published names, adapters added in, shards gathered: every rank must
+    call, and may keep none.
 
-    Layer by layer, and what is gathered or merged goes to the CPU: no second model on the device. Other tensors are the
-    model's own.
+    Layer by layer, and what is gathered or merged goes to the CPU: no second model on the device.
+    Other tensors are the model's own.
     """
-    adapted, result = dict(lora_layers(model)), {}
+    adapted = dict(lora_layers(model))
+    result = {}
     for name, tensor in model.state_dict().items():
         if ".lora_" in name or ".weight." in name:  # adapters; statistics of 4-bit weights
             continue
@@ -133,8 +155,13 @@ def save_adapter(
     revision: str | None = None,
     write: bool = True,
 ) -> None:
-    """The adapters alone in peft's layout, with the name of their base; all ranks call, one writes."""
-    tensors = {f"base_model.model.{n.replace(f'.{_NAME}.', '.')}": whole(p).detach() for n, p in trainable(model).items()}
+    """The adapters alone in peft's layout, with the name of their base; all ranks call, one
+    writes.
+    """
+    tensors = {
+        f"base_model.model.{n.replace(f'.{_NAME}.', '.')}": whole(p).detach()
+        for n, p in trainable(model).items()
+    }
     if not write:
         return
     targets = sorted({name.rpartition(".")[2] for name, _ in lora_layers(model)})
@@ -151,12 +178,20 @@ def save_adapter(
         "inference_mode": True,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / "adapter_model.safetensors", lambda part: save_file(tensors, part, metadata={"format": "pt"}))
-    write_whole(folder / "adapter_config.json", lambda part: part.write_text(json_text(settings, indent=1) + "\n"))
+    write_whole(
+        folder / "adapter_model.safetensors",
+        lambda part: save_file(tensors, part, metadata={"format": "pt"}),
+    )
+    write_whole(
+        folder / "adapter_config.json",
+        lambda part: part.write_text(json_text(settings, indent=1) + "\n"),
+    )
 
 
 def quantize_blocks(model: nn.Module, device: torch.device, compute_dtype: torch.dtype) -> None:
-    """Replace the blocks' linear layers by 4-bit NF4 ones (double quantisation) and move the model to ``device``."""
+    """Replace the blocks' linear layers by 4-bit NF4 ones (double quantisation) and move the model
+    to ``device``.
+    """
     bnb = _import("bitsandbytes", "quantize")
     for name in linear_names(model):
         old = model.get_submodule(name)
@@ -188,8 +223,11 @@ def _dequantized(layer: Any, stored: Tensor) -> Tensor:
 
 
 def _import(package: str, extra: str) -> Any:
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it, and it warns of kernels we do not use
+    # peft imports it, and it warns of kernels we do not use
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        raise ValueError(f"{package} is not installed ({error}): pip install 'unmaskrl[{extra}]'") from None
+        raise ValueError(
+            f"{package} is not installed ({error}): pip install 'unmaskrl[{extra}]'"
+        ) from None

@@ -18,10 +18,12 @@ from .denoiser import ModelDenoiser
 from .families import FAMILIES
 from .hub import ADAPTER, CONFIG, checkpoint_folder
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
 SHARDS = "model-*-of-*.safetensors"
 MAX_SHARD_BYTES = 5 * 10**9
-_DERIVED = "rotary_emb.inv_freq"  # a table that older versions of transformers stored; it follows from config.json
+# a table that older versions of transformers stored; it follows from config.json
+_DERIVED = "rotary_emb.inv_freq"
 
 
 def load_denoiser(
@@ -30,14 +32,18 @@ def load_denoiser(
     dtype: torch.dtype = torch.float32,
     revision: str | None = None,
 ) -> ModelDenoiser:
-    """Load a checkpoint (config.json and safetensors) in eval mode: a folder, or a hub id at ``revision``; no remote code.
+    """Load a checkpoint (config.json and safetensors) in eval mode: a folder, or a hub id at
+    ``revision``; no remote code.
 
-    Tensors are read one by one into ``dtype`` on ``device``: there are never two copies. ValueError if there is no such
-    checkpoint, the family or a setting is not supported, or the tensors do not fit.
+    Tensors are read one by one into ``dtype`` on ``device``: there are never two copies. ValueError
+    if there is no such checkpoint, the family or a setting is not supported, or the tensors do not
+    fit.
     """
     folder = checkpoint_folder(path, revision)
     if (folder / ADAPTER).is_file() and not (folder / CONFIG).is_file():
-        raise ValueError(f"{folder} is an adapter: unmaskrl.models.loading.open_checkpoint puts it on its base")
+        raise ValueError(
+            f"{folder} is an adapter: unmaskrl.models.loading.open_checkpoint puts it on its base"
+        )
     config, model_class = parse_config(read_json(folder / CONFIG), folder / CONFIG)
     model = model_class(config)
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
@@ -47,7 +53,9 @@ def load_denoiser(
 
 
 def parse_config(raw: dict[str, Any], where: object) -> tuple[Any, type[nn.Module]]:
-    """A family's config object and module class from config.json; ValueError that names ``where`` it came from."""
+    """A family's config object and module class from config.json; ValueError that names ``where``
+    it came from.
+    """
     family = raw.get("model_type")
     if family not in FAMILIES:
         raise ValueError(f"{where} has model_type {family!r}; supported: {', '.join(FAMILIES)}")
@@ -68,9 +76,10 @@ def save_model(
 ) -> None:
     """Write config.json and safetensors (a tied head once); each file appears whole or not at all.
 
-    ``dtype`` converts the stored weights, None keeps them; ``tensors`` (published names) stand in for the model's own. A
-    model of more than ``max_shard_bytes`` is written in shards with an index, as the hub's checkpoints are; weight files of
-    an earlier save are removed when the new ones are there. NotFiniteError if a weight is NaN or infinite: nothing is written.
+    ``dtype`` converts the stored weights, None keeps them; ``tensors`` (published names) stand in
+    for the model's own. A model of more than ``max_shard_bytes`` is written in shards with an
+    index, as the hub's checkpoints are; weight files of an earlier save are removed when the new
+    ones are there. NotFiniteError if a weight is NaN or infinite: nothing is written.
     """
     target = Path(folder)
     config: Any = model.config
@@ -80,14 +89,26 @@ def save_model(
     sizes = {name: t.numel() * (dtype or t.dtype).itemsize for name, t in state.items()}
     shards = _shards(sizes, max_shard_bytes)
     for file, names in shards.items():
-        part_of = {name: state[name].detach().to("cpu", dtype or state[name].dtype).contiguous() for name in names}
+        part_of = {
+            name: state[name].detach().to("cpu", dtype or state[name].dtype).contiguous()
+            for name in names
+        }
         _refuse_not_finite(target, part_of if dtype else {})  # float16 ends at 65,504
-        write_whole(target / file, lambda part, part_of=part_of: save_file(part_of, part, metadata={"format": "pt"}))
+        write_whole(
+            target / file,
+            lambda part, part_of=part_of: save_file(part_of, part, metadata={"format": "pt"}),
+        )
     keep = {*shards}
     if len(shards) > 1:
         weight_map = {name: file for file, names in shards.items() for name in names}
-        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": dict(sorted(weight_map.items()))}
-        write_whole(target / INDEX, lambda part: part.write_text(json_text(index, indent=2) + "\n", encoding="utf-8"))
+        index = {
+            "metadata": {"total_size": sum(sizes.values())},
+            "weight_map": dict(sorted(weight_map.items())),
+        }
+        write_whole(
+            target / INDEX,
+            lambda part: part.write_text(json_text(index, indent=2) + "\n", encoding="utf-8"),
+        )
         keep.add(INDEX)
     text = json_text(config.to_dict(), indent=1) + "\n"
     write_whole(target / CONFIG, lambda part: part.write_text(text, encoding="utf-8"))
@@ -99,11 +120,16 @@ def save_model(
 def _refuse_not_finite(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     name = first_not_finite(tensors)
     if name is not None:
-        raise NotFiniteError(f"{folder}: not written, {name} is not finite (as {tensors[name].dtype}): save a whole model")
+        raise NotFiniteError(
+            f"{folder}: not written, {name} is not finite (as {tensors[name].dtype}): save a whole "
+            "model"
+        )
 
 
 def _shards(sizes: dict[str, int], limit: int) -> dict[str, list[str]]:
-    """File name -> tensor names, in order, each file at most ``limit`` bytes (a larger tensor has one of its own)."""
+    """File name -> tensor names, in order, each file at most ``limit`` bytes (a larger tensor has
+    one of its own).
+    """
     groups: list[list[str]] = [[]]
     room = limit
     for name, size in sizes.items():
@@ -114,42 +140,60 @@ def _shards(sizes: dict[str, int], limit: int) -> dict[str, list[str]]:
         room -= size
     if len(groups) == 1:
         return {WEIGHTS: groups[0]}
-    return {f"model-{i:05d}-of-{len(groups):05d}.safetensors": names for i, names in enumerate(groups, 1)}
+    return {
+        f"model-{i:05d}-of-{len(groups):05d}.safetensors": names
+        for i, names in enumerate(groups, 1)
+    }
 
 
 def _weight_files(folder: Path) -> list[Path]:
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     if not (folder / INDEX).is_file():
-        raise ValueError(f"{folder} holds neither {WEIGHTS} nor {INDEX}; download or save the model again")
+        raise ValueError(
+            f"{folder} holds neither {WEIGHTS} nor {INDEX}; download or save the model again"
+        )
     weight_map = read_json(folder / INDEX).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise ValueError(f"{folder / INDEX} has no weight_map of tensor names to files; download it again")
+    if not isinstance(weight_map, dict) or not all(
+        isinstance(name, str) for name in weight_map.values()
+    ):
+        raise ValueError(
+            f"{folder / INDEX} has no weight_map of tensor names to files; download it again"
+        )
     names = sorted(set(weight_map.values()))
     for name in names:
         if Path(name).name != name:
             raise ValueError(f"{folder / INDEX} points outside the folder: {name!r}")
         if not (folder / name).is_file():
-            raise ValueError(f"{folder / name} does not exist, but {INDEX} lists it; download it again")
+            raise ValueError(
+                f"{folder / name} does not exist, but {INDEX} lists it; download it again"
+            )
     return [folder / name for name in names]
 
 
-def _read_tensors(folder: Path, expected: dict[str, torch.Size], device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+def _read_tensors(
+    folder: Path, expected: dict[str, torch.Size], device: torch.device, dtype: torch.dtype
+) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     unexpected: list[str] = []
     for file in _weight_files(folder):
         try:
             with safe_open(file, framework="pt") as handle:
                 names = list(handle.keys())
-                unexpected += [name for name in names if name not in expected and not name.endswith(_DERIVED)]
+                unexpected += [
+                    name for name in names if name not in expected and not name.endswith(_DERIVED)
+                ]
                 for name in names:
                     if name in expected:
-                        # A copy: tensors on the mapped file are not aligned, so sums may round differently.
+                        # A copy: tensors on the mapped file are not aligned, so sums may round
+                        # differently.
                         tensors[name] = handle.get_tensor(name).to(device, dtype, copy=True)
         except SafetensorError as error:
             raise ValueError(f"{file} is damaged ({error}); download or save it again") from None
     missing = [name for name in expected if name not in tensors]
-    wrong = [(name, tensor.shape) for name, tensor in tensors.items() if tensor.shape != expected[name]]
+    wrong = [
+        (name, tensor.shape) for name, tensor in tensors.items() if tensor.shape != expected[name]
+    ]
     shapes = [f"{name} {tuple(shape)} (expected {tuple(expected[name])})" for name, shape in wrong]
     for problem, names in (
         ("lacks tensors", missing),

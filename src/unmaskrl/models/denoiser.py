@@ -52,7 +52,9 @@ class ModelDenoiser:
         config: Any = self.model.config
         return config.max_sequence_length
 
-    def hidden(self, ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"] | None = None) -> Float[Tensor, "B L D"]:
+    def hidden(
+        self, ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"] | None = None
+    ) -> Float[Tensor, "B L D"]:
         """Hidden states after the final norm."""
         model: Any = self.model
         return model.hidden(ids, attention_mask)
@@ -62,6 +64,8 @@ class ModelDenoiser:
         model: Any = self.model
         return model.head(hidden)
 
-    def logits(self, ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"] | None = None) -> Float[Tensor, "B L V"]:
+    def logits(
+        self, ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"] | None = None
+    ) -> Float[Tensor, "B L V"]:
         """head(hidden(ids))."""
         return self.head(self.hidden(ids, attention_mask))

@@ -1,4 +1,6 @@
-"""Model and tokenizer together (shell): from a checkpoint, or a tiny random stand-in of its family for a dry run."""
+"""Model and tokenizer together (shell): from a checkpoint, or a tiny random stand-in of its family
+for a dry run.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,14 @@ from .denoiser import ModelDenoiser
 from .families import known_config
 from .families.known import KNOWN
 from .hub import CONFIG, asset, checkpoint_folder
-from .tokenizer import build_byte_tokenizer, byte_tokenizer, copy_tokenizer, end_of_turn_ids, has_tokenizer, load_tokenizer
+from .tokenizer import (
+    build_byte_tokenizer,
+    byte_tokenizer,
+    copy_tokenizer,
+    end_of_turn_ids,
+    has_tokenizer,
+    load_tokenizer,
+)
 
 
 def open_checkpoint(
@@ -26,7 +35,8 @@ def open_checkpoint(
     dtype: torch.dtype = torch.float32,
     revision: str | None = None,
 ) -> tuple[ModelDenoiser, Any, Path]:
-    """Denoiser, tokenizer and folder of a checkpoint: a shipped name, a folder (a run's too) or a hub id.
+    """Denoiser, tokenizer and folder of a checkpoint: a shipped name, a folder (a run's too) or a
+    hub id.
 
     An adapter is put on the base that it names, and the tokenizer is the base's.
     """
@@ -34,42 +44,54 @@ def open_checkpoint(
     base = base_of(folder)
     if base is not None:
         return _open_adapter(folder, base, device, dtype)
-    parse_config(read_json(folder / CONFIG), folder / CONFIG)  # the family first: what else is wrong depends on it
+    # the family first: what else is wrong depends on it
+    parse_config(read_json(folder / CONFIG), folder / CONFIG)
     tokenizer = load_tokenizer(folder)
     return with_end_ids(load_denoiser(folder, device, dtype), tokenizer), tokenizer, folder
 
 
-def _open_adapter(folder: Path, base: Base, device: str | torch.device, dtype: torch.dtype) -> tuple[ModelDenoiser, Any, Path]:
+def _open_adapter(
+    folder: Path, base: Base, device: str | torch.device, dtype: torch.dtype
+) -> tuple[ModelDenoiser, Any, Path]:
     try:
         denoiser, tokenizer, base_folder = open_checkpoint(base.path, device, dtype, base.revision)
     except ValueError as error:
-        raise ValueError(f"{folder} is an adapter of {base.path}, which cannot be loaded: {error}") from None
+        raise ValueError(
+            f"{folder} is an adapter of {base.path}, which cannot be loaded: {error}"
+        ) from None
     put_on(denoiser.model, folder)
     return denoiser, tokenizer, folder if has_tokenizer(folder) else base_folder
 
 
 def with_end_ids(denoiser: ModelDenoiser, tokenizer: Any) -> ModelDenoiser:
-    """The denoiser whose completions also end at the token that the chat template writes after an answer."""
+    """The denoiser whose completions also end at the token that the chat template writes after an
+    answer.
+    """
     return replace(denoiser, end_ids=(denoiser.eos_id, *end_of_turn_ids(tokenizer)))
 
 
 def stand_in_folder(path: str) -> Path | None:
-    """The local folder whose tokenizer a random stand-in uses; None: it has none, or only the model's name is known."""
+    """The local folder whose tokenizer a random stand-in uses; None: it has none, or only the
+    model's name is known.
+    """
     return Path(path) if Path(path).is_dir() and has_tokenizer(Path(path)) else None
 
 
 def random_tiny(path_or_family: str, generator: torch.Generator) -> nn.Module:
-    """A random model with 2 layers of width 64 and every other setting of the config.json in a folder; downloads nothing.
+    """A random model with 2 layers of width 64 and every other setting of the config.json in a
+    folder; downloads nothing.
 
-    Without a folder, the family is known from a released model's hub id, or given as its model_type. The vocabulary is
-    the model's own if its tokenizer is there too, else the byte tokenizer's.
+    Without a folder, the family is known from a released model's hub id, or given as its
+    model_type. The vocabulary is the model's own if its tokenizer is there too, else the byte
+    tokenizer's.
     """
     folder = Path(path_or_family)
     raw = read_json(folder / CONFIG) if folder.is_dir() else known_config(path_or_family)
     if raw is None:
         known = ", ".join(f"{start}*" for start in KNOWN)
         raise ValueError(
-            f"random_init=tiny: {path_or_family} is neither a folder with a {CONFIG} nor a model known by name ({known})"
+            f"random_init=tiny: {path_or_family} is neither a folder with a {CONFIG} nor a model "
+            f"known by name ({known})"
         )
     config, model_class = parse_config(raw, folder / CONFIG if folder.is_dir() else path_or_family)
     config = config.tiny()

@@ -1,4 +1,6 @@
-"""Text <-> ids (shell): a transformers fast tokenizer from a folder or the hub, or one of our small ones."""
+"""Text <-> ids (shell): a transformers fast tokenizer from a folder or the hub, or one of our small
+ones.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,11 @@ from .hub import TOKENIZER_PATTERNS, checkpoint_folder
 if TYPE_CHECKING:
     from ..core.types import Rollout
 
-MASK, EOS, USER, ASSISTANT, UNK = "<|mdm_mask|>", "<|endoftext|>", "<|user|>", "<|assistant|>", "<|unk|>"
+MASK = "<|mdm_mask|>"
+EOS = "<|endoftext|>"
+USER = "<|user|>"
+ASSISTANT = "<|assistant|>"
+UNK = "<|unk|>"
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -27,16 +33,26 @@ TOKENIZER_FILES = (
 )
 END_OF_TURN = "<|eot|>"
 SPECIAL = (MASK, EOS, USER, ASSISTANT, UNK)
-WORDS = ("sudoku", "numbers", "target", "<answer>", "</answer>", *"+-*/()=;,", *map(str, range(101)))
+WORDS = (
+    "sudoku",
+    "numbers",
+    "target",
+    "<answer>",
+    "</answer>",
+    *"+-*/()=;,",
+    *map(str, range(101)),
+)
 _BROKEN = "\N{REPLACEMENT CHARACTER}"
 _WORD_REGEX = r"</?answer>|[A-Za-z]+|[0-9]+|\S"
 _CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] }}{% endfor %}"
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] }}{% "
+    "endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 _ANSWER = "an answer that no template holds"
 _TURNS_TEMPLATE = (
-    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|eot|>' }}{% endfor %}"
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + "
+    "'<|eot|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 
@@ -47,13 +63,19 @@ def build_mini_tokenizer(folder: str | os.PathLike[str]) -> None:
 
     vocabulary = {word: index for index, word in enumerate((*SPECIAL, *WORDS))}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token=UNK))
-    backend.pre_tokenizer = pre_tokenizers.Split(Regex(_WORD_REGEX), behavior="removed", invert=True)
-    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
+    backend.pre_tokenizer = pre_tokenizers.Split(
+        Regex(_WORD_REGEX), behavior="removed", invert=True
+    )
+    backend.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in SPECIAL]
+    )
     _write_tokenizer(backend, folder, _CHAT_TEMPLATE, {"unk_token": UNK})
 
 
 def build_byte_tokenizer(folder: str | os.PathLike[str]) -> None:
-    """Write a byte-level tokenizer that can write any text (262 tokens, turns end with ``<|eot|>``), for dry runs."""
+    """Write a byte-level tokenizer that can write any text (262 tokens, turns end with
+    ``<|eot|>``), for dry runs.
+    """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     special = (MASK, EOS, END_OF_TURN, "<|system|>", USER, ASSISTANT)
@@ -61,7 +83,9 @@ def build_byte_tokenizer(folder: str | os.PathLike[str]) -> None:
     backend = Tokenizer(models.BPE({name: index for index, name in enumerate(names)}, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    backend.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in special]
+    )
     _write_tokenizer(backend, folder, _TURNS_TEMPLATE, {})
 
 
@@ -72,7 +96,9 @@ def byte_tokenizer() -> Any:
         return load_tokenizer(folder)
 
 
-def _write_tokenizer(backend: Any, folder: str | os.PathLike[str], chat_template: str, unknown: dict[str, str]) -> None:
+def _write_tokenizer(
+    backend: Any, folder: str | os.PathLike[str], chat_template: str, unknown: dict[str, str]
+) -> None:
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "mask_token": MASK,
@@ -87,22 +113,29 @@ def _write_tokenizer(backend: Any, folder: str | os.PathLike[str], chat_template
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     backend.save(str(target / "tokenizer.json"))
-    (target / "tokenizer_config.json").write_text(json_text(settings, indent=1) + "\n", encoding="utf-8")
+    (target / "tokenizer_config.json").write_text(
+        json_text(settings, indent=1) + "\n", encoding="utf-8"
+    )
 
 
 def load_tokenizer(path: str | os.PathLike[str], revision: str | None = None) -> Any:
     """The transformers fast tokenizer of a folder, or of a hub id at ``revision``; no remote code.
 
-    Without a tokenizer.json, vocab.json and merges.txt are read as Qwen2's (Dream's tokenizer, whose own class is remote
-    code). If the folder holds a model's config.json, the two must agree (``check_tokenizer``). ValueError otherwise.
+    Without a tokenizer.json, vocab.json and merges.txt are read as Qwen2's (Dream's tokenizer,
+    whose own class is remote code). If the folder holds a model's config.json, the two must agree
+    (``check_tokenizer``). ValueError otherwise.
     """
     folder = checkpoint_folder(path, revision, TOKENIZER_PATTERNS)
     if not has_tokenizer(folder):
-        raise ValueError(f"{folder} holds no tokenizer.json: copy the tokenizer's files from the model that it came from")
+        raise ValueError(
+            f"{folder} holds no tokenizer.json: copy the tokenizer's files from the model that it "
+            "came from"
+        )
     main = "tokenizer.json" if (folder / "tokenizer.json").is_file() else "vocab.json"
     for name in (main, "tokenizer_config.json"):
         read_json(folder / name)
-    # Not AutoTokenizer: its import costs half a second more, and would look for the class that tokenizer_config.json names.
+    # Not AutoTokenizer: its import costs half a second more, and would look for the class that
+    # tokenizer_config.json names.
     from transformers import PreTrainedTokenizerFast, Qwen2TokenizerFast  # pyright: ignore[reportAttributeAccessIssue]
 
     kind: Any = PreTrainedTokenizerFast if main == "tokenizer.json" else Qwen2TokenizerFast
@@ -117,29 +150,38 @@ def load_tokenizer(path: str | os.PathLike[str], revision: str | None = None) ->
         size = config.get("embedding_size") or config.get("vocab_size")
         check_tokenizer(tokenizer, config.get("mask_token_id"), size)
     elif tokenizer.mask_token_id is None:
-        raise ValueError(f"{folder}: the tokenizer has no mask token; set mask_token in tokenizer_config.json")
+        raise ValueError(
+            f"{folder}: the tokenizer has no mask token; set mask_token in tokenizer_config.json"
+        )
     return tokenizer
 
 
 def has_tokenizer(folder: Path) -> bool:
     """Whether a folder holds a tokenizer in one of the layouts that can be read."""
-    return (folder / "tokenizer.json").is_file() or all((folder / n).is_file() for n in ("vocab.json", "merges.txt"))
+    return (folder / "tokenizer.json").is_file() or all(
+        (folder / n).is_file() for n in ("vocab.json", "merges.txt")
+    )
 
 
 def _check_added(tokenizer: Any, folder: Path) -> None:
-    """The special tokens have the ids that tokenizer_config.json gives them: a vocabulary cut short would move them."""
+    """The special tokens have the ids that tokenizer_config.json gives them: a vocabulary cut short
+    would move them.
+    """
     given = read_json(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}
     for index, entry in given.items():
         found = tokenizer.convert_tokens_to_ids(entry["content"])
         if found != int(index):
             raise ValueError(
-                f"{folder}: the token {entry['content']} has id {found}, tokenizer_config.json says {index}; "
+                f"{folder}: the token {entry['content']} has id {found}, tokenizer_config.json "
+                f"says {index}; "
                 "download the tokenizer again"
             )
 
 
 def end_of_turn_ids(tokenizer: Any) -> tuple[int, ...]:
-    """The special token that the chat template writes after an answer, if it writes one and it is not EOS."""
+    """The special token that the chat template writes after an answer, if it writes one and it is
+    not EOS.
+    """
     if not tokenizer.chat_template:
         return ()
     turns = [{"role": "user", "content": "0"}, {"role": "assistant", "content": _ANSWER}]
@@ -150,25 +192,31 @@ def end_of_turn_ids(tokenizer: Any) -> tuple[int, ...]:
 
 
 def check_tokenizer(tokenizer: Any, mask_id: int | None, vocab_size: int | None) -> None:
-    """Refuse a tokenizer that does not fit the model; if it knows the mask id, but not its role, name it.
+    """Refuse a tokenizer that does not fit the model; if it knows the mask id, but not its role,
+    name it.
 
     The published LLaDA tokenizers hold ``<|mdm_mask|>`` without calling it their mask token.
     """
     if mask_id is None or vocab_size is None:
         raise ValueError("the model's config.json lacks mask_token_id or vocab_size; add it")
     if len(tokenizer) > vocab_size:
-        raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, the model only {vocab_size} embeddings")
+        raise ValueError(
+            f"the tokenizer has {len(tokenizer)} tokens, the model only {vocab_size} embeddings"
+        )
     if tokenizer.mask_token_id is None and mask_id in tokenizer.added_tokens_decoder:
         tokenizer.mask_token = tokenizer.added_tokens_decoder[mask_id].content
     if tokenizer.mask_token_id != mask_id:
         raise ValueError(
-            f"the tokenizer's mask token has id {tokenizer.mask_token_id}, the model's is {mask_id}; "
+            f"the tokenizer's mask token has id {tokenizer.mask_token_id}, the model's is "
+            f"{mask_id}; "
             "set mask_token in tokenizer_config.json"
         )
 
 
 def copy_tokenizer(source: str | os.PathLike[str], folder: str | os.PathLike[str]) -> None:
-    """Copy the tokenizer files of ``source`` (as they are), so that ``folder`` can be loaded by itself."""
+    """Copy the tokenizer files of ``source`` (as they are), so that ``folder`` can be loaded by
+    itself.
+    """
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     for name in TOKENIZER_FILES:
@@ -178,12 +226,15 @@ def copy_tokenizer(source: str | os.PathLike[str], folder: str | os.PathLike[str
 
 
 def encode_prompt(tokenizer: Any, messages: Sequence[dict[str, str]]) -> list[int]:
-    """Ids of a chat up to where the answer starts; ValueError on unknown words and on the mask token.
+    """Ids of a chat up to where the answer starts; ValueError on unknown words and on the mask
+    token.
 
     A last message of the assistant is the beginning of the answer: a prefill, in the prompt.
     """
     if not tokenizer.chat_template:
-        raise ValueError("the tokenizer has no chat template; add chat_template to tokenizer_config.json")
+        raise ValueError(
+            "the tokenizer has no chat template; add chat_template to tokenizer_config.json"
+        )
     prefill = messages[-1]["content"] if messages[-1]["role"] == "assistant" else ""
     asked = list(messages[:-1] if prefill else messages)
     text = _apply_template(tokenizer, asked, add_generation_prompt=True) + prefill
@@ -192,40 +243,58 @@ def encode_prompt(tokenizer: Any, messages: Sequence[dict[str, str]]) -> list[in
 
 
 def _apply_template(tokenizer: Any, messages: Sequence[dict[str, str]], **options: Any) -> str:
-    """The chat as the template writes it; ValueError if it cannot be read or refuses these roles."""
+    """The chat as the template writes it; ValueError if it cannot be read or refuses these
+    roles.
+    """
     try:
         return tokenizer.apply_chat_template(messages, tokenize=False, **options)
     except Exception as error:  # jinja2's own, and whatever the template raises
-        roles, reason = ", ".join(m["role"] for m in messages), f"{type(error).__name__}: {error}".splitlines()[0]
+        roles = ", ".join(m["role"] for m in messages)
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ValueError(
-            f"the tokenizer's chat template fails on messages of {roles} ({reason}); correct chat_template in "
-            "tokenizer_config.json (or chat_template.jinja), or leave out messages that it does not take"
+            f"the tokenizer's chat template fails on messages of {roles} ({reason}); correct "
+            "chat_template in "
+            "tokenizer_config.json (or chat_template.jinja), or leave out messages that it does "
+            "not take"
         ) from None
 
 
-def encode_reference(tokenizer: Any, text: str, spans: Sequence[tuple[int, int]]) -> tuple[list[int], list[bool]]:
-    """Ids of a completion, and which of them overlap one of the character ``spans`` (start, end)."""
+def encode_reference(
+    tokenizer: Any, text: str, spans: Sequence[tuple[int, int]]
+) -> tuple[list[int], list[bool]]:
+    """Ids of a completion, and which of them overlap one of the character ``spans`` (start,
+    end).
+    """
     ids, offsets = _encode(tokenizer, text)
     return ids, [any(a < end and start < b for start, end in spans) for a, b in offsets]
 
 
 def encode_pair(tokenizer: Any, context: str, continuation: str) -> tuple[list[int], list[int]]:
-    """Ids of a context and of what follows, encoded as one text; blanks at the seam, and an id across it, go to the second."""
+    """Ids of a context and of what follows, encoded as one text; blanks at the seam, and an id
+    across it, go to the second.
+    """
     ids, offsets = _encode(tokenizer, context + continuation)
     seam = sum(end <= len(context.rstrip()) for _, end in offsets)
     return ids[:seam], ids[seam:]
 
 
-def protected_tokens(tokenizer: Any, ids: Sequence[int], spans: Sequence[tuple[int, int]]) -> list[bool]:
-    """Which of the ids overlap one of the character ``spans`` (start, end) of their text, ``decode_texts``' own."""
-    return [any(a < end and start < b for start, end in spans) for a, b in token_spans(tokenizer, ids)]
+def protected_tokens(
+    tokenizer: Any, ids: Sequence[int], spans: Sequence[tuple[int, int]]
+) -> list[bool]:
+    """Which of the ids overlap one of the character ``spans`` (start, end) of their text,
+    ``decode_texts``' own.
+    """
+    return [
+        any(a < end and start < b for start, end in spans) for a, b in token_spans(tokenizer, ids)
+    ]
 
 
 def token_spans(tokenizer: Any, ids: Sequence[int]) -> list[tuple[int, int]]:
-    """Characters (start, end) of the ids' text that each id has a part in; found by decoding, never by encoding again.
+    """Characters (start, end) of the ids' text that each id has a part in; found by decoding, never
+    by encoding again.
 
-    The text of the first i ids tells what they settle; an id whose bytes begin or continue a character that a later id
-    completes has a part in that character. In doubt a span is too large.
+    The text of the first i ids tells what they settle; an id whose bytes begin or continue a
+    character that a later id completes has a part in that character. In doubt a span is too large.
     """
     prefixes = decode_texts(tokenizer, [list(ids[:i]) for i in range(len(ids) + 1)])
     text = prefixes[-1]
@@ -234,7 +303,8 @@ def token_spans(tokenizer: Any, ids: Sequence[int]) -> list[tuple[int, int]]:
         settled[i] = min(settled[i], settled[i + 1])
     spans = []
     for i, alone in enumerate(pieces(tokenizer, ids)):
-        start, end = settled[i], settled[i + 1]
+        start = settled[i]
+        end = settled[i + 1]
         if end < len(text) and len(prefixes[i + 1]) > end:
             end += 1  # a character begun, not complete
         if text[start:end] == f" {alone}":
@@ -246,31 +316,49 @@ def token_spans(tokenizer: Any, ids: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def _common_prefix(a: str, b: str) -> int:
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    return next(
+        (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
+    )
 
 
-def decode_texts(tokenizer: Any, ids: Sequence[Sequence[int]], *, special: bool = False) -> list[str]:
+def decode_texts(
+    tokenizer: Any, ids: Sequence[Sequence[int]], *, special: bool = False
+) -> list[str]:
     """Texts without special tokens, or with them."""
     if not ids:
         return []  # transformers says [""]
-    return tokenizer.batch_decode(ids, skip_special_tokens=not special, clean_up_tokenization_spaces=False)
+    return tokenizer.batch_decode(
+        ids, skip_special_tokens=not special, clean_up_tokenization_spaces=False
+    )
 
 
 def pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     """What each id reads like, special tokens included (for display)."""
-    return tokenizer.batch_decode([[i] for i in ids], clean_up_tokenization_spaces=False) if ids else []
+    return (
+        tokenizer.batch_decode([[i] for i in ids], clean_up_tokenization_spaces=False)
+        if ids
+        else []
+    )
 
 
 def _encode(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]]]:
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
-    unknown = {text[a:b] for i, (a, b) in zip(ids, offsets, strict=True) if i == tokenizer.unk_token_id}
-    unknown -= {tokenizer.unk_token}  # some tokenizers call their end-of-text token the unknown token
+    ids = encoded["input_ids"]
+    offsets = encoded["offset_mapping"]
+    unknown = {
+        text[a:b] for i, (a, b) in zip(ids, offsets, strict=True) if i == tokenizer.unk_token_id
+    }
+    # some tokenizers call their end-of-text token the unknown token
+    unknown -= {tokenizer.unk_token}
     if unknown:
         words = ", ".join(map(repr, sorted(unknown)))
-        raise ValueError(f"the tokenizer does not know {words} in {text[:80]!r}; use words of its vocabulary")
+        raise ValueError(
+            f"the tokenizer does not know {words} in {text[:80]!r}; use words of its vocabulary"
+        )
     if tokenizer.mask_token_id in ids:
-        raise ValueError(f"the text contains the mask token {tokenizer.mask_token}: {text[:80]!r}; remove it")
+        raise ValueError(
+            f"the text contains the mask token {tokenizer.mask_token}: {text[:80]!r}; remove it"
+        )
     return ids, offsets
 
 
@@ -287,7 +375,9 @@ def sample_row(
     reward: float,
     correct: bool,
 ) -> dict[str, Any]:
-    """The ``samples.jsonl`` row of ``rollout``'s row ``index``: its completion tokens, log-probs in nats."""
+    """The ``samples.jsonl`` row of ``rollout``'s row ``index``: its completion tokens, log-probs in
+    nats.
+    """
 
     columns = slice(-rollout.gen_length, None)
     decoded_step = rollout.decoded_step[index, columns]

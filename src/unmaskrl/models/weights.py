@@ -1,4 +1,6 @@
-"""The tensors that a run trains (shell): all weights or adapters only, whole or sharded; their average; copies."""
+"""The tensors that a run trains (shell): all weights or adapters only, whole or sharded; their
+average; copies.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,13 @@ def frozen_copy(denoiser: ModelDenoiser) -> ModelDenoiser:
 
 @torch.no_grad()
 def start_average(module: nn.Module) -> dict[str, Tensor]:
-    """A copy of the trained tensors, in float32 at least: small updates would vanish in a bfloat16 average."""
-    return {name: p.to(torch.promote_types(p.dtype, torch.float32), copy=True) for name, p in trainable(module).items()}
+    """A copy of the trained tensors, in float32 at least: small updates would vanish in a bfloat16
+    average.
+    """
+    return {
+        name: p.to(torch.promote_types(p.dtype, torch.float32), copy=True)
+        for name, p in trainable(module).items()
+    }
 
 
 @torch.no_grad()
@@ -51,10 +58,14 @@ def swapped(module: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
 
 @torch.no_grad()
 def load_trainable(module: nn.Module, values: Mapping[str, Tensor]) -> None:
-    """Copy whole or sharded tensors into the trained parameters; ValueError unless the names are the same."""
+    """Copy whole or sharded tensors into the trained parameters; ValueError unless the names are
+    the same.
+    """
     parameters = trainable(module)
     if parameters.keys() != values.keys():
-        raise ValueError(f"stored weights and model differ in {sorted(parameters.keys() ^ values.keys())[:3]}")
+        raise ValueError(
+            f"stored weights and model differ in {sorted(parameters.keys() ^ values.keys())[:3]}"
+        )
     for name, parameter in parameters.items():
         parameter.copy_(like(values[name], parameter))
 

@@ -21,7 +21,8 @@ from .schema import Recipe
 class Cost:
     """Row-calls of one step (a call of B rows counts B) and bytes of the largest block of logits.
 
-    A step is one batch of rollouts and ``num_iterations`` updates; the old policy is not run for the first of them.
+    A step is one batch of rollouts and ``num_iterations`` updates; the old policy is not run for
+    the first of them.
     """
 
     num_iterations: int
@@ -45,17 +46,21 @@ class Cost:
 
 
 def step_cost(recipe: Recipe) -> Cost:
-    """Upper bounds per step: no EOS, no flat group, anchors of the first step spread evenly over the completion.
+    """Upper bounds per step: no EOS, no flat group, anchors of the first step spread evenly over
+    the completion.
 
     Canvases that a group shares are counted once, as they are run.
     """
-    t, d = recipe.train, recipe.decode
+    t = recipe.train
+    d = recipe.decode
     rows = t.prompts_per_step * t.group_size
     anchored = recipe.prior.share if recipe.prior.name == "anchors" else 0.0
-    steps = d.steps if RULES[d.select].prefix is None else d.gen_length  # adaptive rules: one token per call at worst
+    # adaptive rules: one token per call at worst
+    steps = d.steps if RULES[d.select].prefix is None else d.gen_length
     blank = planned_calls(open_blocks(recipe, 0.0), d.gen_length, steps, d.exit_at)
     given = planned_calls(open_blocks(recipe, recipe.prior.keep), d.gen_length, steps, d.exit_at)
-    estimator, loss = make_estimator(recipe), make_loss(recipe)
+    estimator = make_estimator(recipe)
+    loss = make_loss(recipe)
     views = estimator.num_views(d.gen_length, blank, d.exit_at is not None and d.exit_at < 1)
     shared = estimator.num_shared if recipe.prior.name == "none" else 0
     scored = rows * (views - shared) + t.prompts_per_step * shared
@@ -79,17 +84,23 @@ def open_blocks(recipe: Recipe, keep: float) -> list[int]:
     d = recipe.decode
     blocks = d.gen_length // d.block_length
     fixed = int(keep * d.gen_length + 0.5)
-    return [d.block_length - (fixed * (b + 1) // blocks - fixed * b // blocks) for b in range(blocks)]
+    return [
+        d.block_length - (fixed * (b + 1) // blocks - fixed * b // blocks) for b in range(blocks)
+    ]
 
 
 def model_size(path: str) -> tuple[int, int]:
-    """Width of the logits and number of parameters, from config.json alone (a tied head counts once)."""
+    """Width of the logits and number of parameters, from config.json alone (a tied head counts
+    once).
+    """
     config, model_class = parse_config(model_config(path), f"model.path {path}")
     return config.embedding_size, sum(p.numel() for p in model_class(config).parameters())
 
 
 def model_config(path: str) -> dict[str, Any]:
-    """A checkpoint's config.json: from its folder, by heart for released models, else fetched alone. ValueError if none."""
+    """A checkpoint's config.json: from its folder, by heart for released models, else fetched
+    alone. ValueError if none.
+    """
     known = None if Path(asset(path)).is_dir() else known_config(path)
     if known is not None:
         return known
@@ -98,5 +109,8 @@ def model_config(path: str) -> dict[str, Any]:
     if base is not None:
         return model_config(base.path)
     if not (folder / "config.json").is_file():
-        raise ValueError(f"model.path {path}: there is no {folder / 'config.json'}; give a checkpoint folder or a shipped name")
+        raise ValueError(
+            f"model.path {path}: there is no {folder / 'config.json'}; give a checkpoint folder or "
+            "a shipped name"
+        )
     return read_json(folder / "config.json")

@@ -1,7 +1,8 @@
 """Shipped recipes (shell): files by name, and large runs composed of three parts.
 
-``llada-8b-gsm8k-stp`` is ``parts/model/llada-8b.yaml``, ``parts/method/stp.yaml`` and ``parts/task/gsm8k.yaml`` merged in this
-order, so every model meets every task and method; a task may hold settings for some methods (``methods:``).
+``llada-8b-gsm8k-stp`` is ``parts/model/llada-8b.yaml``, ``parts/method/stp.yaml`` and
+``parts/task/gsm8k.yaml`` merged in this order, so every model meets every task and method; a task
+may hold settings for some methods (``methods:``).
 """
 
 from __future__ import annotations
@@ -29,11 +30,16 @@ def part_names(kind: str) -> list[str]:
 
 def composed_names() -> list[str]:
     """Names of the large runs: MODEL-TASK-METHOD."""
-    return ["-".join(names) for names in itertools.product(*map(part_names, ("model", "task", "method")))]
+    return [
+        "-".join(names)
+        for names in itertools.product(*map(part_names, ("model", "task", "method")))
+    ]
 
 
 def is_method(name: str) -> bool:
-    """Whether a shipped recipe is a published method's preset: those are named in one word, task recipes with hyphens."""
+    """Whether a shipped recipe is a published method's preset: those are named in one word, task
+    recipes with hyphens.
+    """
     return "-" not in name and not is_diffpo(name)
 
 
@@ -48,7 +54,8 @@ def headline(path: Path) -> str:
 
 
 def read_recipe(name_or_path: str) -> dict[str, Any]:
-    """A shipped recipe, a composed one, a YAML file, or that of a run folder, as a mapping with its name in it.
+    """A shipped recipe, a composed one, a YAML file, or that of a run folder, as a mapping with its
+    name in it.
 
     ValueError if there is none.
     """
@@ -80,7 +87,9 @@ def _not_found(wanted: str) -> str:
     if wanted.endswith((".yaml", ".yml")) or "/" in wanted:
         return f"recipe file {wanted} not found"
     close = difflib.get_close_matches(wanted, [*recipe_names(), *composed_names()], 3, 0.0)
-    return f"no recipe {wanted!r}; the nearest are {', '.join(close)}; all of them: unmaskrl recipes"
+    return (
+        f"no recipe {wanted!r}; the nearest are {', '.join(close)}; all of them: unmaskrl recipes"
+    )
 
 
 def _compose(name: str) -> dict[str, Any]:
@@ -89,7 +98,10 @@ def _compose(name: str) -> dict[str, Any]:
     given = read_mapping(PARTS / "task" / f"{task}.yaml")
     own = given.pop("methods", {}).get(method, {})
     result: dict[str, Any] = {}
-    parts = [read_mapping(PARTS / kind / f"{part}.yaml") for kind, part in (("model", model), ("method", method))]
+    parts = [
+        read_mapping(PARTS / kind / f"{part}.yaml")
+        for kind, part in (("model", model), ("method", method))
+    ]
     for part in (*parts, given, own):
         result = _merged(result, part)
     return result
@@ -106,7 +118,12 @@ def read_mapping(path: Path) -> dict[str, Any]:
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, RecursionError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid YAML: {(str(error) or type(error).__name__).splitlines()[0]}") from None
+        raise ValueError(
+            f"{path} is not valid YAML: {(str(error) or type(error).__name__).splitlines()[0]}"
+        ) from None
     if not isinstance(data, dict):
-        raise ValueError(f"{path} holds {type(data).__name__}; expected a mapping with sections such as task: and train:")
+        raise ValueError(
+            f"{path} holds {type(data).__name__}; expected a mapping with sections such as task: "
+            "and train:"
+        )
     return data

@@ -1,7 +1,7 @@
 """Recipes: YAML plus ``section.key=value`` overrides -> one validated, frozen config.
 
-A component is ``{name: ..., **kwargs}``; the keyword arguments of its factory are its schema. Unknown keys fail and
-name the nearest known one.
+A component is ``{name: ..., **kwargs}``; the keyword arguments of its factory are its schema.
+Unknown keys fail and name the nearest known one.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ _ELSEWHERE = {
 }
 
 
-def load_recipe(name_or_path: str, overrides: Iterable[str] = (), kind: type[Section] = Recipe) -> Any:
+def load_recipe(
+    name_or_path: str, overrides: Iterable[str] = (), kind: type[Section] = Recipe
+) -> Any:
     """A shipped recipe by name or a YAML file, with overrides applied and everything checked."""
     data = read_recipe(name_or_path)
     for override in overrides:
@@ -90,7 +92,12 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
             raise ValueError(f"override {override!r}: {part} is not a section")
     if isinstance(node, list):
         node[_list_index(parts[-1], node, override)] = value
-    elif parts[-1] == "name" and parts[-2:-1] and parts[-2] in COMPONENTS and node.get("name") != value:
+    elif (
+        parts[-1] == "name"
+        and parts[-2:-1]
+        and parts[-2] in COMPONENTS
+        and node.get("name") != value
+    ):
         node.clear()  # the settings of another component are not this one's
         node["name"] = value
     else:
@@ -99,7 +106,9 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
 
 def _list_index(part: str, node: list[Any], override: str) -> int:
     if not part.isdigit() or int(part) >= len(node):
-        raise ValueError(f"override {override!r}: expected an index below {len(node)}, got {part!r}")
+        raise ValueError(
+            f"override {override!r}: expected an index below {len(node)}, got {part!r}"
+        )
     return int(part)
 
 
@@ -111,7 +120,9 @@ def _number(text: str) -> Any:
 
 
 def _check_keys(data: Any, kind: Any, where: str) -> None:
-    """Walk mapping and model together; the first unknown key is refused with the nearest known one."""
+    """Walk mapping and model together; the first unknown key is refused with the nearest known
+    one.
+    """
     section = _section_type(kind)
     if section is None or not isinstance(data, dict):
         if isinstance(data, list) and get_args(kind):
@@ -126,7 +137,9 @@ def _check_keys(data: Any, kind: Any, where: str) -> None:
 
 
 def _suggestion(key: str, where: str, fields: Iterable[str]) -> str:
-    """The setting that was meant: one of this section by its name, or one of any section by its name elsewhere."""
+    """The setting that was meant: one of this section by its name, or one of any section by its
+    name elsewhere.
+    """
     everywhere = {
         name: section
         for section, field in Recipe.model_fields.items()

@@ -1,9 +1,11 @@
-"""How much memory a run needs, counted from a recipe and config.json alone: no model is built (shell).
+"""How much memory a run needs, counted from a recipe and config.json alone: no model is built
+(shell).
 
     peak = what stays + max(update, rollout, optimiser step)
 
-What stays: weights, adapters, gradients, optimiser state, weight average, reference. The other three follow one another.
-Every figure is of one process. Caches, fragmentation and the CUDA context are left to ``HEADROOM``.
+What stays: weights, adapters, gradients, optimiser state, weight average, reference. The other
+three follow one another. Every figure is of one process. Caches, fragmentation and the CUDA context
+are left to ``HEADROOM``.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ BYTES = {"float64": 8, "float32": 4, "bfloat16": 2}
 NF4_BYTES = 0.5 + 4 / 64  # a 4-bit weight, and one fp32 scale per 64 of them
 CPU_TOKENS = 2048  # models/families runs a batch in parts of about so many tokens on CPU
 ASSUMED_PROMPT = 256  # tokens, where no tokenizer is at hand to count them
-# What a block's linear layers are called by the families, and what they read: x1 and x2 are the outputs of the two norms.
+# What a block's linear layers are called by the families, and what they read: x1 and x2 are the
+# outputs of the two norms.
 _LINEARS = {
     "q": ("x1", "q_proj"),
     "k": ("x1", "k_proj"),
@@ -62,20 +65,31 @@ class ModelShape:
     @classmethod
     def of(cls, config: dict[str, Any]) -> ModelShape:
         """From a config.json of LLaDA's or of Dream's keys; ValueError if a size is missing."""
-        found: dict[str, Any] = {name: next((config[k] for k in keys if config.get(k)), None) for name, keys in _KEYS.items()}
+        found: dict[str, Any] = {
+            name: next((config[k] for k in keys if config.get(k)), None)
+            for name, keys in _KEYS.items()
+        }
         found["n_kv_heads"] = found["n_kv_heads"] or found["n_heads"]
         if found["mlp"] is None and found["d_model"] and config.get("mlp_ratio"):
             found["mlp"] = found["d_model"] * config["mlp_ratio"]
         for name, value in found.items():
             if not isinstance(value, int) or value < 1:
-                raise ValueError(f"config.json has no {' or '.join(_KEYS[name])}: expected a size, got {value!r}")
+                raise ValueError(
+                    f"config.json has no {' or '.join(_KEYS[name])}: expected a size, got {value!r}"
+                )
         tied = bool(config.get("weight_tying") or config.get("tie_word_embeddings"))
         shape = cls(**found, parameters=0, tied=tied)
         every = bool(config.get("include_bias"))
         biased = set(_LINEARS) if every else {"q", "k", "v"} if _biased_attention(config) else set()
         sizes = {role: shape.linear(role) for role in _LINEARS}
-        block = sum(a * b + b * (role in biased) for role, (a, b) in sizes.items()) + 2 * shape.d_model
-        outer = shape.vocab * shape.d_model * (1 if tied else 2) + shape.d_model + shape.vocab * (every and not tied)
+        block = (
+            sum(a * b + b * (role in biased) for role, (a, b) in sizes.items()) + 2 * shape.d_model
+        )
+        outer = (
+            shape.vocab * shape.d_model * (1 if tied else 2)
+            + shape.d_model
+            + shape.vocab * (every and not tied)
+        )
         return replace(shape, parameters=shape.n_layers * block + outer)
 
     @property
@@ -86,7 +100,13 @@ class ModelShape:
     def linear(self, role: str) -> tuple[int, int]:
         """Inputs and outputs of one of a block's linear layers."""
         d = self.d_model
-        other = {"k": (d, self.kv), "v": (d, self.kv), "gate": (d, self.mlp), "up": (d, self.mlp), "down": (self.mlp, d)}
+        other = {
+            "k": (d, self.kv),
+            "v": (d, self.kv),
+            "gate": (d, self.mlp),
+            "up": (d, self.mlp),
+            "down": (self.mlp, d),
+        }
         return other.get(role, (d, d))
 
     @property
@@ -126,9 +146,19 @@ class Setup:
     cuda: bool
 
     @classmethod
-    def of(cls, recipe: Recipe, *, processes: int = 1, prompt_tokens: int = ASSUMED_PROMPT, cuda: bool = True) -> Setup:
+    def of(
+        cls,
+        recipe: Recipe,
+        *,
+        processes: int = 1,
+        prompt_tokens: int = ASSUMED_PROMPT,
+        cuda: bool = True,
+    ) -> Setup:
         """Upper bounds: every group trains, no EOS, every token of a completion is scored."""
-        m, t, e, gen = recipe.model, recipe.train, recipe.eval, recipe.decode.gen_length
+        m = recipe.model
+        t = recipe.train
+        e = recipe.eval
+        gen = recipe.decode.gen_length
         estimator = make_estimator(recipe)
         shared = bool(estimator.num_shared) and recipe.prior.name == "none"
         rows = ceil(t.prompts_per_step / processes) * t.group_size
@@ -174,7 +204,9 @@ class Setup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Bytes of one process. ``stays`` is there all the time; of ``update``, ``rollout`` and ``step`` one at a time."""
+    """Bytes of one process. ``stays`` is there all the time; of ``update``, ``rollout`` and
+    ``step`` one at a time.
+    """
 
     setup: Setup
     stays: dict[str, float]
@@ -193,12 +225,19 @@ class Plan:
 def memory_plan(shape: ModelShape, s: Setup) -> Plan:
     """The plan of one process: what stays, then each phase at its peak."""
     sharded = s.shard != "none"
-    part = 1 / s.processes if sharded else 1.0  # of the blocks; embedding, last norm and head stay whole
+    # of the blocks; embedding, last norm and head stay whole
+    part = 1 / s.processes if sharded else 1.0
     outer = shape.vocab * shape.d_model * (1 if shape.tied else 2) + shape.d_model
-    body = (shape.parameters - outer) * s.dtype - shape.n_layers * shape.block_weights * (s.dtype - NF4_BYTES) * s.nf4
+    body = (shape.parameters - outer) * s.dtype - shape.n_layers * shape.block_weights * (
+        s.dtype - NF4_BYTES
+    ) * s.nf4
     weights = outer * s.dtype + body
     adapters = shape.adapter_parameters(s.rank, s.roles) * part
-    trained, size = (adapters, s.adapter_dtype) if s.rank else (outer + (shape.parameters - outer) * part, s.dtype)
+    trained, size = (
+        (adapters, s.adapter_dtype)
+        if s.rank
+        else (outer + (shape.parameters - outer) * part, s.dtype)
+    )
     head = shape.vocab * shape.d_model * s.dtype
     largest = shape.d_model * shape.mlp * s.dtype
     stays = {
@@ -208,17 +247,20 @@ def memory_plan(shape: ModelShape, s: Setup) -> Plan:
         "optimiser state (AdamW)": 2 * trained * size,
         "weight average (EMA)": trained * max(size, 4) * s.ema,
         "reference copy": weights * s.reference,
-        "whole copy for rollouts": (weights + adapters / part * s.adapter_dtype) * (sharded and s.gather_rollout),
+        "whole copy for rollouts": (weights + adapters / part * s.adapter_dtype)
+        * (sharded and s.gather_rollout),
         # fsdp gathers a block ahead of its use; zero2 keeps all of them for the backward pass
         "gathered blocks": {"none": 0.0, "fsdp": 2 * body / shape.n_layers, "zero2": body}[s.shard],
         "largest layer out of 4 bits": largest * s.nf4,
     }
     tokens = s.alive * s.length
-    kept, recomputed = saved_bytes(shape, s), recomputed_bytes(shape, s)
+    kept = saved_bytes(shape, s)
+    recomputed = recomputed_bytes(shape, s)
     logits = chunk_elements(shape.vocab, s.alive * s.scored) * train_logits_bytes(s.dtype)
     full = not s.rank
     chunks = ceil(s.alive * s.scored * shape.vocab / CHUNK_ELEMENTS)
-    at_head = logits + head * full * min(2, chunks)  # gradients of the head's weights: of one chunk, and of those before
+    # gradients of the head's weights: of one chunk, and of those before
+    at_head = logits + head * full * min(2, chunks)
     cast = shape.parameters * max(s.dtype, s.rollout_dtype) * (s.dtype != s.rollout_dtype)
     return Plan(
         setup=s,
@@ -234,16 +276,21 @@ def memory_plan(shape: ModelShape, s: Setup) -> Plan:
 def saved_per_token(shape: ModelShape, s: Setup) -> tuple[float, float]:
     """Bytes that a block, and that a norm, keeps per token for the backward pass.
 
-    Block: two norms; q, k, v, the attention's output and its log-sum-exp; what trained linear layers read; silu's input and
-    both factors of the product. An adapter keeps its ``rank`` numbers and, if its input must be converted, that copy instead.
+    Block: two norms; q, k, v, the attention's output and its log-sum-exp; what trained linear
+    layers read; silu's input and both factors of the product. An adapter keeps its ``rank`` numbers
+    and, if its input must be converted, that copy instead.
     """
-    b, d, wide, full = s.dtype, shape.d_model, max(s.dtype, 4), not s.rank
+    b = s.dtype
+    d = shape.d_model
+    wide = max(s.dtype, 4)
+    full = not s.rank
     fused = s.cuda and hasattr(torch.ops.aten, "_fused_rms_norm_backward")
     # not fused: x and, if the norm's own weight is trained, x / rms, both in fp32 at least
     norm = d * b + 4 if fused else d * wide * (1 + full) + wide
     attention = (2 * d + 2 * shape.kv) * b + shape.n_heads * wide
     read = {_LINEARS[role][0] for role in (_LINEARS if full else s.roles)}
-    width = {"x1": d, "x2": d, "product": shape.mlp, "attention": 0}  # the attention keeps its own output
+    # the attention keeps its own output
+    width = {"x1": d, "x2": d, "product": shape.mlp, "attention": 0}
     converted = bool(s.rank) and s.adapter_dtype != b
     inputs = sum(width[name] for name in read) * b * (not converted)
     adapters = sum(s.rank + shape.linear(role)[0] * converted for role in s.roles) * s.adapter_dtype
@@ -251,63 +298,86 @@ def saved_per_token(shape: ModelShape, s: Setup) -> tuple[float, float]:
 
 
 def saved_bytes(shape: ModelShape, s: Setup) -> float:
-    """Saved activations of a backward chunk of ``alive`` canvases: blocks, last norm, ids, and the rows that are scored.
+    """Saved activations of a backward chunk of ``alive`` canvases: blocks, last norm, ids, and the
+    rows that are scored.
 
     With activation checkpointing a block saves its input.
     """
     block, norm = saved_per_token(shape, s)
     block = shape.d_model * s.dtype if s.checkpointing else block
-    scored = s.alive * s.scored * (shape.d_model * s.dtype + 8 * 5)  # hidden states; indices of rows, positions and targets
+    # hidden states; indices of rows, positions and targets
+    scored = s.alive * s.scored * (shape.d_model * s.dtype + 8 * 5)
     return s.alive * s.length * (shape.n_layers * block + norm + 8) + scored
 
 
 def recomputed_bytes(shape: ModelShape, s: Setup) -> float:
-    """What one block saves, beside its input, when it is run again in the backward pass; 0 without activation checkpointing."""
+    """What one block saves, beside its input, when it is run again in the backward pass; 0 without
+    activation checkpointing.
+    """
     own = saved_per_token(shape, s)[0] - shape.d_model * s.dtype
     return s.checkpointing * own * s.together(s.alive * s.length)
 
 
 def pass_bytes(shape: ModelShape, s: Setup, tokens: int) -> float:
-    """Working set of a block without gradient: the wider of its MLP (3 inner tensors) and the rotation of queries in fp32."""
-    b, d, kv = s.dtype, shape.d_model, shape.kv
+    """Working set of a block without gradient: the wider of its MLP (3 inner tensors) and the
+    rotation of queries in fp32.
+    """
+    b = s.dtype
+    d = shape.d_model
+    kv = shape.kv
     mlp = (2 * d + 3 * shape.mlp) * b + adapter_work(shape, s)
     rotation = (3 * d + 2 * kv) * b + d * (3 * max(b, 4) + max(b, 4) * (b < 4))
     return max(mlp, rotation) * s.together(tokens)
 
 
 def backward_bytes(shape: ModelShape, s: Setup, tokens: int) -> float:
-    """Working set of a block's backward pass beside what it saved: gradients of the residual and of two inner tensors."""
+    """Working set of a block's backward pass beside what it saved: gradients of the residual and of
+    two inner tensors.
+    """
     return ((shape.d_model + 2 * shape.mlp) * s.dtype + adapter_work(shape, s)) * s.together(tokens)
 
 
 def adapter_work(shape: ModelShape, s: Setup) -> int:
-    """Bytes per token: an adapter's output, that scaled, the sum with the layer's; its input if that must be converted."""
-    a, sizes = s.adapter_dtype, [shape.linear(role) for role in s.roles]
+    """Bytes per token: an adapter's output, that scaled, the sum with the layer's; its input if
+    that must be converted.
+    """
+    a = s.adapter_dtype
+    sizes = [shape.linear(role) for role in s.roles]
     return max((a * (3 * n_out + n_in * (a != s.dtype)) for n_in, n_out in sizes), default=0)
 
 
 def rollout_bytes(shape: ModelShape, s: Setup) -> float:
-    """Working set of decoding ``rows`` canvases together: one block, the hidden states twice, one chunk of logits."""
+    """Working set of decoding ``rows`` canvases together: one block, the hidden states twice, one
+    chunk of logits.
+    """
     tokens = s.rows * s.length
     hidden = (tokens + s.rows * s.gen_length) * shape.d_model * s.dtype
-    # the model's logits; in fp32: the same, without the mask token, their log-softmax and that of the chunk before
+    # the model's logits; in fp32: the same, without the mask token, their log-softmax and that of
+    # the chunk before
     logits = chunk_elements(shape.vocab, s.rows * s.window) * (s.dtype + 4 * max(s.dtype, 4))
     return max(pass_bytes(shape, s, tokens), logits) + hidden
 
 
 def chunk_elements(vocab: int, rows: int) -> int:
-    """Elements of the largest block of logits when ``rows`` rows are needed (``core/decoding/sample.py``)."""
+    """Elements of the largest block of logits when ``rows`` rows are needed
+    (``core/decoding/sample.py``).
+    """
     return vocab * min(rows, max(1, CHUNK_ELEMENTS // vocab))
 
 
 def train_logits_bytes(dtype: int) -> int:
-    """Bytes per logit in the backward pass: fp32 at least, overwritten in place, plus half-precision logits or gradients."""
+    """Bytes per logit in the backward pass: fp32 at least, overwritten in place, plus
+    half-precision logits or gradients.
+    """
     return max(dtype, 4) + dtype * (dtype < 4)
 
 
 def largest_max_canvases(shape: ModelShape, s: Setup, limit: float) -> int:
-    """The largest ``max_canvases`` whose plan is within ``limit`` bytes, up to all canvases of an update; 0 if none is."""
-    low, high = 0, s.canvases
+    """The largest ``max_canvases`` whose plan is within ``limit`` bytes, up to all canvases of an
+    update; 0 if none is.
+    """
+    low = 0
+    high = s.canvases
     while low < high:
         middle = (low + high + 1) // 2
         fits = memory_plan(shape, replace(s, max_canvases=middle)).total <= limit
@@ -316,25 +386,39 @@ def largest_max_canvases(shape: ModelShape, s: Setup, limit: float) -> int:
 
 
 def verdict(shape: ModelShape, s: Setup, name: str, gib: float) -> str:
-    """One line: does the plan fit a device of ``gib`` GiB, and if not, the mildest settings that do."""
-    limit, need = HEADROOM * gib * GIB, memory_plan(shape, s).total
+    """One line: does the plan fit a device of ``gib`` GiB, and if not, the mildest settings that
+    do.
+    """
+    limit = HEADROOM * gib * GIB
+    need = memory_plan(shape, s).total
     if need <= limit:
         most = largest_max_canvases(shape, s, limit)
-        return f"{name}: fits ({size_text(need)}); train.max_canvases may be up to {most} (an update has {s.canvases})"
+        return (
+            f"{name}: fits ({size_text(need)}); train.max_canvases may be up to {most} (an "
+            f"update has {s.canvases})"
+        )
     smaller = smaller_settings(shape, s, limit)
-    change = f"smaller: {smaller}" if smaller else "no setting here makes it fit: share the weights over more processes"
+    change = (
+        f"smaller: {smaller}"
+        if smaller
+        else "no setting here makes it fit: share the weights over more processes"
+    )
     return f"{name}: does not fit ({size_text(need)}); {change}"
 
 
 def smaller_settings(shape: ModelShape, s: Setup, limit: float) -> str:
-    """The first of these changes, with the largest ``max_canvases``, that fits: exact ones before those that train less.
+    """The first of these changes, with the largest ``max_canvases``, that fits: exact ones before
+    those that train less.
 
-    ``max_canvases`` and checkpointing change time alone, sharding needs processes, adapters and 4 bits change what is learnt.
+    ``max_canvases`` and checkpointing change time alone, sharding needs processes, adapters and 4
+    bits change what is learnt.
     """
     checkpoint = ("model.activation_checkpointing=true", {"checkpointing": True})
-    shard, alone = ("train.shard=fsdp", {"shard": "fsdp"}), ("train.gather_rollout=false", {"gather_rollout": False})
+    shard = ("train.shard=fsdp", {"shard": "fsdp"})
+    alone = ("train.gather_rollout=false", {"gather_rollout": False})
     adapters = {"rank": 128, "roles": tuple(_LINEARS), "reference": False}
-    lora, nf4 = ("model.lora={rank: 128}", adapters), ("model.quantize=nf4", {"nf4": True})
+    lora = ("model.lora={rank: 128}", adapters)
+    nf4 = ("model.quantize=nf4", {"nf4": True})
     ladder = [[], [checkpoint]]
     if s.processes > 1 and not s.nf4:
         ladder += [[shard], [shard, checkpoint], [shard, alone, checkpoint]]
@@ -344,10 +428,12 @@ def smaller_settings(shape: ModelShape, s: Setup, limit: float) -> str:
         first = [] if s.rank else [lora]
         ladder += [[*first, nf4], [*first, nf4, checkpoint]]
     for changes in ladder:
-        changed, words = s, []
+        changed = s
+        words = []
         for text, fields in changes:
             if any(getattr(s, key) != value for key, value in fields.items()):
-                changed, words = replace(changed, **fields), [*words, text]
+                changed = replace(changed, **fields)
+                words = [*words, text]
         for rows in (s.eval_rows, min(s.eval_rows, s.train_rows)):
             tried = replace(changed, eval_rows=rows)
             most = largest_max_canvases(shape, tried, limit)
@@ -362,8 +448,15 @@ def adapted_layers(targets: tuple[str, ...] | None) -> tuple[str, ...]:
     known = {name: role for role, (_, *names) in _LINEARS.items() for name in names}
     unknown = [name for name in targets or () if name not in known]
     if unknown:
-        raise ValueError(f"model.lora.targets: {unknown[0]!r} is no linear layer of a block; known: {', '.join(known)}")
-    return tuple(_LINEARS) if targets is None else tuple(dict.fromkeys(known[name] for name in targets))
+        raise ValueError(
+            f"model.lora.targets: {unknown[0]!r} is no linear layer of a block; known: "
+            f"{', '.join(known)}"
+        )
+    return (
+        tuple(_LINEARS)
+        if targets is None
+        else tuple(dict.fromkeys(known[name] for name in targets))
+    )
 
 
 def model_shape(path: str) -> ModelShape:
@@ -378,4 +471,6 @@ def size_text(size: float) -> str:
 
 def _biased_attention(config: dict[str, Any]) -> bool:
     # Dream's attention is Qwen2's: q, k and v have biases, and config.json does not say so
-    return bool(config.get("include_qkv_bias") or config.get("attention_bias") or "hidden_size" in config)
+    return bool(
+        config.get("include_qkv_bias") or config.get("attention_bias") or "hidden_size" in config
+    )

@@ -34,19 +34,29 @@ def component(spec: dict[str, Any], table: Mapping[str, Callable[..., Any]], sec
         raise ValueError(f"{section} {spec['name']}: {error}") from None
     except TypeError as error:  # a word where a number belongs
         first = str(error).splitlines()[0]
-        raise ValueError(f"{section} {spec['name']}: {settings} has a setting of the wrong type ({first})") from None
+        raise ValueError(
+            f"{section} {spec['name']}: {settings} has a setting of the wrong type ({first})"
+        ) from None
 
 
-def check_component(spec: dict[str, Any], table: Mapping[str, Callable[..., Any]], section: str) -> None:
+def check_component(
+    spec: dict[str, Any], table: Mapping[str, Callable[..., Any]], section: str
+) -> None:
     """The name is known and so is every keyword."""
     if "name" not in spec:
-        raise ValueError(f"{section}: expected {{name: ..., settings}}, got {spec!r}; names: {', '.join(table)}")
+        raise ValueError(
+            f"{section}: expected {{name: ..., settings}}, got {spec!r}; names: {', '.join(table)}"
+        )
     if spec["name"] not in table:
-        raise ValueError(f"{section}.name: unknown {spec['name']!r}{nearest(str(spec['name']), table)}")
+        raise ValueError(
+            f"{section}.name: unknown {spec['name']!r}{nearest(str(spec['name']), table)}"
+        )
     known = list(inspect.signature(table[spec["name"]]).parameters)
     for key in spec:
         if key != "name" and (key not in known or section == "advantage"):
-            raise ValueError(f"{section}.{key}: {spec['name']} has no such setting{nearest(key, known)}")
+            raise ValueError(
+                f"{section}.{key}: {spec['name']} has no such setting{nearest(key, known)}"
+            )
 
 
 def setting(spec: dict[str, Any], table: Mapping[str, Callable[..., Any]], key: str) -> Any:

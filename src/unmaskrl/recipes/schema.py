@@ -12,13 +12,17 @@ Component = dict[str, Any]
 
 
 class Section(BaseModel):
-    """A part of a recipe; unknown keys are refused by ``load_recipe`` with the nearest known name."""
+    """A part of a recipe; unknown keys are refused by ``load_recipe`` with the nearest known
+    name.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
 class LoRAConfig(Section):
-    """Low-rank adapters (arXiv 2106.09685) instead of full weights; no dropout, so that scoring equals sampling."""
+    """Low-rank adapters (arXiv 2106.09685) instead of full weights; no dropout, so that scoring
+    equals sampling.
+    """
 
     rank: int = Field(default=128, ge=1)
     alpha: float = Field(default=64.0, gt=0, description="adapters are scaled by alpha / rank")
@@ -30,17 +34,30 @@ class LoRAConfig(Section):
 class ModelConfig(Section):
     """Which checkpoint, in which precision, and which of its weights are trained."""
 
-    path: str = Field(default="mini", description="folder of a checkpoint, a hub id, or a shipped one (mini, zero)")
+    path: str = Field(
+        default="mini",
+        description="folder of a checkpoint, a hub id, or a shipped one (mini, zero)",
+    )
     revision: str | None = Field(default=None, description="branch, tag or commit of a hub id")
     random_init: Literal["tiny"] | None = Field(
-        default=None, description="a tiny random model of the same family in place of the weights, for a dry run on a laptop"
+        default=None,
+        description="a tiny random model of the same family in place of the weights, for a dry run "
+        "on a laptop",
     )
-    lora: LoRAConfig | None = Field(default=None, description="train adapters; the reference is the model without them")
-    quantize: Literal["nf4"] | None = Field(default=None, description="4-bit base weights (bitsandbytes, CUDA); needs lora")
-    activation_checkpointing: bool = Field(default=False, description="recompute blocks in the backward pass: less memory")
+    lora: LoRAConfig | None = Field(
+        default=None, description="train adapters; the reference is the model without them"
+    )
+    quantize: Literal["nf4"] | None = Field(
+        default=None, description="4-bit base weights (bitsandbytes, CUDA); needs lora"
+    )
+    activation_checkpointing: bool = Field(
+        default=False, description="recompute blocks in the backward pass: less memory"
+    )
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     rollout_dtype: Literal["float32", "bfloat16"] | None = Field(
-        default=None, description="precision of rollouts; if it differs from dtype, scoring is not sampling (the gap is logged)"
+        default=None,
+        description="precision of rollouts; if it differs from dtype, scoring is not sampling (the "
+        "gap is logged)",
     )
 
 
@@ -48,27 +65,50 @@ class PriorConfig(Section):
     """Spatial pruning: tokens of a reference answer fixed in the rollout's canvas."""
 
     name: Literal["none", "anchors"] = "none"
-    select: Literal["random", "protect_answer", "most_predictable", "protect_answer+most_predictable"] = "protect_answer"
-    keep: float = Field(default=0.1, ge=0, le=1, description="fraction of the reference answer that is fixed")
+    select: Literal[
+        "random", "protect_answer", "most_predictable", "protect_answer+most_predictable"
+    ] = "protect_answer"
+    keep: float = Field(
+        default=0.1, ge=0, le=1, description="fraction of the reference answer that is fixed"
+    )
     count: Literal["reference", "outside_answer"] = Field(
         default="reference",
-        description="keep of what: all its tokens, rounded; or, as STP's code, those outside the protected answer, rounded up",
+        description="keep of what: all its tokens, rounded; or, as STP's code, those outside the "
+        "protected answer, rounded up",
     )
-    keep_end: float | None = Field(default=None, ge=0, le=1, description="anneal keep linearly to this value; None: constant")
+    keep_end: float | None = Field(
+        default=None, ge=0, le=1, description="anneal keep linearly to this value; None: constant"
+    )
     adapt_to: float | None = Field(
-        default=None, gt=0, lt=1, description="instead of keep_end: move keep so that this share of anchored rollouts succeeds"
+        default=None,
+        gt=0,
+        lt=1,
+        description="instead of keep_end: move keep so that this share of anchored rollouts "
+        "succeeds",
     )
-    anneal_until: float = Field(default=0.9, gt=0, le=1, description="share of the run at which keep_end is reached")
-    share: float = Field(default=1.0, ge=0, le=1, description="share of each group's rollouts that is anchored")
+    anneal_until: float = Field(
+        default=0.9, gt=0, le=1, description="share of the run at which keep_end is reached"
+    )
+    share: float = Field(
+        default=1.0, ge=0, le=1, description="share of each group's rollouts that is anchored"
+    )
     adapt_share: bool = Field(
-        default=False, description="share is the start; the more of a prompt's blank rollouts succeed, the fewer are anchored"
+        default=False,
+        description="share is the start; the more of a prompt's blank rollouts succeed, the fewer "
+        "are anchored",
     )
     hide_in_views: bool = Field(
         default=False,
-        description="may anchors be hidden in the likelihood's masks (never in the loss)? False is STP as published",
+        description="may anchors be hidden in the likelihood's masks (never in the loss)? False is "
+        "STP as published",
     )
-    source: str = Field(default="reference", description="'reference' (the task's own solutions) or a file of `unmaskrl prior`")
-    only_correct: bool = Field(default=False, description="leave out the file's wrong answers: those problems start blank")
+    source: str = Field(
+        default="reference",
+        description="'reference' (the task's own solutions) or a file of `unmaskrl prior`",
+    )
+    only_correct: bool = Field(
+        default=False, description="leave out the file's wrong answers: those problems start blank"
+    )
 
 
 class DecodeConfig(Section):
@@ -79,53 +119,87 @@ class DecodeConfig(Section):
     steps: int = Field(default=64, ge=1, description="denoiser calls for a fully open completion")
     select: str = "confidence"
     temperature: float = Field(
-        default=1.0, ge=0, description="of rollouts; evaluation is greedy unless eval.temperature says else"
+        default=1.0,
+        ge=0,
+        description="of rollouts; evaluation is greedy unless eval.temperature says else",
     )
     exit_at: float | None = Field(
-        default=None, ge=0, le=1, description="temporal pruning: share of tokens decided before the exit"
+        default=None,
+        ge=0,
+        le=1,
+        description="temporal pruning: share of tokens decided before the exit",
     )
     gamma: float | None = Field(
-        default=None, description="bound of the adaptive rules eb, threshold, factor; null: the model's threshold head chooses"
+        default=None,
+        description="bound of the adaptive rules eb, threshold, factor; null: the model's "
+        "threshold head chooses",
     )
 
 
 class ThresholdConfig(Section):
-    """DiFFPO's sampler: a head that chooses gamma of entropy-bounded decoding per rollout. All constants are ours."""
+    """DiFFPO's sampler: a head that chooses gamma of entropy-bounded decoding per rollout. All
+    constants are ours.
+    """
 
     mode: Literal["policy", "sampler", "joint", "sequential"] = Field(
-        default="policy", description="what is trained: the policy, the head (weights frozen), both, or one after the other"
+        default="policy",
+        description="what is trained: the policy, the head (weights frozen), both, or one after "
+        "the other",
     )
-    gammas: tuple[float, ...] = Field(default=GAMMAS, description="the head's choices in nats, from 0 (one token per call)")
+    gammas: tuple[float, ...] = Field(
+        default=GAMMAS, description="the head's choices in nats, from 0 (one token per call)"
+    )
     start: float = Field(default=0.1, description="the gamma that training begins with")
-    floor: float = Field(default=0.02, ge=0, description="least probability of every choice, so that all are tried")
+    floor: float = Field(
+        default=0.02, ge=0, description="least probability of every choice, so that all are tried"
+    )
     width: int = Field(default=128, ge=1)
     alpha: float = Field(
         default=0.3,
         ge=0,
         lt=1,
-        description="cost of a right answer of gen_length calls, in units of reward (not a share of it); 0: task reward only",
+        description="cost of a right answer of gen_length calls, in units of reward (not a share "
+        "of it); 0: task reward only",
     )
     lr: float = Field(default=1e-3, gt=0, le=1e30)
     clip: float = Field(default=0.2, gt=0, lt=1)
     entropy_coef: float = Field(default=0.01, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
-    switch_at: float = Field(default=0.5, gt=0, lt=1, description="sequential: share of the run before the head is trained")
+    switch_at: float = Field(
+        default=0.5,
+        gt=0,
+        lt=1,
+        description="sequential: share of the run before the head is trained",
+    )
 
 
 class TrainConfig(Section):
     """The loop."""
 
-    steps: int = Field(default=100, ge=1, description="rollout batches; each gives num_iterations updates")
-    minutes: float | None = Field(default=None, gt=0, description="stop after this wall time even if steps are left")
+    steps: int = Field(
+        default=100, ge=1, description="rollout batches; each gives num_iterations updates"
+    )
+    minutes: float | None = Field(
+        default=None, gt=0, description="stop after this wall time even if steps are left"
+    )
     prompts_per_step: int = Field(default=16, ge=1)
     group_size: int = Field(default=8, ge=2)
-    num_iterations: int = Field(default=4, ge=1, description="inner updates per rollout batch, each with its own masks")
-    num_prompts: int | None = Field(default=None, ge=1, description="use only the first so many training problems")
-    max_prompt_length: int | None = Field(default=None, ge=1, description="longest prompt in tokens; prompts are never cut")
-    long_prompts: Literal["refuse", "drop"] = Field(
-        default="refuse", description="longer ones stop the run, or are left out of training and evaluation and counted"
+    num_iterations: int = Field(
+        default=4, ge=1, description="inner updates per rollout batch, each with its own masks"
     )
-    lr: float = Field(default=1e-4, gt=0, le=1e30)  # what float32 can hold after the optimiser's factors
+    num_prompts: int | None = Field(
+        default=None, ge=1, description="use only the first so many training problems"
+    )
+    max_prompt_length: int | None = Field(
+        default=None, ge=1, description="longest prompt in tokens; prompts are never cut"
+    )
+    long_prompts: Literal["refuse", "drop"] = Field(
+        default="refuse",
+        description="longer ones stop the run, or are left out of training and evaluation and "
+        "counted",
+    )
+    # what float32 can hold after the optimiser's factors
+    lr: float = Field(default=1e-4, gt=0, le=1e30)
     warmup: int = Field(default=8, ge=0, description="updates of linear warm-up")
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     betas: tuple[float, float] = (0.9, 0.99)
@@ -134,38 +208,59 @@ class TrainConfig(Section):
     skip_bad_updates: int = Field(
         default=0,
         ge=0,
-        description="so many updates in a row whose loss or gradient is not finite are skipped and said; one more ends the run",
+        description="so many updates in a row whose loss or gradient is not finite are skipped and "
+        "said; one more ends the run",
     )
-    ema: float = Field(default=0.9, ge=0, lt=1, description="decay of the weight average, per update")
+    ema: float = Field(
+        default=0.9, ge=0, lt=1, description="decay of the weight average, per update"
+    )
     shard: Literal["none", "fsdp", "zero2"] = Field(
         default="none",
-        description="split weights, gradients and optimiser state over processes; zero2: weights whole in a pass",
+        description="split weights, gradients and optimiser state over processes; zero2: weights "
+        "whole in a pass",
     )
     gather_rollout: bool = Field(
-        default=True, description="sharded: a whole copy of the weights for rollouts, so that no rank waits for another's calls"
+        default=True,
+        description="sharded: a whole copy of the weights for rollouts, so that no rank waits for "
+        "another's calls",
     )
-    shuffle_advantages: bool = Field(default=False, description="control: permute advantages within each group")
+    shuffle_advantages: bool = Field(
+        default=False, description="control: permute advantages within each group"
+    )
     reward_functions: tuple[str, ...] = Field(
         default=(), description="extra rewards, 'package.module:function', TRL's contract"
     )
-    max_canvases: int = Field(default=4096, ge=1, description="canvases whose activations are alive at once in an update")
+    max_canvases: int = Field(
+        default=4096, ge=1, description="canvases whose activations are alive at once in an update"
+    )
     seed: int = 0
     threads: int = Field(
-        default=0, ge=0, description="CPU threads; 0 measures 1 against all cores at start and takes the faster"
+        default=0,
+        ge=0,
+        description="CPU threads; 0 measures 1 against all cores at start and takes the faster",
     )
     variance_draws: int = Field(
-        default=0, ge=0, description="log the variance of the likelihood over so many draws of masks on 4 rows per step; 0: off"
+        default=0,
+        ge=0,
+        description="log the variance of the likelihood over so many draws of masks on 4 rows per "
+        "step; 0: off",
     )
     probe: bool = Field(
-        default=True, description="before step 0, check that the model fills in masked tokens of the task's own text"
+        default=True,
+        description="before step 0, check that the model fills in masked tokens of the task's own "
+        "text",
     )
     save_every: int = Field(default=40, ge=1, description="updates between checkpoints")
     save_minutes: float | None = Field(
-        default=10.0, gt=0, description="a checkpoint also when the last one is so old; null: by updates alone"
+        default=10.0,
+        gt=0,
+        description="a checkpoint also when the last one is so old; null: by updates alone",
     )
     keep_checkpoints: int = Field(default=2, ge=1)
     save: Literal["adapter", "merged", "both"] = Field(
-        default="adapter", description="with adapters, what model/ holds at the end: megabytes for a base, or whole weights"
+        default="adapter",
+        description="with adapters, what model/ holds at the end: megabytes for a base, or whole "
+        "weights",
     )
     log_with: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
     out: str = Field(default="runs/{recipe}-s{seed}", description="run folder")
@@ -174,7 +269,9 @@ class TrainConfig(Section):
 class EvalConfig(Section):
     """Held-out evaluation; never anchored."""
 
-    every: int = Field(default=25, ge=1, description="steps between evaluations on the validation set")
+    every: int = Field(
+        default=25, ge=1, description="steps between evaluations on the validation set"
+    )
     size: int = Field(default=512, ge=1, description="test problems before and after")
     size_during: int = Field(default=128, ge=1, description="validation problems during training")
     temperature: float = Field(default=0.0, ge=0)
@@ -203,10 +300,16 @@ class SFTMixture(Section):
     task: Component
     gen_length: int = Field(..., ge=1)
     batch_size: int = Field(default=64, ge=1)
-    lazy_share: float = Field(default=0.0, ge=0, le=1, description="share of demonstrations by the lazy policy")
-    lazy_from: float = Field(default=0.0, ge=0, le=1, description="share of the run after which lazy ones are mixed in")
+    lazy_share: float = Field(
+        default=0.0, ge=0, le=1, description="share of demonstrations by the lazy policy"
+    )
+    lazy_from: float = Field(
+        default=0.0, ge=0, le=1, description="share of the run after which lazy ones are mixed in"
+    )
     num_examples: int = Field(default=20_000, ge=1)
-    first: int | None = Field(default=None, ge=1, description="train on the first so many of them only")
+    first: int | None = Field(
+        default=None, ge=1, description="train on the first so many of them only"
+    )
 
 
 class SFTModel(Section):

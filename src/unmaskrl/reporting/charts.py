@@ -1,7 +1,8 @@
-"""Small charts (shell): curves and stacked areas as hand-made inline SVG for the report, or on matplotlib axes for a PNG.
+"""Small charts (shell): curves and stacked areas as hand-made inline SVG for the report, or on
+matplotlib axes for a PNG.
 
-The SVG takes its colours from the page's CSS variables (``CHART_CSS``), so it follows the light or dark theme, and
-holds no ids or dates: the same data give the same text.
+The SVG takes its colours from the page's CSS variables (``CHART_CSS``), so it follows the light or
+dark theme, and holds no ids or dates: the same data give the same text.
 """
 
 from __future__ import annotations
@@ -14,7 +15,12 @@ from typing import Any
 
 Point = tuple[float, float]
 COLOURS = ("#26648e", "#c8553d", "#5f8a3a", "#7d5ba6", "#a97f00", "#6b7280")
-_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 400, 220, 44, 12, 10, 34
+_WIDTH = 400
+_HEIGHT = 220
+_LEFT = 44
+_RIGHT = 12
+_TOP = 10
+_BOTTOM = 34
 _MAX_POINTS = 400
 
 CHART_CSS = """
@@ -28,14 +34,20 @@ figure text{font-size:11px;fill:var(--muted)}
 .line,.raw,.bar{fill:none;stroke-width:2;stroke-linejoin:round;stroke-linecap:round}.bar{stroke-width:1.2;opacity:.7}
 .raw{stroke-width:1}.dash{stroke-dasharray:4 4;stroke-width:1.4}
 .keys{display:flex;flex-wrap:wrap;gap:1px 12px;font-size:.8rem;color:var(--muted);min-height:1.3em}
-.keys i{display:inline-block;width:11px;height:3px;border-radius:2px;margin-right:5px;vertical-align:middle}
+.keys i{display:inline-block;width:11px;height:3px;border-radius:2px;
+ margin-right:5px;vertical-align:middle}
 .keys b{color:var(--fg);font-weight:600;margin-left:4px}
-""" + "".join(f".s{i}{{stroke:var(--c{i})}}.f{i}{{fill:var(--c{i})}}.k{i}{{background:var(--c{i})}}" for i in range(6))
+""" + "".join(
+    f".s{i}{{stroke:var(--c{i})}}.f{i}{{fill:var(--c{i})}}.k{i}{{background:var(--c{i})}}"
+    for i in range(6)
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
-    """A named curve; one with ``bars``, (x, low, high) intervals, is drawn as dots and not smoothed."""
+    """A named curve; one with ``bars``, (x, low, high) intervals, is drawn as dots and not
+    smoothed.
+    """
 
     label: str
     points: Sequence[Point]
@@ -45,7 +57,9 @@ class Line:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chart:
-    """Curves over ``x``, or areas ``stacked`` on each other; the y axis includes ``floor``, and is in % for shares."""
+    """Curves over ``x``, or areas ``stacked`` on each other; the y axis includes ``floor``, and is
+    in % for shares.
+    """
 
     title: str
     lines: Sequence[Line]
@@ -75,7 +89,8 @@ class _Frame:
     def at(self, x: float, y: float) -> str:
         across = (x - self.x_low) / (self.x_high - self.x_low)
         up = (y - self.y_ticks[0]) / (self.y_ticks[-1] - self.y_ticks[0])
-        right, down = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
+        right = _WIDTH - _LEFT - _RIGHT
+        down = _HEIGHT - _TOP - _BOTTOM
         return f"{_LEFT + across * right:.1f},{_TOP + (1 - up) * down:.1f}"
 
     def path(self, points: Sequence[Point]) -> str:
@@ -83,11 +98,14 @@ class _Frame:
 
 
 def figure_html(chart: Chart) -> str:
-    """A ``<figure>``: title, legend with the last (stacked: mean) values, the drawing and its description. Needs a point."""
+    """A ``<figure>``: title, legend with the last (stacked: mean) values, the drawing and its
+    description. Needs a point.
+    """
     frame = _frame(chart)
     draw = _svg_areas if chart.stacked else _svg_lines
     keys = "".join(
-        f'<span><i class="k{i % 6}"></i>{html.escape(line.label)}<b>{chart.value(_key_value(chart, line))}</b></span>'
+        f'<span><i class="k{i % 6}"></i>{html.escape(line.label)}'
+        f"<b>{chart.value(_key_value(chart, line))}</b></span>"
         for i, line in enumerate(chart.lines)
     )
     label = html.escape(describe(chart))
@@ -102,8 +120,12 @@ def describe(chart: Chart) -> str:
     """The chart in words: where each curve starts and ends."""
     parts = []
     for line in chart.lines:
-        (x0, y0), (x1, y1) = line.points[0], line.points[-1]
-        ends = f"from {chart.value(y0)} at {short_number(x0)} to {chart.value(y1)} at {short_number(x1)}"
+        (x0, y0) = line.points[0]
+        (x1, y1) = line.points[-1]
+        ends = (
+            f"from {chart.value(y0)} at {short_number(x0)} to {chart.value(y1)} at "
+            f"{short_number(x1)}"
+        )
         parts.append(f"{line.label} {ends}")
     return f"{chart.title} by {chart.x}: {'; '.join(parts)}."
 
@@ -115,16 +137,35 @@ def draw_chart(axes: Any, chart: Chart) -> None:
     if chart.stacked:
         xs = [x for x, _ in chart.lines[0].points]
         heights = [[y for _, y in line.points] for line in chart.lines]
-        axes.stackplot(xs, heights, labels=[line.label for line in chart.lines], colors=COLOURS, alpha=0.85, lw=0)
+        axes.stackplot(
+            xs,
+            heights,
+            labels=[line.label for line in chart.lines],
+            colors=COLOURS,
+            alpha=0.85,
+            lw=0,
+        )
     for line, colour in [] if chart.stacked else zip(chart.lines, COLOURS * 2, strict=False):
-        style = {"color": colour, "linestyle": "--" if line.dashed else "-", "linewidth": 1.2 if line.dashed else 1.8}
+        style = {
+            "color": colour,
+            "linestyle": "--" if line.dashed else "-",
+            "linewidth": 1.2 if line.dashed else 1.8,
+        }
         shown = line.points if line.bars else smooth(thin(line.points))
-        axes.plot(*zip(*shown, strict=True), label=line.label, marker="o" if line.bars else "", ms=3.5, **style)
+        axes.plot(
+            *zip(*shown, strict=True),
+            label=line.label,
+            marker="o" if line.bars else "",
+            ms=3.5,
+            **style,
+        )
         for x, low, high in line.bars:
             axes.plot([x, x], [low, high], color=colour, linewidth=0.9, alpha=0.7)
         if not line.bars:
             axes.plot(*zip(*thin(line.points), strict=True), color=colour, linewidth=0.7, alpha=0.3)
-    if chart.floor is not None and all(y >= chart.floor for line in chart.lines for _, y in line.points):
+    if chart.floor is not None and all(
+        y >= chart.floor for line in chart.lines for _, y in line.points
+    ):
         axes.set_ylim(bottom=chart.floor)
     style_axes(axes, chart.label)
     if chart.stacked:  # room for the legend above the areas
@@ -144,7 +185,9 @@ def style_axes(axes: Any, label: Callable[[float], str]) -> None:
 
 
 def smooth(points: Sequence[Point]) -> list[Point]:
-    """Mean over an eighth of the curve around each point (less at the ends); below 16 points the curve as it is."""
+    """Mean over an eighth of the curve around each point (less at the ends); below 16 points the
+    curve as it is.
+    """
     half = len(points) // 16
     result = []
     for i, (x, _) in enumerate(points):
@@ -167,7 +210,8 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     raw = (high - low) / count
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * (1 - 1e-9))
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    first = math.floor(low / step + 1e-9)
+    last = math.ceil(high / step - 1e-9)
     return [i * step for i in range(first, last + 1)]
 
 
@@ -189,14 +233,21 @@ def _frame(chart: Chart) -> _Frame:
     xs = [x for line in chart.lines for x, _ in line.points]
     ys = [y for line in chart.lines for _, y in line.points]
     if chart.stacked:
-        ys = [sum(heights) for heights in zip(*([y for _, y in x.points] for x in chart.lines), strict=True)]
+        ys = [
+            sum(heights)
+            for heights in zip(*([y for _, y in x.points] for x in chart.lines), strict=True)
+        ]
     ys += [y for line in chart.lines for bar in line.bars for y in bar[1:]]
     ys += [chart.floor] if chart.floor is not None else []
-    low, high = min(xs), max(xs)
+    low = min(xs)
+    high = max(xs)
     low = 0.0 if 0 < low <= 0.05 * high else low  # the first of many steps is as good as the origin
     if low == high:
-        low, high = low - 1, high + 1
-    inside = [x for x in ticks(low, high, 8) if low <= x <= high and (x == round(x) or high - low < 3)]
+        low = low - 1
+        high = high + 1
+    inside = [
+        x for x in ticks(low, high, 8) if low <= x <= high and (x == round(x) or high - low < 3)
+    ]
     return _Frame(low, high, inside, ticks(min(ys), max(ys)))
 
 
@@ -205,19 +256,27 @@ def _svg_axes(chart: Chart, frame: _Frame) -> str:
     for y in frame.y_ticks:
         left, height = frame.at(frame.x_low, y).split(",")
         parts.append(f'<path class="grid" d="M{left},{height}H{_WIDTH - _RIGHT}"/>')
-        parts.append(f'<text x="{_LEFT - 6}" y="{height}" dy=".35em" text-anchor="end">{chart.label(y)}</text>')
+        parts.append(
+            f'<text x="{_LEFT - 6}" y="{height}" dy=".35em" '
+            f'text-anchor="end">{chart.label(y)}</text>'
+        )
     for x in frame.x_ticks:
         across = frame.at(x, frame.y_ticks[0]).split(",")[0]
-        parts.append(f'<text x="{across}" y="{_HEIGHT - 19}" text-anchor="middle">{short_number(x)}</text>')
+        parts.append(
+            f'<text x="{across}" y="{_HEIGHT - 19}" text-anchor="middle">{short_number(x)}</text>'
+        )
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
-    parts.append(f'<text x="{middle}" y="{_HEIGHT - 3}" text-anchor="middle">{html.escape(chart.x)}</text>')
+    parts.append(
+        f'<text x="{middle}" y="{_HEIGHT - 3}" text-anchor="middle">{html.escape(chart.x)}</text>'
+    )
     return "".join(parts)
 
 
 def _svg_lines(chart: Chart, frame: _Frame) -> str:
     parts = []
     for i, line in enumerate(chart.lines):
-        colour, dash = i % 6, " dash" if line.dashed else ""
+        colour = i % 6
+        dash = " dash" if line.dashed else ""
         points = line.points if line.bars else thin(line.points)
         if not line.bars and len(points) >= 16:
             parts.append(f'<path class="raw s{colour}" d="{frame.path(points)}"/>')

@@ -1,7 +1,8 @@
-"""A run folder -> one self-contained HTML file (shell): headline numbers, curves, decodings, the resolved config.
+"""A run folder -> one self-contained HTML file (shell): headline numbers, curves, decodings, the
+resolved config.
 
-No network, no script; the same run gives the same file. What a run cut short lacks is left out, and whatever its
-logs hold is escaped.
+No network, no script; the same run gives the same file. What a run cut short lacks is left out, and
+whatever its logs hold is escaped.
 """
 
 from __future__ import annotations
@@ -17,43 +18,25 @@ import yaml
 
 from ..utils.files import write_text
 from ..utils.plain_text import escape_controls
-from .charts import CHART_CSS, COLOURS, Chart, Line, draw_chart, figure_html, style_axes, thin
-from .progress import PHASES, decimal, duration, estimate, interval, number, percent, preferred, verdict
+from .charts import COLOURS, Chart, Line, draw_chart, figure_html, style_axes, thin
+from .progress import (
+    PHASES,
+    decimal,
+    duration,
+    estimate,
+    interval,
+    number,
+    percent,
+    preferred,
+    verdict,
+)
+from .style import CSS
 from .trajectory import decoding_png as decoding_png
 from .trajectory import is_sample, legend_html, trajectory_html
 
 Row = dict[str, Any]
 RUN_FILES = ("config.yaml", "metrics.jsonl", "eval.jsonl", "summary.json")
 _NUM_PUZZLES = 3
-
-_CSS = (
-    """
-:root{color-scheme:light dark;--bg:#fff;--fg:#1c2530;--muted:#5b6672;--soft:#f4f6f8}
-@media(prefers-color-scheme:dark){:root{--bg:#14181d;--fg:#e3e8ee;--muted:#9aa5b1;--soft:#1c2229}}
-*{box-sizing:border-box}
-body{margin:0;background:var(--bg);color:var(--fg);font:16px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif}
-main{max-width:1240px;margin:0 auto;padding:24px 16px 60px}
-h1{font-size:1.55rem;margin:0 0 .2em}h2{font-size:1.15rem;margin:2.2em 0 .8em}
-p{margin:.5em 0}.muted{color:var(--muted);font-size:.9rem}
-.scroll{overflow-x:auto}
-table{border-collapse:collapse;font-variant-numeric:tabular-nums;margin:1em 0 .4em}
-th,td{padding:.4em .9em .4em 0;text-align:right;white-space:nowrap;border-bottom:1px solid var(--grid)}
-th{font-weight:500;color:var(--muted);font-size:.85rem}th:first-child,td:first-child{text-align:left}
-td small{display:block;color:var(--muted)}
-.big{font-size:1.25rem;font-weight:650}
-.strip{position:relative;width:150px;height:12px;background:var(--soft);border-radius:6px}
-.strip i{position:absolute;top:3px;height:6px;border-radius:3px;background:var(--c0);opacity:.45}
-.strip b{position:absolute;top:0;width:3px;height:12px;margin-left:-1px;border-radius:2px;background:var(--c0)}
-@media(max-width:600px){.wide{display:none}table{font-size:.8rem}th,td{padding-right:.5em}.big{font-size:1rem}th{font-size:.72rem}}
-.charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,340px),1fr));gap:30px 34px}
-.puzzle{padding:.9em 0;border-top:1px solid var(--grid)}
-.pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,460px),1fr));gap:6px 28px}
-.prompt{font-weight:600;white-space:pre-wrap;overflow-wrap:anywhere}
-pre{background:var(--soft);padding:1em;border-radius:8px;overflow-x:auto;font-size:.82rem;line-height:1.45}
-summary{cursor:pointer}
-"""
-    + CHART_CSS
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,30 +54,39 @@ class Run:
     @property
     def before(self) -> Row:
         """The base's test row, from the summary or the log; {} if there is none."""
-        rows = [row for row in self.evals if row.get("split") == "test" and row.get("weights") == "base"]
+        rows = [
+            row for row in self.evals if row.get("split") == "test" and row.get("weights") == "base"
+        ]
         return _mapping(self.summary.get("before")) or (rows[0] if rows else {})
 
     @property
     def after(self) -> dict[str, Row]:
         """The last test row of the raw and the averaged weights."""
-        stored = {key: row for key, row in _mapping(self.summary.get("after")).items() if _mapping(row)}
+        stored = {
+            key: row for key, row in _mapping(self.summary.get("after")).items() if _mapping(row)
+        }
         logged = {str(row.get("weights")): row for row in self.evals if row.get("split") == "test"}
         return stored or {key: logged[key] for key in ("raw", "ema") if key in logged}
 
     @property
     def name(self) -> str:
         """The recipe's name, else the folder's."""
-        return str(self.summary.get("name") or self.config.get("name") or self.folder.resolve().name)
+        return str(
+            self.summary.get("name") or self.config.get("name") or self.folder.resolve().name
+        )
 
 
 def write_report(run: Path) -> Path:
-    """Write ``run/report.html`` and return its path. Raises ValueError if ``run`` is no run folder."""
+    """Write ``run/report.html`` and return its path. Raises ValueError if ``run`` is no run
+    folder.
+    """
     data = load_run(run)
     body = "".join(part(data) for part in (_headline, _curves, _decodings, _config))
     title = html.escape(data.name)
     page = escape_controls(
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f'<meta name="viewport" content="width=device-width,initial-scale=1"><style>{_CSS}</style></head>\n'
+        '<meta name="viewport" '
+        f'content="width=device-width,initial-scale=1"><style>{CSS}</style></head>\n'
         f"<body><main>{body}</main></body></html>\n"
     )
     path = data.folder / "report.html"
@@ -107,7 +99,9 @@ def load_run(run: Path) -> Run:
     folder = Path(run)
     if not any((folder / name).is_file() for name in RUN_FILES):
         names = ", ".join(RUN_FILES)
-        raise ValueError(f"{run} is no run folder (none of {names} is there): pass what `unmaskrl train` wrote")
+        raise ValueError(
+            f"{run} is no run folder (none of {names} is there): pass what `unmaskrl train` wrote"
+        )
     text = _read_text(folder / "config.yaml")
     try:
         config = _mapping(yaml.safe_load(text))
@@ -129,19 +123,38 @@ def charts(run: Run) -> dict[str, list[Chart]]:
     """The figures by section, without the empty ones."""
 
     def metric(title: str, keys: dict[str, str], **options: Any) -> Chart:
-        return Chart(title=title, lines=[_metric_line(run.metrics, key, label) for key, label in keys.items()], **options)
+        return Chart(
+            title=title,
+            lines=[_metric_line(run.metrics, key, label) for key, label in keys.items()],
+            **options,
+        )
 
-    parts = sorted({k for r in run.metrics for k in r if k.startswith("reward/")} - {"reward/mean", "reward/std"})
-    accuracy = {"accuracy/rollout": "all", "accuracy/anchored": "anchored", "accuracy/blank": "blank"}
+    parts = sorted(
+        {k for r in run.metrics for k in r if k.startswith("reward/")}
+        - {"reward/mean", "reward/std"}
+    )
+    accuracy = {
+        "accuracy/rollout": "all",
+        "accuracy/anchored": "anchored",
+        "accuracy/blank": "blank",
+    }
     if all(row.get("accuracy/anchored") is None for row in run.metrics):
         del accuracy["accuracy/blank"]  # nothing is anchored: all are blank
     rewards = {"reward/mean": "sum", **{key: key.removeprefix("reward/") for key in parts}}
-    tokens = {"rollout/length": "length", "rollout/anchors": "anchors", "rollout/exit_tokens": "exit call"}
+    tokens = {
+        "rollout/length": "length",
+        "rollout/anchors": "anchors",
+        "rollout/exit_tokens": "exit call",
+    }
     likelihood = {"likelihood/per_token": "scored", "likelihood/behavior_per_token": "as sampled"}
     share: Row = {"floor": 0.0, "is_share": True}
     result = {
         "Learning": [
-            Chart(title="Held-out accuracy, 95% intervals", lines=_eval_lines(run.evals, _step), **share),
+            Chart(
+                title="Held-out accuracy, 95% intervals",
+                lines=_eval_lines(run.evals, _step),
+                **share,
+            ),
             metric("Rollout accuracy", accuracy, **share),
             metric("Reward per rollout, mean", rewards, floor=0.0),
         ],
@@ -149,35 +162,62 @@ def charts(run: Run) -> dict[str, list[Chart]]:
             metric("Denoiser calls per rollout (NFE)", {"nfe/mean": "mean"}, floor=0.0),
             metric("Tokens per call", {"nfe/tokens_per_call": "mean"}, floor=0.0),
             metric("Tokens per rollout", tokens, floor=0.0),
-            Chart(title="Seconds per step", lines=_phase_lines(run.metrics), floor=0.0, stacked=True),
             Chart(
-                title="Held-out accuracy by cost", lines=_eval_lines(run.evals, _cost(run.metrics)), x="denoiser calls", **share
+                title="Seconds per step", lines=_phase_lines(run.metrics), floor=0.0, stacked=True
+            ),
+            Chart(
+                title="Held-out accuracy by cost",
+                lines=_eval_lines(run.evals, _cost(run.metrics)),
+                x="denoiser calls",
+                **share,
             ),
         ],
         "Health": [
             metric("Groups with reward spread", {"groups/live": "share"}, **share),
             metric("Probability ratio, mean", {"ratio/mean": "mean"}),
             metric("Ratio clipped", {"ratio/clip_frac": "share of tokens"}, **share),
-            metric("Ratio, largest deviation from 1", {"ratio/max_dev": "max |ratio - 1|"}, floor=0.0),
-            metric("KL divergence (nats per token)", {"kl/ref": "to the reference", "kl/old": "to the old policy"}),
+            metric(
+                "Ratio, largest deviation from 1", {"ratio/max_dev": "max |ratio - 1|"}, floor=0.0
+            ),
+            metric(
+                "KL divergence (nats per token)",
+                {"kl/ref": "to the reference", "kl/old": "to the old policy"},
+            ),
             metric("Likelihood per token (nats)", likelihood),
-            metric("Likelihood variance (nats^2)", {"likelihood/variance": "of a row's total"}, floor=0.0),
-            metric("Likelihood variance / f^2", {"likelihood/variance_per_token": "f action tokens"}, floor=0.0),
-            metric("Behavior gap (nats)", {"health/behavior_gap": "max |scored - sampled|"}, floor=0.0),
+            metric(
+                "Likelihood variance (nats^2)",
+                {"likelihood/variance": "of a row's total"},
+                floor=0.0,
+            ),
+            metric(
+                "Likelihood variance / f^2",
+                {"likelihood/variance_per_token": "f action tokens"},
+                floor=0.0,
+            ),
+            metric(
+                "Behavior gap (nats)", {"health/behavior_gap": "max |scored - sampled|"}, floor=0.0
+            ),
             metric("Gradient norm", {"grad_norm": "before clipping"}, floor=0.0),
         ],
     }
-    filled = {s: [_without_empty(c) for c in group if any(x.points for x in c.lines)] for s, group in result.items()}
+    filled = {
+        s: [_without_empty(c) for c in group if any(x.points for x in c.lines)]
+        for s, group in result.items()
+    }
     return {section: group for section, group in filled.items() if group}
 
 
 def plot_png(run: Path, path: Path) -> None:
-    """One PNG for a README: accuracy before and after, and the main curves. ValueError if ``run`` is no run folder."""
+    """One PNG for a README: accuracy before and after, and the main curves. ValueError if ``run``
+    is no run folder.
+    """
     from matplotlib.figure import Figure
 
     data = load_run(run)
     sections = charts(data)
-    wanted = sections.get("Learning", [])[:3] + [c for c in sections.get("Cost", []) if c.stacked or "NFE" in c.title]
+    wanted = sections.get("Learning", [])[:3] + [
+        c for c in sections.get("Cost", []) if c.stacked or "NFE" in c.title
+    ]
     figure = Figure(figsize=(12, 6.4), dpi=150, facecolor="white", layout="constrained")
     figure.suptitle(data.name, fontsize=14, fontweight="bold")
     axes = figure.subplots(2, 3).flat
@@ -195,7 +235,11 @@ def _step(row: Row) -> float | None:
 
 def _cost(metrics: Sequence[Row]) -> Callable[[Row], float | None]:
     """Row -> denoiser calls spent up to its step."""
-    spent = {row.get("step"): calls for row in metrics if (calls := number(row, "calls/total")) is not None}
+    spent = {
+        row.get("step"): calls
+        for row in metrics
+        if (calls := number(row, "calls/total")) is not None
+    }
     return lambda row: 0.0 if spent and row.get("step") == 0 else spent.get(row.get("step"))
 
 
@@ -212,25 +256,35 @@ def _eval_lines(evals: Sequence[Row], x_of: Callable[[Row], float | None]) -> li
     for split, weights in sorted(kinds, key=lambda kind: (kind[0] == "test", kind)):
         if weights == "base" and split in later:
             continue
-        rows = [r for r in evals if r.get("split") == split and r.get("weights") in ("base", weights)]
-        points, bars = [], []
+        rows = [
+            r for r in evals if r.get("split") == split and r.get("weights") in ("base", weights)
+        ]
+        points = []
+        bars = []
         for r in rows:
-            x, y = x_of(r), number(r, "accuracy")
+            x = x_of(r)
+            y = number(r, "accuracy")
             if x is not None and y is not None:
                 points.append((x, y))
                 bars.append((x, *(estimate(r) or (y, y, y))[1:]))
-        lines.append(Line(label=f"{split}, {weights}", points=points, bars=bars, dashed=split == "test"))
+        lines.append(
+            Line(label=f"{split}, {weights}", points=points, bars=bars, dashed=split == "test")
+        )
     return lines
 
 
 def _phase_lines(metrics: Sequence[Row]) -> list[Line]:
-    """Seconds of each phase, means over at most 80 stretches; a step without a phase spent 0 s in it."""
+    """Seconds of each phase, means over at most 80 stretches; a step without a phase spent 0 s in
+    it.
+    """
     rows = [row for row in metrics if _step(row) is not None]
     lines = []
     for name in PHASES:
         values = [number(row, f"seconds/{name}") for row in rows]
         if any(values):
-            points = [(_step(row) or 0.0, value or 0.0) for row, value in zip(rows, values, strict=True)]
+            points = [
+                (_step(row) or 0.0, value or 0.0) for row, value in zip(rows, values, strict=True)
+            ]
             lines.append(Line(label=name, points=thin(points, 80)))
     return lines
 
@@ -244,25 +298,40 @@ def _headline(run: Run) -> str:
     head = '<th>weights</th><th>accuracy</th><th>95% interval</th><th class="wide">0 to 100%</th>'
     head += "".join(f"<th>{name}</th>" for name in names)
     table = f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>' if body else ""
-    judged = html.escape(verdict(run.before, preferred(run.after))) if run.before and run.after else _unfinished(run)
-    return f'<h1>{html.escape(run.name)}</h1><p class="muted">{settings}</p>{table}<p>{judged}</p>{_effort(run)}'
+    judged = (
+        html.escape(verdict(run.before, preferred(run.after)))
+        if run.before and run.after
+        else _unfinished(run)
+    )
+    return (
+        f"<h1>{html.escape(run.name)}</h1><p "
+        f'class="muted">{settings}</p>{table}<p>{judged}</p>{_effort(run)}'
+    )
 
 
 def _unfinished(run: Run) -> str:
     steps = [int(x) for row in run.metrics if (x := _step(row)) is not None]
-    return f"This run has no final evaluation; {f'its log ends at step {max(steps)}' if steps else 'no step was logged'}."
+    return (
+        "This run has no final evaluation; "
+        f"{f'its log ends at step {max(steps)}' if steps else 'no step was logged'}."
+    )
 
 
 def _headline_row(name: str, row: Row) -> str:
     strip = ""
     if known := estimate(row):
         share, low, high = known
-        bar = f'<i style="left:{100 * low:.1f}%;width:{100 * (high - low):.1f}%"></i><b style="left:{100 * share:.1f}%"></b>'
+        bar = (
+            f'<i style="left:{100 * low:.1f}%;width:{100 * (high - low):.1f}%"></i><b '
+            f'style="left:{100 * share:.1f}%"></b>'
+        )
         strip = f'<div class="strip" aria-hidden="true">{bar}</div>'
-    calls, tokens = decimal(number(row, "nfe"), 1), decimal(number(row, "tokens_per_call"), 2)
+    calls = decimal(number(row, "nfe"), 1)
+    tokens = decimal(number(row, "tokens_per_call"), 2)
     problems = html.escape(str(row.get("num_problems", "-")))
     return (
-        f'<tr><td>{html.escape(name)}</td><td class="big">{percent(number(row, "accuracy"))}</td><td>{interval(row)}</td>'
+        f"<tr><td>{html.escape(name)}</td><td "
+        f'class="big">{percent(number(row, "accuracy"))}</td><td>{interval(row)}</td>'
         f'<td class="wide">{strip}</td>'
         f"<td>{calls}</td><td>{tokens}</td><td>{problems}</td></tr>"
     )
@@ -271,7 +340,8 @@ def _headline_row(name: str, row: Row) -> str:
 def _effort(run: Run) -> str:
     """Wall time, steps, updates, machine: one muted line."""
     last = run.metrics[-1] if run.metrics else {}
-    minutes, seconds = number(run.summary, "minutes"), number(last, "seconds")
+    minutes = number(run.summary, "minutes")
+    seconds = number(last, "seconds")
     seconds = 60 * minutes if minutes is not None else seconds
     facts = [f"wall time {duration(seconds)}"] if seconds is not None else []
     for key, name in (("steps", "steps"), ("updates", "updates"), ("threads", "threads")):
@@ -279,7 +349,11 @@ def _effort(run: Run) -> str:
         facts += [f"{value} {name}"] if value is not None else []
     calls = number(last, "calls/total")
     facts += [f"{calls:,.0f} denoiser calls (rows)"] if calls is not None else []
-    facts += [f"{key} {run.summary[key]}" for key in ("device", "seed") if run.summary.get(key) is not None]
+    facts += [
+        f"{key} {run.summary[key]}"
+        for key in ("device", "seed")
+        if run.summary.get(key) is not None
+    ]
     return f'<p class="muted">{html.escape(" | ".join(facts))}</p>'
 
 
@@ -313,7 +387,9 @@ def _curves(run: Run) -> str:
 
 
 def _decodings(run: Run) -> str:
-    """Test puzzles at the first and the last step, and the last rollouts with and without anchors."""
+    """Test puzzles at the first and the last step, and the last rollouts with and without
+    anchors.
+    """
     pairs = _test_pairs(run.samples)
     train = [row for row in run.samples if row.get("split") == "train"]
     for anchored in (True, False):
@@ -336,14 +412,19 @@ def _test_pairs(samples: Sequence[Row]) -> list[list[Row]]:
 def _puzzle(rows: Sequence[Row]) -> str:
     prompt = html.escape(str(rows[0].get("prompt", "")).strip())
     grids = "".join(trajectory_html(row, legend=False) for row in rows)
-    return f'<div class="puzzle"><div class="prompt">{prompt}</div><div class="pair">{grids}</div></div>'
+    return (
+        f'<div class="puzzle"><div class="prompt">{prompt}</div><div '
+        f'class="pair">{grids}</div></div>'
+    )
 
 
 def _config(run: Run) -> str:
     if not run.config_text:
         return ""
     text = html.escape(run.config_text)
-    return f"<h2>Settings</h2><details><summary>Resolved config</summary><pre>{text}</pre></details>"
+    return (
+        f"<h2>Settings</h2><details><summary>Resolved config</summary><pre>{text}</pre></details>"
+    )
 
 
 def _png_headline(axes: Any, run: Run) -> None:
@@ -352,11 +433,25 @@ def _png_headline(axes: Any, run: Run) -> None:
     known = [(name, row) for name, row in rows.items() if number(row, "accuracy") is not None]
     for i, (name, row) in enumerate(known):
         share = number(row, "accuracy") or 0.0
-        low, high = number(row, "accuracy_low"), number(row, "accuracy_high")
+        low = number(row, "accuracy_low")
+        high = number(row, "accuracy_high")
         colour = COLOURS[5] if name == "before" else COLOURS[0]
-        axes.plot([i, i], [low if low is not None else share, high if high is not None else share], color=colour, lw=3)
+        axes.plot(
+            [i, i],
+            [low if low is not None else share, high if high is not None else share],
+            color=colour,
+            lw=3,
+        )
         axes.plot(i, share, "o", color=colour, ms=9)
-        axes.text(i + 0.14, share, percent(share), fontsize=11, va="center", fontweight="bold", color=colour)
+        axes.text(
+            i + 0.14,
+            share,
+            percent(share),
+            fontsize=11,
+            va="center",
+            fontweight="bold",
+            color=colour,
+        )
     axes.set_title("Test accuracy, 95% intervals", fontsize=10, loc="left", fontweight="bold")
     axes.set_xticks(range(len(known)), [name for name, _ in known])
     axes.set_xlim(-0.5, max(1, len(known)) - 0.2)

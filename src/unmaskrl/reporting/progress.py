@@ -1,7 +1,9 @@
-"""What a running command shows: a live display on a terminal, else a plain line every ten seconds (shell).
+"""What a running command shows: a live display on a terminal, else a plain line every ten seconds
+(shell).
 
-``TrainProgress``, ``SFTProgress`` and ``SilentProgress`` have the same methods: start, step, eval, note, warn, stop.
-The live display is drawn by a thread of its own, so what it reads is replaced as a whole, never changed in place.
+``TrainProgress``, ``SFTProgress`` and ``SilentProgress`` have the same methods: start, step, eval,
+note, warn, stop. The live display is drawn by a thread of its own, so what it reads is replaced as
+a whole, never changed in place.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ _WINDOW = 10  # steps that shown numbers are averaged over: one step's rollouts 
 
 
 class TrainProgress:
-    """RL: reward, accuracy, denoiser calls, seconds per phase, time left; means over the last 10 steps."""
+    """RL: reward, accuracy, denoiser calls, seconds per phase, time left; means over the last 10
+    steps.
+    """
 
     def __init__(
         self,
@@ -43,7 +47,8 @@ class TrainProgress:
 
     def start(self, total_steps: int, title: str) -> None:
         """Begin; ``total_steps`` counts from the run's first step, also if it is resumed."""
-        self.rows, self.evals = (), {}
+        self.rows = ()
+        self.evals = {}
         self.display.start(total_steps, title, self._details)
 
     def step(self, row: Row) -> None:
@@ -94,7 +99,9 @@ class TrainProgress:
 
     def _details(self) -> Iterable[tuple[str, str]]:
         """Label and text of each line under the bar."""
-        nfe, per_call, live = (self._mean(k) for k in ("nfe/mean", "nfe/tokens_per_call", "groups/live"))
+        nfe, per_call, live = (
+            self._mean(k) for k in ("nfe/mean", "nfe/tokens_per_call", "groups/live")
+        )
         if reward := self._reward():
             yield "reward", reward
         if accuracies := self._accuracies():
@@ -114,13 +121,16 @@ class TrainProgress:
         if (total := self._mean("reward/mean")) is None:
             return ""
         keys = [key for key in self.rows[-1] if key.startswith("reward/") and key not in _TOTALS]
-        known = [(key.removeprefix("reward/"), v) for key in keys if (v := self._mean(key)) is not None]
+        known = [
+            (key.removeprefix("reward/"), v) for key in keys if (v := self._mean(key)) is not None
+        ]
         parts = ", ".join(f"{name} {v:.2f}" for name, v in known)
         return f"{total:.3f} ({parts})" if parts else f"{total:.3f}"
 
     def _line(self) -> str:
         """The plain line's text after the step."""
-        reward, nfe = self._mean("reward/mean"), self._mean("nfe/mean")
+        reward = self._mean("reward/mean")
+        nfe = self._mean("nfe/mean")
         seconds, phases = self._phases()
         parts = [
             f"reward {reward:.3f}" if reward is not None else "",
@@ -157,7 +167,9 @@ class SFTProgress:
             return
         self.row = row
         self.display.total = int(row.get("steps") or self.display.total)
-        self.display.step(row, lambda: " | ".join(f"{label} {text}" for label, text in self._details()))
+        self.display.step(
+            row, lambda: " | ".join(f"{label} {text}" for label, text in self._details())
+        )
 
     def eval(self, row: Row) -> None:
         """Take an evaluation's summary; always printed."""
@@ -207,20 +219,32 @@ class SilentProgress:
 
 
 class _Display:
-    """A bar with lines under it on a terminal; elsewhere the first and last step and one line every few seconds."""
+    """A bar with lines under it on a terminal; elsewhere the first and last step and one line every
+    few seconds.
+    """
 
     def __init__(self, console: Console, every: float, clock: Callable[[], float]) -> None:
-        self.console, self.every, self.clock = console, every, clock
-        self.title, self.total, self.current = "", 0, 0
+        self.console = console
+        self.every = every
+        self.clock = clock
+        self.title = ""
+        self.total = 0
+        self.current = 0
         self.details: Callable[[], Iterable[tuple[str, str]]] = lambda: ()
         self.times: tuple[tuple[int, float], ...] = ()
         self.printed: float | None = None
         self.live: Live | None = None
 
-    def start(self, total: int, title: str, details: Callable[[], Iterable[tuple[str, str]]]) -> None:
+    def start(
+        self, total: int, title: str, details: Callable[[], Iterable[tuple[str, str]]]
+    ) -> None:
         self.stop()
-        self.title, self.total, self.current, self.details = title, total, 0, details
-        self.times, self.printed = (), None
+        self.title = title
+        self.total = total
+        self.current = 0
+        self.details = details
+        self.times = ()
+        self.printed = None
         if self.console.is_terminal:
             self.live = Live(get_renderable=self.render, console=self.console, refresh_per_second=4)
             self.live.start()
@@ -244,7 +268,8 @@ class _Display:
         times = self.times
         if len(times) < 2 or times[-1][0] <= times[0][0]:
             return None
-        (first, begin), (last, end) = times[0], times[-1]
+        (first, begin) = times[0]
+        (last, end) = times[-1]
         since = self.clock() - end
         return max(0.0, (self.total - last) * (end - begin) / (last - first) - since)
 
@@ -260,7 +285,8 @@ class _Display:
         left = self.seconds_left()
         head = Table.grid(padding=(0, 2))
         bar = ProgressBar(total=max(1, self.total), completed=self.current, width=28)
-        counter, time_left = f"step {self.current}/{self.total}", f"{duration(left)} left" if left else ""
+        counter = f"step {self.current}/{self.total}"
+        time_left = f"{duration(left)} left" if left else ""
         head.add_row(Text(self.title, style="bold"), bar, Text(counter), Text(time_left))
         body = Table.grid(padding=(0, 2))
         for label, text in self.details():
@@ -268,10 +294,17 @@ class _Display:
         return Group(head, body)
 
 
-def summary_table(before: Row | None, after: dict[str, Row], minutes: float, report: Path | str) -> RenderableType:
-    """The closing table: eval rows before and after (by weights), verdict, wall time, the report's place."""
+def summary_table(
+    before: Row | None, after: dict[str, Row], minutes: float, report: Path | str
+) -> RenderableType:
+    """The closing table: eval rows before and after (by weights), verdict, wall time, the report's
+    place.
+    """
     before = before or {}  # eval.jsonl lost its first line
-    table = Table(title=f"Held-out accuracy on {before.get('num_problems', '?')} problems", title_justify="left")
+    table = Table(
+        title=f"Held-out accuracy on {before.get('num_problems', '?')} problems",
+        title_justify="left",
+    )
     table.add_column("weights")
     for name in ("accuracy", "95% interval", "calls per problem", "tokens per call"):
         table.add_column(name, justify="right")
@@ -283,24 +316,35 @@ def summary_table(before: Row | None, after: dict[str, Row], minutes: float, rep
             decimal(number(row, "nfe"), 1),
             decimal(number(row, "tokens_per_call"), 2),
         )
-    lines = (verdict(before, preferred(after)), f"Wall time {duration(60 * minutes)}", f"Report {report}")
+    lines = (
+        verdict(before, preferred(after)),
+        f"Wall time {duration(60 * minutes)}",
+        f"Report {report}",
+    )
     return Group(table, *map(Text, lines))
 
 
 def preferred(after: dict[str, Row]) -> Row:
-    """The row of the weights that become the model: EMA if there are any, else raw; {} if there is none."""
+    """The row of the weights that become the model: EMA if there are any, else raw; {} if there is
+    none.
+    """
     return after.get("ema") or after.get("raw") or next(iter(after.values()), {})
 
 
 def verdict(before: Row, after: Row) -> str:
     """Whether the 95% intervals of two eval rows overlap, in one line."""
-    old, new = estimate(before), estimate(after)
+    old = estimate(before)
+    new = estimate(after)
     if old is None or new is None:
         return "No comparison: the accuracy before or after has no interval."
-    (a, a_low, a_high), (b, b_low, b_high) = old, new
+    (a, a_low, a_high) = old
+    (b, b_low, b_high) = new
     change = f"{100 * (b - a):+.1f} points"
     if b_low > a_high or b_high < a_low:
-        return f"The 95% intervals do not overlap ({change}). They cover the draw of problems, not of the training seed."
+        return (
+            f"The 95% intervals do not overlap ({change}). They cover the draw of problems, not "
+            "of the training seed."
+        )
     return f"The 95% intervals overlap: the change of {change} may be chance."
 
 
@@ -314,7 +358,9 @@ def eval_line(row: Row) -> str:
     """One line about an eval row."""
     where = " ".join(str(row[key]) for key in ("split", "weights") if row.get(key) is not None)
     step = f" step {row['step']}" if row.get("step") is not None else ""
-    parts = [f"eval {where}{step}".replace("  ", " ") + f": accuracy {percent(number(row, 'accuracy'))}"]
+    parts = [
+        f"eval {where}{step}".replace("  ", " ") + f": accuracy {percent(number(row, 'accuracy'))}"
+    ]
     if interval(row) != "-":
         parts.append(f"95% interval {interval(row)}")
     parts += [f"{row['num_problems']} problems"] if row.get("num_problems") is not None else []
@@ -324,7 +370,8 @@ def eval_line(row: Row) -> str:
 
 def interval(row: Row) -> str:
     """``37.0-45.5%`` or ``-``."""
-    low, high = number(row, "accuracy_low"), number(row, "accuracy_high")
+    low = number(row, "accuracy_low")
+    high = number(row, "accuracy_high")
     return "-" if low is None or high is None else f"{100 * low:.1f}-{100 * high:.1f}%"
 
 

@@ -15,7 +15,14 @@ def ways_table(title: str, ways: Sequence[Way], entries: Sequence[dict[str, Any]
     """A row per way of decoding."""
     several = "accuracy_sd" in entries[0]
     table = Table(
-        "decode", "accuracy", "95%", *(["sd, seeds"] if several else []), "calls", "tokens/call", "seconds", title=title
+        "decode",
+        "accuracy",
+        "95%",
+        *(["sd, seeds"] if several else []),
+        "calls",
+        "tokens/call",
+        "seconds",
+        title=title,
     )
     for way, e in zip(ways, entries, strict=True):
         table.add_row(
@@ -35,7 +42,9 @@ def eval_table(title: str, result: EvalResult) -> Table:
     summary = result.summary()
     table = Table("figure", "value", title=title)
     low, high = result.interval
-    table.add_row("accuracy", f"{100 * result.accuracy:.1f}% (95%: {100 * low:.1f} to {100 * high:.1f})")
+    table.add_row(
+        "accuracy", f"{100 * result.accuracy:.1f}% (95%: {100 * low:.1f} to {100 * high:.1f})"
+    )
     for key, value in summary.items():
         if key.startswith(("pass@", "accuracy_")) and key not in ("accuracy_low", "accuracy_high"):
             table.add_row(key.replace("accuracy_", "accuracy, "), f"{100 * value:.1f}%")

@@ -1,8 +1,9 @@
 """One decoding shown as a grid of tokens, coloured by the denoiser call that revealed them (shell).
 
-The input is a row of ``samples.jsonl`` (``sample_row`` makes one); the outputs are a rich renderable for the
-terminal, an HTML fragment for the report, and a PNG. Colours run through viridis from the first call to the
-last; the number of the call is printed under every token, so that nothing depends on colour alone.
+The input is a row of ``samples.jsonl`` (``sample_row`` makes one); the outputs are a rich
+renderable for the terminal, an HTML fragment for the report, and a PNG. Colours run through viridis
+from the first call to the last; the number of the call is printed under every token, so that
+nothing depends on colour alone.
 """
 
 from __future__ import annotations
@@ -23,14 +24,28 @@ from rich.style import Style
 from rich.text import Text
 
 # Every eighth colour of viridis (CC0): lightness rises evenly, also without colour vision.
-_VIRIDIS = ("#440154", "#472d7b", "#3b528b", "#2c728e", "#21918c", "#28ae80", "#5ec962", "#addc30", "#fde725")
-_INK, _MUTED, _PALE = "#1c2530", "#5b6672", "#8a94a0"
+_VIRIDIS = (
+    "#440154",
+    "#472d7b",
+    "#3b528b",
+    "#2c728e",
+    "#21918c",
+    "#28ae80",
+    "#5ec962",
+    "#addc30",
+    "#fde725",
+)
+_INK = "#1c2530"
+_MUTED = "#5b6672"
+_PALE = "#8a94a0"
 _MAX_PIECE = 40
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """A token as it is shown; ``share`` in [0, 1] is its place among the calls, None if none revealed it."""
+    """A token as it is shown; ``share`` in [0, 1] is its place among the calls, None if none
+    revealed it.
+    """
 
     text: str
     label: str
@@ -56,10 +71,16 @@ class Cell:
 
 
 def cells(row: dict[str, Any]) -> list[Cell]:
-    """The tokens of a sample row; equal never-revealed neighbours share a cell. ValueError for no sample."""
+    """The tokens of a sample row; equal never-revealed neighbours share a cell. ValueError for no
+    sample.
+    """
     if not is_sample(row):
-        raise ValueError("a sample row needs pieces and decoded_step of one length; pass a row of samples.jsonl")
-    nfe, exits, logps = _num_calls(row), _column(row, "exit"), _column(row, "logps")
+        raise ValueError(
+            "a sample row needs pieces and decoded_step of one length; pass a row of samples.jsonl"
+        )
+    nfe = _num_calls(row)
+    exits = _column(row, "exit")
+    logps = _column(row, "logps")
     result: list[Cell] = []
     # Revealed tokens get a key of their own, never-revealed ones share the key of their text.
     tokens = enumerate(zip(row["pieces"], row["decoded_step"], strict=True))
@@ -67,26 +88,37 @@ def cells(row: dict[str, Any]) -> list[Cell]:
         (position, (piece, call)), *more = run
         text = visible(str(piece)) or "''"
         if call > nfe:
-            result.append(Cell(text=text, label=f"x {1 + len(more)}" if more else "-", tip="never revealed"))
+            result.append(
+                Cell(text=text, label=f"x {1 + len(more)}" if more else "-", tip="never revealed")
+            )
         elif call < 1:
-            result.append(Cell(text=text, label="given", tip=f"position {position}, given", anchor=True))
+            result.append(
+                Cell(text=text, label="given", tip=f"position {position}, given", anchor=True)
+            )
         else:
-            is_exit, share = bool(exits[position]), (call - 1) / max(1, nfe - 1)
-            tip, label = _tip(position, call, is_exit, logps[position]), f"{call}{'*' * is_exit}"
+            is_exit = bool(exits[position])
+            share = (call - 1) / max(1, nfe - 1)
+            tip = _tip(position, call, is_exit, logps[position])
+            label = f"{call}{'*' * is_exit}"
             result.append(Cell(text=text, label=label, tip=tip, share=share, exit=is_exit))
     return result
 
 
 def is_sample(row: dict[str, Any]) -> bool:
-    """Whether a row holds what the views need: ``pieces`` and integer ``decoded_step`` of the same length."""
-    texts, steps = row.get("pieces"), row.get("decoded_step")
+    """Whether a row holds what the views need: ``pieces`` and integer ``decoded_step`` of the same
+    length.
+    """
+    texts = row.get("pieces")
+    steps = row.get("decoded_step")
     if not isinstance(texts, list) or not isinstance(steps, list) or not texts:
         return False
     return len(texts) == len(steps) and all(isinstance(s, int) for s in steps)
 
 
 def trajectory_text(row: dict[str, Any], listing: bool = True) -> RenderableType:
-    """For the terminal: the token grid in a panel and, if ``listing``, which tokens each call revealed."""
+    """For the terminal: the token grid in a panel and, if ``listing``, which tokens each call
+    revealed.
+    """
     shown = cells(row)
     prompt = Text(str(row.get("prompt", "")).strip(), style="bold")
     legend = _legend(shown, _num_calls(row))
@@ -96,13 +128,17 @@ def trajectory_text(row: dict[str, Any], listing: bool = True) -> RenderableType
 
 
 def print_trajectory(row: dict[str, Any], console: Console, *, graded: bool = True) -> None:
-    """Print one decoding outside of a run; ``graded=False`` says nothing of reward and correctness."""
+    """Print one decoding outside of a run; ``graded=False`` says nothing of reward and
+    correctness.
+    """
     hidden = {"step"} if graded else {"step", "reward", "correct"}
     console.print(trajectory_text({key: value for key, value in row.items() if key not in hidden}))
 
 
 def calls_listing(row: dict[str, Any]) -> RenderableType:
-    """``call 1: tokens it revealed`` for every call, each token after its position in the completion."""
+    """``call 1: tokens it revealed`` for every call, each token after its position in the
+    completion.
+    """
     revealed: dict[int, list[tuple[int, str]]] = {}
     for position, (piece, call) in enumerate(zip(row["pieces"], row["decoded_step"], strict=True)):
         if 0 < call <= _num_calls(row):
@@ -119,7 +155,9 @@ def calls_listing(row: dict[str, Any]) -> RenderableType:
 
 
 def trajectory_html(row: dict[str, Any], legend: bool = True) -> str:
-    """For the report: a fragment with inline CSS only and every text escaped; fits light and dark."""
+    """For the report: a fragment with inline CSS only and every text escaped; fits light and
+    dark.
+    """
     shown = cells(row)
     revealed = sum(c.share is not None for c in shown)
     summary = f"{revealed} tokens revealed in {_num_calls(row)} denoiser calls"
@@ -127,7 +165,8 @@ def trajectory_html(row: dict[str, Any], legend: bool = True) -> str:
     flow = "display:flex;flex-wrap:wrap;gap:3px;margin:.35em 0"
     return (
         f'<div style="margin:.3em 0"><div style="font-size:.86em;opacity:.85">{headline}</div>'
-        f'<div role="group" aria-label="{summary}" style="{flow}">{"".join(map(_cell_html, shown))}</div>'
+        f'<div role="group" aria-label="{summary}" '
+        f'style="{flow}">{"".join(map(_cell_html, shown))}</div>'
         f"{legend_html() if legend else ''}</div>"
     )
 
@@ -150,7 +189,9 @@ def legend_html() -> str:
 
 
 def decoding_png(row: dict[str, Any], path: Path) -> None:
-    """A picture of one decoding: the token grid coloured by call, the prompt above, the legend below."""
+    """A picture of one decoding: the token grid coloured by call, the prompt above, the legend
+    below.
+    """
     from matplotlib.figure import Figure
 
     shown = cells(row)
@@ -180,8 +221,16 @@ def _draw_cell(axes: Any, cell: Cell, x: float, y: float) -> float:
     fill, ink = cell.paint or ("white", _INK if cell.anchor else _PALE)
     edge, line = (fill, 0.8) if cell.paint else (ink, 1.6 if cell.anchor else 0.6)
     shape = "round,pad=0,rounding_size=0.06"
-    axes.add_patch(FancyBboxPatch((x, y), width, 0.5, boxstyle=shape, fc=fill, ec=edge, linewidth=line))
-    middle = {"ha": "center", "va": "center", "color": ink, "family": "monospace", "parse_math": False}
+    axes.add_patch(
+        FancyBboxPatch((x, y), width, 0.5, boxstyle=shape, fc=fill, ec=edge, linewidth=line)
+    )
+    middle = {
+        "ha": "center",
+        "va": "center",
+        "color": ink,
+        "family": "monospace",
+        "parse_math": False,
+    }
     weight = "bold" if cell.anchor else "normal"
     axes.text(x + width / 2, y + 0.19, cell.text, fontsize=10, fontweight=weight, **middle)
     axes.text(x + width / 2, y + 0.39, cell.label, fontsize=6.5, **middle)
@@ -274,7 +323,10 @@ def _caption(shown: Sequence[Cell]) -> str:
 
 
 def _cell_html(cell: Cell) -> str:
-    style = "display:inline-flex;flex-direction:column;align-items:center;padding:2px 7px;border-radius:5px;"
+    style = (
+        "display:inline-flex;flex-direction:column;align-items:center;padding:2px "
+        "7px;border-radius:5px;"
+    )
     style += "font:14px/1.25 ui-monospace,Menlo,Consolas,monospace;border:2px solid "
     if cell.paint:
         fill, ink = cell.paint
@@ -296,7 +348,8 @@ def _wrap(shown: Sequence[Cell], sizes: Sequence[float], limit: float) -> Iterat
     for cell, size in zip(shown, sizes, strict=True):
         if line and used + size > limit:
             yield line
-            line, used = [], 0.0
+            line = []
+            used = 0.0
         line.append(cell)
         used += size
     if line:
@@ -312,7 +365,8 @@ class _Grid:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
         sizes = [float(cell.width + 1) for cell in self.cells]
         for line in _wrap(self.cells, sizes, options.max_width + 1.0):
-            top, bottom = Text(), Text()
+            top = Text()
+            bottom = Text()
             for cell in line:
                 width = min(cell.width, options.max_width)
                 token = Text(_shorten(cell.text, width - 2))

@@ -18,11 +18,17 @@ from .charts import COLOURS, short_number, style_axes
 
 def variance_table(result: dict[str, Any]) -> Table:
     """Three rows per estimator; below each figure its ratio to "full" and the 95% interval."""
-    title = f"{result['model']} on {result['task']}: {result['num_rows']} rows, {result['draws']} draws each"
+    title = (
+        f"{result['model']} on {result['task']}: {result['num_rows']} rows, {result['draws']} "
+        "draws each"
+    )
     heads = ("", "canvases", "mean", "variance", "/ f^2", "/ c^2", "rose")
-    table = Table(*heads, title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left")
+    table = Table(
+        *heads, title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left"
+    )
     table.caption = (
-        f"{caption(result)} rose: rows whose variance is higher than in full (clearly: in 97.5% of resampled draws)."
+        f"{caption(result)} rose: rows whose variance is higher than in full (clearly: "
+        "in 97.5% of resampled draws)."
     )
     for estimator in result["estimators"]:
         table.add_row(estimator["name"].replace(":", ":\n "), style="bold")
@@ -32,8 +38,13 @@ def variance_table(result: dict[str, Any]) -> Table:
                 f" {version}",
                 f"{figures['canvases']:.2f}",
                 f"{figures['mean']:.2f}",
-                *(f"{short_number(figures[m], 3)}\n{interval_text(ratios[m])}".rstrip() for m in MEASURES),
-                f"{100 * figures['rose']:.0f}%\n({100 * figures['rose_clearly']:.0f}%)" if "rose" in figures else "",
+                *(
+                    f"{short_number(figures[m], 3)}\n{interval_text(ratios[m])}".rstrip()
+                    for m in MEASURES
+                ),
+                f"{100 * figures['rose']:.0f}%\n({100 * figures['rose_clearly']:.0f}%)"
+                if "rose" in figures
+                else "",
             )
     return table
 
@@ -44,31 +55,61 @@ def interval_text(interval: Interval | None) -> str:
 
 
 def variance_png(result: dict[str, Any], path: Path) -> None:
-    """Figure 3 of the STP paper as a fair test: a row's variance in the three versions, as a total and per free token."""
+    """Figure 3 of the STP paper as a fair test: a row's variance in the three versions, as a total
+    and per free token.
+    """
     from matplotlib.figure import Figure
 
     shown = result["estimators"]
-    width, height = max(8.0, 1.6 + 1.5 * len(shown)), 8.4
+    width = max(8.0, 1.6 + 1.5 * len(shown))
+    height = 8.4
     text = textwrap.fill(caption(result), width=int(17 * width))
-    foot = 0.75 + 0.15 * (text.count("\n") + 1)  # inches: the names of the estimators and the caption
+    # inches: the names of the estimators and the caption
+    foot = 0.75 + 0.15 * (text.count("\n") + 1)
     figure = Figure(figsize=(width, height), dpi=130, facecolor="white")
     edge = 0.6 / width
-    figure.subplots_adjust(left=edge, right=1 - 0.15 / width, top=0.89, bottom=foot / height, hspace=0.16)
-    title = f"Variance of likelihood estimates over {result['draws']} draws of masks, {result['num_rows']} completions"
+    figure.subplots_adjust(
+        left=edge, right=1 - 0.15 / width, top=0.89, bottom=foot / height, hspace=0.16
+    )
+    title = (
+        f"Variance of likelihood estimates over {result['draws']} draws of masks, "
+        f"{result['num_rows']} completions"
+    )
     figure.text(edge, 0.965, title, fontsize=12, fontweight="bold")
     above, below = figure.subplots(2, 1, sharex=True)
     _panel(above, shown, "of a row's total (nats^2)", lambda variance, free: variance)
-    _panel(below, shown, "per action token of the version: / f^2", lambda variance, free: variance / free**2)
+    _panel(
+        below,
+        shown,
+        "per action token of the version: / f^2",
+        lambda variance, free: variance / free**2,
+    )
     above.tick_params(labelbottom=False)
     figure.legend(
-        *above.get_legend_handles_labels(), loc="upper right", ncol=3, frameon=False, fontsize=9.5, bbox_to_anchor=(1, 0.95)
+        *above.get_legend_handles_labels(),
+        loc="upper right",
+        ncol=3,
+        frameon=False,
+        fontsize=9.5,
+        bbox_to_anchor=(1, 0.95),
     )
-    figure.text(edge, (foot - 0.55) / height, text, fontsize=7.3, va="top", color="#5b6672", parse_math=False, linespacing=1.4)
+    figure.text(
+        edge,
+        (foot - 0.55) / height,
+        text,
+        fontsize=7.3,
+        va="top",
+        color="#5b6672",
+        parse_math=False,
+        linespacing=1.4,
+    )
     figure.savefig(path, format="png", metadata={"Software": None})
 
 
 def _panel(axes: Any, shown: Sequence[dict[str, Any]], title: str, measure: Any) -> None:
-    """Boxes (quartiles, whiskers at 5% and 95%), a dot per row, a bar at the mean, on a log axis."""
+    """Boxes (quartiles, whiskers at 5% and 95%), a dot per row, a bar at the mean, on a log
+    axis.
+    """
     jitter = random.Random(0)
     for i, estimator in enumerate(shown):
         for k, version in enumerate(VERSIONS):
@@ -77,7 +118,9 @@ def _panel(axes: Any, shown: Sequence[dict[str, Any]], title: str, measure: Any)
             values = [measure(variance, free) for variance, free in pairs if variance > ROUNDING]
             if not values:
                 continue
-            x, colour, mean = i + 0.26 * (k - 1), COLOURS[(5, 0, 1)[k]], measure_mean(figures, measure)
+            x = i + 0.26 * (k - 1)
+            colour = COLOURS[(5, 0, 1)[k]]
+            mean = measure_mean(figures, measure)
             ink = {"color": colour, "linewidth": 1.2}
             axes.boxplot(
                 values,
@@ -93,7 +136,14 @@ def _panel(axes: Any, shown: Sequence[dict[str, Any]], title: str, measure: Any)
             spread = [x + jitter.uniform(-0.07, 0.07) for _ in values]
             axes.scatter(spread, values, s=9, color=colour, alpha=0.35, linewidths=0)
             label = {"label": version} if not i else {}
-            axes.plot([x - 0.11, x + 0.11], [mean, mean], color=colour, linewidth=3, solid_capstyle="butt", **label)
+            axes.plot(
+                [x - 0.11, x + 0.11],
+                [mean, mean],
+                color=colour,
+                linewidth=3,
+                solid_capstyle="butt",
+                **label,
+            )
     axes.set_yscale("log")
     axes.set_title(title, fontsize=10, loc="left", fontweight="bold")
     style_axes(axes, lambda value: short_number(value, 3))
@@ -109,14 +159,23 @@ def measure_mean(figures: dict[str, Any], measure: Any) -> float:
 
 def caption(result: dict[str, Any]) -> str:
     """What is compared and what the figures may not be taken for."""
-    r, s = result, result["rollouts"]
+    r = result
+    s = result["rollouts"]
     return (
-        f"The same {r['num_rows']} completions of {r['model']} in all versions ({r['num_problems']} problems; on average "
-        f"{s['tokens']:.1f} tokens up to EOS, {s['anchors']:.1f} of them anchors, {s['exit_tokens']:.1f} filled by the exit "
-        "call). full: every token an action, no exit; free: anchors given; free+exit: as it was run. Variance over masks of a "
-        "row's estimate, unbiased, nats^2; thick bar and table: mean over rows; ratios: of means over rows, bootstrap over "
-        "problems. The versions have different targets: full also explains the anchors, free+exit is the bound of the pruned "
-        "process. The same draws per estimate in all three; the exit's view is one canvas more where there is one. f: action "
-        "tokens of the version (c in full); c: completion tokens, the same in all versions (ratios about those of the total). "
-        f"A single row's variance is known to about {100 * math.sqrt(2 / (r['draws'] - 1)):.0f}% (relative s.d. if normal)."
+        f"The same {r['num_rows']} completions of {r['model']} in all versions "
+        f"({r['num_problems']} problems; on average "
+        f"{s['tokens']:.1f} tokens up to EOS, {s['anchors']:.1f} of them anchors, "
+        f"{s['exit_tokens']:.1f} filled by the exit "
+        "call). full: every token an action, no exit; free: anchors given; free+exit: as it was "
+        "run. Variance over masks of a "
+        "row's estimate, unbiased, nats^2; thick bar and table: mean over rows; ratios: of means "
+        "over rows, bootstrap over "
+        "problems. The versions have different targets: full also explains the anchors, free+exit "
+        "is the bound of the pruned "
+        "process. The same draws per estimate in all three; the exit's view is one canvas more "
+        "where there is one. f: action "
+        "tokens of the version (c in full); c: completion tokens, the same in all versions (ratios "
+        "about those of the total). "
+        f"A single row's variance is known to about {100 * math.sqrt(2 / (r['draws'] - 1)):.0f}% "
+        "(relative s.d. if normal)."
     )

@@ -1,4 +1,6 @@
-"""Tasks: problems with a verifiable answer. No torch; the extras datasets and math-verify are imported where needed."""
+"""Tasks: problems with a verifiable answer. No torch; the extras datasets and math-verify are
+imported where needed.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,8 @@ TASKS: dict[str, type[Any]] = {
 def load(name: str, **kwargs: Any) -> Task:
     """Build the task ``name`` with its keyword arguments, e.g. ``load("countdown", numbers=3)``.
 
-    Raises ValueError for an unknown task or keyword (naming the nearest one) or a value out of range.
+    Raises ValueError for an unknown task or keyword (naming the nearest one) or a value out of
+    range.
     """
     if name not in TASKS:
         raise ValueError(f"unknown task {name!r}: {nearest(name, TASKS)}")

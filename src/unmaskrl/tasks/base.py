@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-OPEN_TAG, CLOSE_TAG = "<answer>", "</answer>"
+OPEN_TAG = "<answer>"
+CLOSE_TAG = "</answer>"
 SPLITS = ("train", "validation", "test")
 PROMPT_STYLES = ("short", "instruct")
 PROTOCOLS = ("strict", "d1")
@@ -19,7 +20,9 @@ FORMAT_REWARD = 0.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """One problem: ``fields`` holds its columns, as a JSONL row does (numbers and target, or puzzle, ...)."""
+    """One problem: ``fields`` holds its columns, as a JSONL row does (numbers and target, or
+    puzzle, ...).
+    """
 
     id: str
     fields: dict[str, Any]
@@ -42,7 +45,9 @@ class Task(Protocol):
 
     @property
     def rewards(self) -> dict[str, RewardPart]:
-        """The parts of the reward, summed by the trainer: {"correct": 0 or 1, "format": 0 or 0.1}."""
+        """The parts of the reward, summed by the trainer: {"correct": 0 or 1, "format": 0 or
+        0.1}.
+        """
         ...
 
     def examples(self, split: str) -> list[Example]:
@@ -54,7 +59,9 @@ class Task(Protocol):
         ...
 
     def reference(self, example: Example) -> str | None:
-        """A right completion: worked steps and the answer; None if the problem has no known solution."""
+        """A right completion: worked steps and the answer; None if the problem has no known
+        solution.
+        """
         ...
 
     def answer_spans(self, text: str) -> list[tuple[int, int]]:
@@ -62,7 +69,9 @@ class Task(Protocol):
         ...
 
     def correct(self, example: Example, text: str) -> bool:
-        """Whether the last answer in ``text`` solves it; the one judge of training and evaluation."""
+        """Whether the last answer in ``text`` solves it; the one judge of training and
+        evaluation.
+        """
         ...
 
 
@@ -76,7 +85,9 @@ class LazyTask(Task, Protocol):
 
 
 def last_answer(text: str) -> str | None:
-    """The body of the last complete ``<answer>...</answer>``; None without one. Linear time on any text."""
+    """The body of the last complete ``<answer>...</answer>``; None without one. Linear time on any
+    text.
+    """
     start = text.rfind(OPEN_TAG, 0, max(text.rfind(CLOSE_TAG), 0))
     if start < 0:
         return None
@@ -85,15 +96,20 @@ def last_answer(text: str) -> str | None:
 
 
 def only_answer(text: str) -> str | None:
-    """The body of the answer if ``text`` has exactly one opening and one closing tag in order; else None."""
+    """The body of the answer if ``text`` has exactly one opening and one closing tag in order; else
+    None.
+    """
     if text.count(OPEN_TAG) != 1 or text.count(CLOSE_TAG) != 1:
         return None
     return last_answer(text)
 
 
 def answer_spans(text: str) -> list[tuple[int, int]]:
-    """Character spans (start, end) of the inside of each ``<answer>...</answer>``, its blanks included."""
-    spans, start = [], text.find(OPEN_TAG)
+    """Character spans (start, end) of the inside of each ``<answer>...</answer>``, its blanks
+    included.
+    """
+    spans = []
+    start = text.find(OPEN_TAG)
     while start >= 0:
         start += len(OPEN_TAG)
         end = text.find(CLOSE_TAG, start)
@@ -119,10 +135,17 @@ def check_choice(label: str, got: str, known: Sequence[str]) -> None:
 
 def check_range(label: str, got: object, low: int, high: int | None = None) -> None:
     """Refuse anything but an integer in low..high. Raises ValueError."""
-    fits = isinstance(got, int) and not isinstance(got, bool) and got >= low and (high is None or got <= high)
+    fits = (
+        isinstance(got, int)
+        and not isinstance(got, bool)
+        and got >= low
+        and (high is None or got <= high)
+    )
     if not fits:
         expected = f"of at least {low}" if high is None else f"in {low}..{high}"
-        raise ValueError(f"{label} is {got!r}, expected an integer {expected}: set {label} accordingly")
+        raise ValueError(
+            f"{label} is {got!r}, expected an integer {expected}: set {label} accordingly"
+        )
 
 
 def stable_hash(text: str) -> int:
@@ -131,7 +154,9 @@ def stable_hash(text: str) -> int:
 
 
 def file_stamp(path: str) -> tuple[str, int, int]:
-    """(path, modification time, size): a cache key for what is read from a file. Raises ValueError."""
+    """(path, modification time, size): a cache key for what is read from a file. Raises
+    ValueError.
+    """
     file = Path(path)
     if not file.is_file():
         raise ValueError(f"data {str(path)!r} is not a file: expected the path of a JSONL file")
@@ -139,13 +164,18 @@ def file_stamp(path: str) -> tuple[str, int, int]:
     return str(path), status.st_mtime_ns, status.st_size
 
 
-def read_examples(path: str, from_row: Callable[[str, dict[str, Any]], Example]) -> tuple[Example, ...]:
+def read_examples(
+    path: str, from_row: Callable[[str, dict[str, Any]], Example]
+) -> tuple[Example, ...]:
     """Turn each JSON object of a JSONL file into from_row("file:line", row), blank lines skipped.
 
-    Raises ValueError for a line that is no JSON object (naming file and line) and for a file without rows.
+    Raises ValueError for a line that is no JSON object (naming file and line) and for a file
+    without rows.
     """
     with Path(path).open("rb") as file:
-        lines = [(f"{path}:{number}", line) for number, line in enumerate(file, start=1) if line.strip()]
+        lines = [
+            (f"{path}:{number}", line) for number, line in enumerate(file, start=1) if line.strip()
+        ]
     if not lines:
         raise ValueError(f"{path}: got an empty file, expected one JSON object per line")
     return tuple(from_row(where, _parse_row(where, line)) for where, line in lines)
@@ -155,7 +185,9 @@ def _parse_row(where: str, line: bytes) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
-        raise ValueError(f"{where}: got {_excerpt(line)}, expected one JSON object per line") from None
+        raise ValueError(
+            f"{where}: got {_excerpt(line)}, expected one JSON object per line"
+        ) from None
     if not isinstance(row, dict):
         raise ValueError(f"{where}: got {_excerpt(line)}, expected a JSON object such as {{...}}")
     return row

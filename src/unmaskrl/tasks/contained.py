@@ -1,6 +1,8 @@
-"""Run somebody else's function so that it can bend, end or double nothing but its own call. Standard library only.
+"""Run somebody else's function so that it can bend, end or double nothing but its own call.
+Standard library only.
 
-torch and numpy are looked up among the loaded modules and never imported: what is not loaded holds no state to protect.
+torch and numpy are looked up among the loaded modules and never imported: what is not loaded holds
+no state to protect.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ Setting = tuple[Callable[[], Any], Callable[[Any], Any]]
 
 _ENDS = ("_exit", "abort", "execv", "execve")  # os.execl and its siblings go through the last two
 _REAL = {name: getattr(os, name) for name in _ENDS}
-_CALLERS: list[int] = []  # processes with a call in progress: a forked copy has another id, and may end itself
+# processes with a call in progress: a forked copy has another id, and may end itself
+_CALLERS: list[int] = []
 _STREAMS: dict[str, Any] = {}  # where the functions' own random numbers stand
 
 
@@ -28,15 +31,19 @@ class EndOfProcess(BaseException):
 
 
 def run_contained(call: Callable[[], T]) -> tuple[T, list[str]]:
-    """(call(), names of the global settings that it changed); they are put back, whether it returns or raises.
+    """(call(), names of the global settings that it changed); they are put back, whether it returns
+    or raises.
 
-    Put back: working directory, standard streams, handlers of SIGINT and SIGTERM, a running alarm, and torch's grad mode,
-    default dtype and device, threads, deterministic flags and precision. The global generators of random, numpy and torch
-    are the functions' own during the call: they go on where the last call left them, the caller's do not move.
-    os._exit, os.abort and os.exec* raise EndOfProcess. A forked copy that comes back out of the call is ended there.
-    Not covered: a signal to the own process, what C code does, threads that outlive the call, environment variables.
+    Put back: working directory, standard streams, handlers of SIGINT and SIGTERM, a running alarm,
+    and torch's grad mode, default dtype and device, threads, deterministic flags and precision. The
+    global generators of random, numpy and torch are the functions' own during the call: they go on
+    where the last call left them, the caller's do not move. os._exit, os.abort and os.exec* raise
+    EndOfProcess. A forked copy that comes back out of the call is ended there. Not covered: a
+    signal to the own process, what C code does, threads that outlive the call, environment
+    variables.
     """
-    owner, settings = os.getpid(), _settings()
+    owner = os.getpid()
+    settings = _settings()
     before = {name: read() for name, (read, _) in settings.items()}
     generators = _generators()
     outer = {name: read() for name, (read, _) in generators.items()}
@@ -53,7 +60,11 @@ def run_contained(call: Callable[[], T]) -> tuple[T, list[str]]:
             for name, (read, write) in generators.items():
                 _STREAMS[name] = read()
                 write(outer[name])
-            changed += [name for name, (read, write) in settings.items() if _put_back(read, write, before[name])]
+            changed += [
+                name
+                for name, (read, write) in settings.items()
+                if _put_back(read, write, before[name])
+            ]
     return result, changed
 
 
@@ -85,7 +96,9 @@ def _settings() -> dict[str, Setting]:
 
 def _handler(number: signal.Signals) -> Setting:
     # None: installed by C code, which Python cannot put back.
-    return lambda: signal.getsignal(number), lambda handler: handler is not None and signal.signal(number, handler)
+    return lambda: signal.getsignal(
+        number
+    ), lambda handler: handler is not None and signal.signal(number, handler)
 
 
 def _folder() -> str | None:
@@ -100,7 +113,10 @@ def _torch_settings(torch: Any) -> dict[str, Setting]:
         return {}
 
     def deterministic() -> tuple[bool, bool]:
-        return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+        return (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+        )
 
     def cudnn() -> tuple[bool, bool, bool]:
         flags = torch.backends.cudnn
@@ -119,9 +135,15 @@ def _torch_settings(torch: Any) -> dict[str, Setting]:
             lambda device: torch.set_default_device(None if device.type == "cpu" else device),
         ),
         "torch's number of threads": (torch.get_num_threads, torch.set_num_threads),
-        "torch's deterministic flag": (deterministic, lambda v: torch.use_deterministic_algorithms(v[0], warn_only=v[1])),
+        "torch's deterministic flag": (
+            deterministic,
+            lambda v: torch.use_deterministic_algorithms(v[0], warn_only=v[1]),
+        ),
         "torch's anomaly detection": (torch.is_anomaly_enabled, torch.set_anomaly_enabled),
-        "torch's precision of products": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+        "torch's precision of products": (
+            torch.get_float32_matmul_precision,
+            torch.set_float32_matmul_precision,
+        ),
         "torch's cudnn flags": (cudnn, set_cudnn),
     }
 
@@ -156,7 +178,8 @@ def _ends_refused() -> Iterator[None]:
 
 
 def _refusing(name: str) -> Callable[..., Any]:
-    # A module that was imported during a call may keep this function: outside of calls it does what it is named after.
+    # A module that was imported during a call may keep this function: outside of calls it does what
+    # it is named after.
     def end(*args: Any) -> Any:
         if os.getpid() in _CALLERS:
             raise EndOfProcess(f"os.{name} was called, which would have ended the whole process")
@@ -170,7 +193,9 @@ _REFUSING = {name: _refusing(name) for name in _ENDS}
 
 @contextlib.contextmanager
 def _descriptors_kept(changed: list[str]) -> Iterator[None]:
-    """Standard output and error go where they went, although the function may close them or turn them elsewhere."""
+    """Standard output and error go where they went, although the function may close them or turn
+    them elsewhere.
+    """
     kept = {number: _duplicate(number) for number in (1, 2)}
     streams = {1: sys.stdout, 2: sys.stderr}
     try:
@@ -207,5 +232,9 @@ def _file(number: int) -> tuple[int, int] | None:
 
 def _end_copy() -> None:
     with contextlib.suppress(OSError):
-        os.write(2, b"unmaskrl: a function that was called forked, and its copy came back: the copy is ended here\n")
+        os.write(
+            2,
+            b"unmaskrl: a function that was called forked, and its copy came back: the copy is "
+            b"ended here\n",
+        )
     _REAL["_exit"](1)

@@ -1,4 +1,6 @@
-"""TRL's contract for reward functions, both ways: a task's parts as such functions, and calls of a user's functions."""
+"""TRL's contract for reward functions, both ways: a task's parts as such functions, and calls of a
+user's functions.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ _OWN_FILES = (__file__, contained.__file__)
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerState:
-    """Where the run stands, under TRL's names. In evaluation it counts as over (global_step = max_steps = 1)."""
+    """Where the run stands, under TRL's names. In evaluation it counts as over (global_step =
+    max_steps = 1).
+    """
 
     global_step: int = 1
     max_steps: int = 1
@@ -38,8 +42,8 @@ class TrainerState:
 class CallContext:
     """What rewards are offered beside prompts, completions and columns, and what they leave.
 
-    ``metrics`` and ``extra`` hold what they gave to log_metric(name, value) and log_extra(column, values); ``changed``
-    the global settings that had to be put back, by function.
+    ``metrics`` and ``extra`` hold what they gave to log_metric(name, value) and log_extra(column,
+    values); ``changed`` the global settings that had to be put back, by function.
     """
 
     completion_ids: Sequence[Sequence[int]] | None = None
@@ -73,27 +77,40 @@ class CallContext:
 
 @dataclass(frozen=True, kw_only=True)
 class Grades:
-    """Of each completion: the parts of its reward (None: that function abstains) and whether it is right."""
+    """Of each completion: the parts of its reward (None: that function abstains) and whether it is
+    right.
+    """
 
     parts: Parts
     correct: list[bool]
 
     def totals(self) -> list[float]:
-        """The reward of each completion: the sum of its parts; 0 where every function abstains, as in TRL."""
+        """The reward of each completion: the sum of its parts; 0 where every function abstains, as
+        in TRL.
+        """
         rows = range(len(self.correct))
-        return [math.fsum(score for part in self.parts.values() if (score := part[row]) is not None) for row in rows]
+        return [
+            math.fsum(score for part in self.parts.values() if (score := part[row]) is not None)
+            for row in rows
+        ]
 
     def unscored(self) -> float:
         """Share of completions to which every function abstained."""
         rows = range(len(self.correct))
-        return sum(all(part[row] is None for part in self.parts.values()) for row in rows) / max(1, len(rows))
+        return sum(all(part[row] is None for part in self.parts.values()) for row in rows) / max(
+            1, len(rows)
+        )
 
 
 @runtime_checkable
 class BatchTask(Task, Protocol):
-    """A task that grades all completions of a batch in one call, and says what rewards get as prompts."""
+    """A task that grades all completions of a batch in one call, and says what rewards get as
+    prompts.
+    """
 
-    def grade(self, examples: Sequence[Example], texts: Sequence[str], context: CallContext) -> Grades:
+    def grade(
+        self, examples: Sequence[Example], texts: Sequence[str], context: CallContext
+    ) -> Grades:
         """Parts and correctness of texts[i] as a completion of examples[i]."""
         ...
 
@@ -109,12 +126,18 @@ def grade(
     context: CallContext | None = None,
     functions: Mapping[str, TrlReward] | None = None,
 ) -> Grades:
-    """The task's own parts and verdicts on texts[i] to examples[i], and the parts of the user's ``functions``.
+    """The task's own parts and verdicts on texts[i] to examples[i], and the parts of the user's
+    ``functions``.
 
-    Raises ValueError, naming the function, if one of the user's raises or returns what is no reward.
+    Raises ValueError, naming the function, if one of the user's raises or returns what is no
+    reward.
     """
     context = context or CallContext()
-    grades = task.grade(examples, texts, context) if isinstance(task, BatchTask) else grade_by_row(task, examples, texts)
+    grades = (
+        task.grade(examples, texts, context)
+        if isinstance(task, BatchTask)
+        else grade_by_row(task, examples, texts)
+    )
     if functions:
         grades.parts.update(call_functions(task, functions, examples, texts, context))
     return grades
@@ -123,7 +146,9 @@ def grade(
 def grade_by_row(task: Task, examples: Sequence[Example], texts: Sequence[str]) -> Grades:
     """Parts and verdicts from the task's functions of one example and one text."""
     pairs = list(zip(examples, texts, strict=True))
-    parts: Parts = {name: [float(part(e, text)) for e, text in pairs] for name, part in task.rewards.items()}
+    parts: Parts = {
+        name: [float(part(e, text)) for e, text in pairs] for name, part in task.rewards.items()
+    }
     return Grades(parts=parts, correct=[bool(task.correct(e, text)) for e, text in pairs])
 
 
@@ -134,8 +159,12 @@ def call_functions(
     texts: Sequence[str],
     context: CallContext,
 ) -> Parts:
-    """One call per function with all rows: completions are chat messages where prompts are, else texts, as in TRL."""
-    prompts = [task.reward_prompt(e) if isinstance(task, BatchTask) else task.prompt(e) for e in examples]
+    """One call per function with all rows: completions are chat messages where prompts are, else
+    texts, as in TRL.
+    """
+    prompts = [
+        task.reward_prompt(e) if isinstance(task, BatchTask) else task.prompt(e) for e in examples
+    ]
     completions = [
         text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
         for prompt, text in zip(prompts, texts, strict=True)
@@ -146,23 +175,36 @@ def call_functions(
 
 
 def as_trl_reward(task: Task, name: str) -> TrlReward:
-    """One part of a task's reward under TRL's contract: reward(prompts, completions, **columns) -> floats.
+    """One part of a task's reward under TRL's contract: reward(prompts, completions, **columns) ->
+    floats.
 
-    ``columns`` are the fields of the examples, one list per field; a completion is a text or a list of chat
-    messages (the last one counts). Raises ValueError if the task has no such part or a column is missing.
+    ``columns`` are the fields of the examples, one list per field; a completion is a text or a list
+    of chat messages (the last one counts). Raises ValueError if the task has no such part or a
+    column is missing.
     """
     if name not in task.rewards:
-        raise ValueError(f"task {task.name!r} has no reward {name!r}: {nearest(name, task.rewards)}")
+        raise ValueError(
+            f"task {task.name!r} has no reward {name!r}: {nearest(name, task.rewards)}"
+        )
     part = task.rewards[name]
 
-    def reward(prompts: Sequence[Any], completions: Sequence[Any], **columns: Sequence[Any]) -> list[float]:
-        kept = {key: values for key, values in columns.items() if _is_column(values, len(completions))}
+    def reward(
+        prompts: Sequence[Any], completions: Sequence[Any], **columns: Sequence[Any]
+    ) -> list[float]:
+        kept = {
+            key: values for key, values in columns.items() if _is_column(values, len(completions))
+        }
         for key in task.columns:
             if key not in kept:
-                raise ValueError(f"task {task.name!r} got no column {key!r} with {len(completions)} rows: pass it")
+                raise ValueError(
+                    f"task {task.name!r} got no column {key!r} with {len(completions)} rows: "
+                    "pass it"
+                )
         scores = []
         for row, completion in enumerate(completions):
-            example = Example(id=f"row-{row}", fields={key: values[row] for key, values in kept.items()})
+            example = Example(
+                id=f"row-{row}", fields={key: values[row] for key, values in kept.items()}
+            )
             scores.append(part(example, completion_text(completion)))
         return scores
 
@@ -189,11 +231,12 @@ def trl_reward_parts(
     columns: Mapping[str, Sequence[Any]],
     context: CallContext | None = None,
 ) -> Parts:
-    """Call each TRL-style reward function once, on all rows; name -> per completion a finite float, or None.
+    """Call each TRL-style reward function once, on all rows; name -> per completion a finite float,
+    or None.
 
-    Functions may be async (they are awaited together) and may return lists, arrays or tensors. Each gets its own copies.
-    What they do to the process is undone (contained.py). Raises ValueError, naming the function, if it raises or
-    returns anything else; and if two functions share a name.
+    Functions may be async (they are awaited together) and may return lists, arrays or tensors. Each
+    gets its own copies. What they do to the process is undone (contained.py). Raises ValueError,
+    naming the function, if it raises or returns anything else; and if two functions share a name.
     """
     context = context or CallContext()
     returned: dict[str, Any] = {}
@@ -210,7 +253,9 @@ def trl_reward_parts(
         for awaitable, _ in waiting.values():  # those that an error of another function left alone
             if inspect.iscoroutine(awaitable):
                 awaitable.close()
-    return {name: _checked_scores(name, scores, len(completions)) for name, scores in returned.items()}
+    return {
+        name: _checked_scores(name, scores, len(completions)) for name, scores in returned.items()
+    }
 
 
 def call_trl_rewards(
@@ -219,7 +264,9 @@ def call_trl_rewards(
     completions: Sequence[Any],
     columns: Mapping[str, Sequence[Any]],
 ) -> list[float]:
-    """The sum over functions of their rewards, one float per completion; errors as in trl_reward_parts."""
+    """The sum over functions of their rewards, one float per completion; errors as in
+    trl_reward_parts.
+    """
     parts = trl_reward_parts(functions, prompts, completions, columns)
     return Grades(parts=parts, correct=[False] * len(completions)).totals()
 
@@ -243,7 +290,8 @@ def _given(
     columns: Mapping[str, Sequence[Any]],
     context: CallContext,
 ) -> dict[str, Any]:
-    """The arguments that a function takes: all of them if it has **kwargs, else those that it names.
+    """The arguments that a function takes: all of them if it has **kwargs, else those that it
+    names.
 
     ``step`` and ``run_name`` are d1's; a column of that name comes first.
     """
@@ -266,8 +314,12 @@ def _listed_result(function: TrlReward, given: dict[str, Any]) -> Any:
     return _listed(function(**given))
 
 
-def _called(name: str, call: Callable[[], Any], given: Mapping[str, Any], context: CallContext) -> Any:
-    """What the call returns; whatever it raises in one line, with the place in the function's code."""
+def _called(
+    name: str, call: Callable[[], Any], given: Mapping[str, Any], context: CallContext
+) -> Any:
+    """What the call returns; whatever it raises in one line, with the place in the function's
+    code.
+    """
     try:
         result, changed = contained.run_contained(call)
     except KeyboardInterrupt:  # the user's
@@ -288,12 +340,15 @@ def _complaint(name: str, error: BaseException, given: Mapping[str, Any]) -> str
     chats = not isinstance((given.get("completions") or [""])[0], str)
     form = "completion[0]['content'] is the text" if chats else "a completion is a text"
     return (
-        f"reward {name!r} raised {where}{reason}; it is called with {', '.join(given)}, has to return one float (or None) "
+        f"reward {name!r} raised {where}{reason}; it is called with {', '.join(given)}, has to "
+        "return one float (or None) "
         f"per completion, and here {form}"
     )
 
 
-def _awaited(waiting: Mapping[str, tuple[Awaitable[Any], dict[str, Any]]], context: CallContext) -> dict[str, Any]:
+def _awaited(
+    waiting: Mapping[str, tuple[Awaitable[Any], dict[str, Any]]], context: CallContext
+) -> dict[str, Any]:
     """The results of async functions, which wait for their servers at the same time."""
 
     async def outcome(awaitable: Awaitable[Any]) -> Any:
@@ -322,12 +377,15 @@ class _Raised:
 
 @lru_cache(maxsize=1)
 def _loop(process: int) -> asyncio.AbstractEventLoop:
-    """This process's event loop, in a thread of its own: one for the whole run, since clients of servers stick to theirs."""
+    """This process's event loop, in a thread of its own: one for the whole run, since clients of
+    servers stick to theirs.
+    """
     loop = asyncio.new_event_loop()
 
     def serve() -> None:
         while not loop.is_closed():
-            with suppress(BaseException):  # sys.exit in a sub-task: whoever awaits it gets it when the loop goes on
+            # sys.exit in a sub-task: whoever awaits it gets it when the loop goes on
+            with suppress(BaseException):
                 loop.run_forever()
 
     threading.Thread(target=serve, daemon=True, name="rewards").start()
@@ -338,13 +396,19 @@ def _listed(scores: Any) -> Any:
     """Arrays, tensors and iterators as lists, everything else as it is."""
     if hasattr(scores, "tolist"):
         return scores.tolist()
-    if isinstance(scores, Iterable) and not isinstance(scores, str | bytes | Mapping | Set) and not inspect.isawaitable(scores):
+    if (
+        isinstance(scores, Iterable)
+        and not isinstance(scores, str | bytes | Mapping | Set)
+        and not inspect.isawaitable(scores)
+    ):
         return list(scores)
     return scores
 
 
 def _number(score: Any) -> Any:
-    """A Python float; None and what is no number as they are. Raises OverflowError beyond float64."""
+    """A Python float; None and what is no number as they are. Raises OverflowError beyond
+    float64.
+    """
     if hasattr(score, "item") and not isinstance(score, Real):  # scalars of numpy and torch
         score = score.item()
     return float(score) if isinstance(score, Real) else score
@@ -352,9 +416,13 @@ def _number(score: Any) -> Any:
 
 def _checked_scores(name: str, scores: object, rows: int) -> list[float | None]:
     if not isinstance(scores, list):
-        raise ValueError(f"reward {name!r} returned {type(scores).__name__}, expected a list of {rows} floats")
+        raise ValueError(
+            f"reward {name!r} returned {type(scores).__name__}, expected a list of {rows} floats"
+        )
     if len(scores) != rows:
-        raise ValueError(f"reward {name!r} returned {len(scores)} values, expected one for each of {rows} rows")
+        raise ValueError(
+            f"reward {name!r} returned {len(scores)} values, expected one for each of {rows} rows"
+        )
     return [_checked(name, score, row) for row, score in enumerate(scores)]
 
 
@@ -367,7 +435,8 @@ def _checked(name: str, score: Any, row: int) -> float | None:
         return None
     if not isinstance(number, float) or not math.isfinite(number) or abs(number) > FLOAT32_MAX:
         raise ValueError(
-            f"reward {name!r} returned {_shown(score)} for row {row}, expected a finite float of at most {FLOAT32_MAX:.1e} "
+            f"reward {name!r} returned {_shown(score)} for row {row}, expected a finite float of "
+            f"at most {FLOAT32_MAX:.1e} "
             "(or None to abstain)"
         )
     return number

@@ -23,8 +23,12 @@ from .log import log_eval
 from .state import Run
 
 
-def evaluate_run(run: Run, split: str, weights: Sequence[str], progress: TrainProgress | SilentProgress) -> None:
-    """Greedy, anchor-free accuracy of the weights (raw, base: as they are; ema) on a held-out split, by the main process."""
+def evaluate_run(
+    run: Run, split: str, weights: Sequence[str], progress: TrainProgress | SilentProgress
+) -> None:
+    """Greedy, anchor-free accuracy of the weights (raw, base: as they are; ema) on a held-out
+    split, by the main process.
+    """
     e = run.recipe.eval
     examples = run.task.examples(split)[: e.size if split == "test" else e.size_during]
     fits = fitting(run.recipe, run.task, run.tokenizer, examples, run.denoiser.max_length)
@@ -72,13 +76,16 @@ def _is_logged(run: Run, split: str, weights: str) -> bool:
 
 
 def save_models(run: Run) -> None:
-    """The averaged weights in ``model/`` and the raw ones in ``model-raw/``; without an average one folder, ``model/``.
+    """The averaged weights in ``model/`` and the raw ones in ``model-raw/``; without an average one
+    folder, ``model/``.
 
-    Each can be loaded. With adapters it holds what ``train.save`` says: the adapter on the name of its base, the merged
-    weights, or both (the adapter then in ``adapter/``).
+    Each can be loaded. With adapters it holds what ``train.save`` says: the adapter on the name of
+    its base, the merged weights, or both (the adapter then in ``adapter/``).
     """
     check_weights(run)
-    model, main, lora = run.denoiser.model, run.accelerator.is_main_process, run.recipe.model.lora
+    model = run.denoiser.model
+    main = run.accelerator.is_main_process
+    lora = run.recipe.model.lora
     kind = saved_kind(run.recipe)
     for name in ("model", "model-raw") if run.average else ("model",):
         with averaged(run, name == "model"):
@@ -102,11 +109,16 @@ def save_models(run: Run) -> None:
             write_tokenizer(run.tokenizer_folder, run.out / name)
             if run.sampler is not None:
                 save_threshold(run.sampler.head, run.out / name)
-            write_json(run.out / name / "decode.json", {run.recipe.task["name"]: run.recipe.decode.model_dump()})
+            write_json(
+                run.out / name / "decode.json",
+                {run.recipe.task["name"]: run.recipe.decode.model_dump()},
+            )
 
 
 def saved_kind(recipe: Recipe) -> str:
-    """adapter, merged or both: merged without adapters, and also for a random stand-in, whose base is nowhere to be loaded."""
+    """adapter, merged or both: merged without adapters, and also for a random stand-in, whose base
+    is nowhere to be loaded.
+    """
     if recipe.model.lora is None:
         return "merged"
     if recipe.train.save == "adapter" and recipe.model.random_init is not None:
@@ -122,7 +134,8 @@ def saving_notes(run: Run) -> list[str]:
     adapter = sum(p.numel() * p.element_size() for p in parameters.values() if p.requires_grad)
     base = sum(p.numel() * p.element_size() for p in parameters.values() if not p.requires_grad)
     kind = saved_kind(run.recipe)
-    least = " at least" if run.recipe.model.quantize else ""  # 4 bits are written out as whole numbers
+    # 4 bits are written out as whole numbers
+    least = " at least" if run.recipe.model.quantize else ""
     whole = f"the merged weights, {size_text(base)}{least}"
     parts = {"adapter": [f"the adapter, {size_text(adapter)}"], "merged": [whole]}
     held = parts.get(kind) or parts["merged"] + parts["adapter"]

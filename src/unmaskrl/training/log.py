@@ -1,4 +1,6 @@
-"""What a run writes down (shell): metrics.jsonl, eval.jsonl, samples.jsonl, summary.json, and the trackers."""
+"""What a run writes down (shell): metrics.jsonl, eval.jsonl, samples.jsonl, summary.json, and the
+trackers.
+"""
 
 from __future__ import annotations
 
@@ -26,12 +28,16 @@ from .state import Batch, Run
 
 _VARIANCE_ROWS = 4
 LOGGED = "reward_log/"  # what reward functions gave to log_metric
-ABSURD = {"advantage/largest": 1e3, "grad_norm": 1e4}  # beyond these a step is hardly what was meant
+# beyond these a step is hardly what was meant
+ABSURD = {"advantage/largest": 1e3, "grad_norm": 1e4}
 
 
 def rollout_metrics(run: Run, done: Rewarded) -> dict[str, float | None]:
-    """Rewards, success with and without anchors, calls and lengths of one step's rollouts (this rank's)."""
-    rollout, rewards = done.rollout, done.rewards
+    """Rewards, success with and without anchors, calls and lengths of one step's rollouts (this
+    rank's).
+    """
+    rollout = done.rollout
+    rewards = done.rewards
     actions = rollout.action_mask.sum()
     live = groups_with_spread(rewards, rollout.group_ids.cpu()).float().mean()
     metrics: dict[str, float | None] = {
@@ -48,9 +54,13 @@ def rollout_metrics(run: Run, done: Rewarded) -> dict[str, float | None]:
         "rollout/length": float(rollout.completion_mask.sum(-1).float().mean()),
         "rollout/anchors": float(rollout.anchor_mask.sum(-1).float().mean()),
         "rollout/exit_tokens": float(rollout.exit_mask.sum(-1).float().mean()),
-        "prior/keep": run.anchors.keep(run.share_done) if run.recipe.prior.name == "anchors" else 0.0,
+        "prior/keep": run.anchors.keep(run.share_done)
+        if run.recipe.prior.name == "anchors"
+        else 0.0,
         "prior/share": float(done.anchored.float().mean()),
-        "likelihood/behavior_per_token": float((rollout.behavior_logps * rollout.action_mask).sum() / actions.clamp(min=1)),
+        "likelihood/behavior_per_token": float(
+            (rollout.behavior_logps * rollout.action_mask).sum() / actions.clamp(min=1)
+        ),
         "calls/rollout": run.total(float(rollout.nfe.sum())),
     }
     if run.sampler is not None:
@@ -62,15 +72,20 @@ def rollout_metrics(run: Run, done: Rewarded) -> dict[str, float | None]:
 def log_samples(run: Run, done: Rewarded) -> None:
     """A few rollouts of a step that is evaluated, in samples.jsonl."""
     if run.step % run.recipe.eval.every == 0 and run.accelerator.is_main_process:
-        rows = [_train_sample(run, done, i) for i in range(0, len(done.texts), run.recipe.train.group_size)][:2]
+        rows = [
+            _train_sample(run, done, i)
+            for i in range(0, len(done.texts), run.recipe.train.group_size)
+        ][:2]
         append_jsonl(run.out / "samples.jsonl", rows)
 
 
 def likelihood_variance(run: Run, rollout: Rollout) -> dict[str, float | None]:
-    """Variance of the likelihood over ``train.variance_draws`` draws of masks, on one rollout of each of a few groups.
+    """Variance of the likelihood over ``train.variance_draws`` draws of masks, on one rollout of
+    each of a few groups.
 
-    The masks have a generator of their own and the calls are not counted: profiling changes nothing but the log (its time is
-    in seconds/reward and, if train.minutes is set, is taken from the run). Estimators that look at advantages see none.
+    The masks have a generator of their own and the calls are not counted: profiling changes nothing
+    but the log (its time is in seconds/reward and, if train.minutes is set, is taken from the run).
+    Estimators that look at advantages see none.
     """
     t = run.recipe.train
     if t.variance_draws == 0:
@@ -78,7 +93,11 @@ def likelihood_variance(run: Run, rollout: Rollout) -> dict[str, float | None]:
     with run.inference() as policy:
         return step_metrics(
             policy,
-            rollout.rows(torch.arange(0, len(rollout.ids), t.group_size, device=rollout.ids.device)[:_VARIANCE_ROWS]),
+            rollout.rows(
+                torch.arange(0, len(rollout.ids), t.group_size, device=rollout.ids.device)[
+                    :_VARIANCE_ROWS
+                ]
+            ),
             run.estimator,
             num_draws=t.variance_draws,
             generator=named_generator(t.seed, "variance", run.step),
@@ -87,7 +106,9 @@ def likelihood_variance(run: Run, rollout: Rollout) -> dict[str, float | None]:
 
 
 def log_step(run: Run, batch: Batch) -> dict[str, Any]:
-    """One line of metrics.jsonl: the rollout's metrics, and the mean (maximum) over inner updates."""
+    """One line of metrics.jsonl: the rollout's metrics, and the mean (maximum) over inner
+    updates.
+    """
     inner = batch.inner_metrics
     keys = [key for row in inner for key in row]
     merged: dict[str, Any] = dict(batch.metrics)
@@ -99,7 +120,8 @@ def log_step(run: Run, batch: Batch) -> dict[str, Any]:
             merged[key] = sum(values)
         else:
             merged[key] = sum(values) / len(values)
-    merged = {**dict.fromkeys(("loss", "grad_norm")), **merged}  # null where every update of the step was skipped
+    # null where every update of the step was skipped
+    merged = {**dict.fromkeys(("loss", "grad_norm")), **merged}
     # ranks may log different names, so the main process's are taken
     logged = {key: merged.pop(key) for key in list(merged) if key.startswith(LOGGED)}
     merged = run.mean_over_ranks(merged) | logged
@@ -115,44 +137,66 @@ def log_step(run: Run, batch: Batch) -> dict[str, Any]:
 
 def alarms(row: dict[str, Any]) -> list[str]:
     """What a reader of this step's metrics should not miss."""
-    notes, fewest = [], row.get("sampler/fewest_calls") or 0.0
+    notes = []
+    fewest = row.get("sampler/fewest_calls") or 0.0
     if fewest > 0.95:
         notes.append(
             f"the sampler takes one call per block on {100 * fewest:.0f}% of the rollouts (right: "
-            f"{100 * row['accuracy/rollout']:.0f}%); if that is not wanted, lower threshold.alpha or the largest gamma"
+            f"{100 * row['accuracy/rollout']:.0f}%); if that is not wanted, lower threshold.alpha "
+            "or the largest gamma"
         )
     if row.get("reward/unscored"):
         share = 100 * row["reward/unscored"]
-        notes.append(f"every reward function returned None for {share:.0f}% of this step's completions: they count as 0")
+        notes.append(
+            f"every reward function returned None for {share:.0f}% of this step's completions: "
+            "they count as 0"
+        )
     if (row.get("ratio/max_dev") or 0.0) > 1e3:
         notes.append(
-            f"a ratio is off by {row['ratio/max_dev']:.0e}: this step's gradient is that of a few tokens; lower train.lr, or "
+            f"a ratio is off by {row['ratio/max_dev']:.0e}: this step's gradient is that of a few "
+            "tokens; lower train.lr, or "
             "use loss.name=sequence_clip"
         )
     if skipped := row.get("updates/skipped"):
-        notes.append(f"{skipped:.0f} updates of this step were skipped: their loss or gradient was not finite")
+        notes.append(
+            f"{skipped:.0f} updates of this step were skipped: their loss or gradient was not "
+            "finite"
+        )
     if (row.get("advantage/largest") or 0.0) > ABSURD["advantage/largest"]:
         notes.append(
-            f"an advantage is {row['advantage/largest']:.0e}: make the rewards smaller, or use advantage.name=group_mean_std"
+            f"an advantage is {row['advantage/largest']:.0e}: make the rewards smaller, or use "
+            "advantage.name=group_mean_std"
         )
     if (row.get("grad_norm") or 0.0) > ABSURD["grad_norm"]:
         notes.append(
-            f"the gradient's norm is {row['grad_norm']:.0e} before clipping: only its direction counts; lower train.lr"
+            f"the gradient's norm is {row['grad_norm']:.0e} before clipping: only its direction "
+            "counts; lower train.lr"
         )
-    bad = [name for name, value in row.items() if isinstance(value, float) and not math.isfinite(value)]
+    bad = [
+        name for name, value in row.items() if isinstance(value, float) and not math.isfinite(value)
+    ]
     if bad:
         notes.append(f"not finite in this step's metrics: {', '.join(bad)}")
     return notes
 
 
 def log_eval(
-    run: Run, split: str, weights: str, result: EvalResult, rollouts: Sequence[Rollout], examples: Sequence[Example]
+    run: Run,
+    split: str,
+    weights: str,
+    result: EvalResult,
+    rollouts: Sequence[Rollout],
+    examples: Sequence[Example],
 ) -> dict[str, Any]:
     """One line of eval.jsonl and, for the test set, a few decodings in samples.jsonl."""
     row = {"step": run.step, "split": split, "weights": weights, **result.summary()}
     append_jsonl(run.out / "eval.jsonl", [row])
     if split == "test":
-        where = {row: (rollout, i) for rollout in rollouts for i, row in enumerate(rollout.row_ids.tolist())}
+        where = {
+            row: (rollout, i)
+            for rollout in rollouts
+            for i, row in enumerate(rollout.row_ids.tolist())
+        }
         append_jsonl(
             run.out / "samples.jsonl",
             [
@@ -177,7 +221,8 @@ def log_eval(
 def write_summary(run: Run, wall_minutes: float) -> dict[str, Any]:
     """Before and after, and what it took; also written to summary.json.
 
-    ``minutes`` are training (all parts of a resumed run, no evaluation), ``wall_minutes`` everything this process did.
+    ``minutes`` are training (all parts of a resumed run, no evaluation), ``wall_minutes``
+    everything this process did.
     """
     rows = [row for row in read_jsonl(run.out / "eval.jsonl") if row["split"] == "test"]
     summary = {
@@ -202,18 +247,24 @@ def write_summary(run: Run, wall_minutes: float) -> dict[str, Any]:
 
 
 def start_trackers(run: Run) -> list[str]:
-    """TensorBoard, W&B, trackio through Accelerate; one that is not installed is left out and named."""
-    notes, present = [], []
+    """TensorBoard, W&B, trackio through Accelerate; one that is not installed is left out and
+    named.
+    """
+    notes = []
+    present = []
     for name in run.recipe.train.log_with:
         try:
             version(name)
             present.append(name)
         except ModuleNotFoundError:
-            notes.append(f"train.log_with: {name} is not installed and is left out (pip install {name})")
+            notes.append(
+                f"train.log_with: {name} is not installed and is left out (pip install {name})"
+            )
     if present:
         run.accelerator.log_with = _tracker_types(present)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # third-party start-up warnings say nothing about the run
+            # third-party start-up warnings say nothing about the run
+            warnings.simplefilter("ignore")
             run.accelerator.init_trackers(run.recipe.name)
         run.trackers = True
     return notes
@@ -232,7 +283,11 @@ def _track(run: Run, row: dict[str, Any]) -> None:
 
 
 def _train_sample(run: Run, done: Rewarded, index: int) -> dict[str, Any]:
-    extra = {column: _plain(values[index]) for column, values in done.extra.items() if len(values) == len(done.texts)}
+    extra = {
+        column: _plain(values[index])
+        for column, values in done.extra.items()
+        if len(values) == len(done.texts)
+    }
     row = sample_row(
         done.rollout,
         index,
@@ -250,7 +305,11 @@ def _train_sample(run: Run, done: Rewarded, index: int) -> dict[str, Any]:
 
 def _plain(value: object) -> str | float | bool | None:
     """A value that JSON can hold."""
-    if value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value)):
+    if (
+        value is None
+        or isinstance(value, str | int)
+        or (isinstance(value, float) and math.isfinite(value))
+    ):
         return value
     return str(value)
 

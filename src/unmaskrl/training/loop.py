@@ -1,9 +1,11 @@
-"""The RL loop, to be read from top to bottom: rollout, reward, advantage, inner updates, log, checkpoint.
+"""The RL loop, to be read from top to bottom: rollout, reward, advantage, inner updates, log,
+checkpoint.
 
-It is explicit on purpose (no trainer class of another library): what happens in a step is ``collect`` and ``update``.
-Every draw comes from a generator named by (seed, purpose, step), so a checkpoint holds no generator states and a resumed
-run repeats the interrupted one bit for bit. Ranks (accelerate launch) hold whole groups; gradients are summed and
-losses are normalised by global counts.
+It is explicit on purpose (no trainer class of another library): what happens in a step is
+``collect`` and ``update``. Every draw comes from a generator named by (seed, purpose, step), so a
+checkpoint holds no generator states and a resumed run repeats the interrupted one bit for bit.
+Ranks (accelerate launch) hold whole groups; gradients are summed and losses are normalised by
+global counts.
 """
 
 from __future__ import annotations
@@ -22,7 +24,13 @@ from ..core.finite import NotFiniteError
 from ..core.importance import progress_of, summarise
 from ..core.losses import PolicyLoss
 from ..core.rng import named_generator, named_seed
-from ..core.scoring import backward_in_chunks, behavior_gap, count_canvases, frozen_token_logps_over, num_passes
+from ..core.scoring import (
+    backward_in_chunks,
+    behavior_gap,
+    count_canvases,
+    frozen_token_logps_over,
+    num_passes,
+)
 from ..core.types import LossOutputs, Rollout, TrainBatch, Views
 from ..models.denoiser import ModelDenoiser
 from ..models.weights import update_average
@@ -46,13 +54,25 @@ from .state import Batch, Run
 Progress = TrainProgress | SilentProgress
 
 
-def train(recipe: Recipe, *, resume: bool = False, force: bool = False, progress: Progress | None = None) -> dict[str, Any]:
-    """Run a recipe (or go on with it) and return its summary; everything else is in the run folder."""
-    progress, began = progress or SilentProgress(), time.perf_counter()
+def train(
+    recipe: Recipe, *, resume: bool = False, force: bool = False, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Run a recipe (or go on with it) and return its summary; everything else is in the run
+    folder.
+    """
+    progress = progress or SilentProgress()
+    began = time.perf_counter()
     run = start_run(recipe, resume=resume, force=force)
     try:
         notes = load_run(run) if resume else []
-        for note in [*notes, *run.notes, *run.anchors.notes(), *start_trackers(run), *memory_notes(run), *saving_notes(run)]:
+        for note in [
+            *notes,
+            *run.notes,
+            *run.anchors.notes(),
+            *start_trackers(run),
+            *memory_notes(run),
+            *saving_notes(run),
+        ]:
             progress.note(note)
         progress.start(recipe.train.steps, f"{recipe.name} seed {recipe.train.seed}: {run.out}")
         with signals_to(run.stop.handle):
@@ -72,8 +92,11 @@ def train(recipe: Recipe, *, resume: bool = False, force: bool = False, progress
 
 
 def run_steps(run: Run, progress: Progress) -> None:
-    """All steps and evaluations that are left; Stopped after a signal, with a checkpoint of where the run stands."""
-    recipe, first = run.recipe, True
+    """All steps and evaluations that are left; Stopped after a signal, with a checkpoint of where
+    the run stands.
+    """
+    recipe = run.recipe
+    first = True
     try:
         evaluate_due(run, progress)
         while run.step < recipe.train.steps and not run.out_of_time:
@@ -92,12 +115,15 @@ def run_steps(run: Run, progress: Progress) -> None:
 def do_step(run: Run, progress: Progress, *, check_ratio: bool) -> None:
     """Finish one step, wherever inside it the run stands."""
     recipe = run.recipe
-    began, due = time.perf_counter(), False
+    began = time.perf_counter()
+    due = False
     if run.batch is None:
         run.batch = collect(run)
     alone = run.accelerator.num_processes == 1
     while run.inner < recipe.train.num_iterations:
-        if alone:  # ranks hold different rows, so with several a checkpoint, and a stop, waits for the end of the step
+        # ranks hold different rows, so with several a checkpoint, and a stop, waits for the end of
+        # the step
+        if alone:
             run.stop.obey(run.most)
         if note := update(run, run.batch, check_ratio=check_ratio and run.inner == 0):
             progress.note(note)
@@ -107,8 +133,10 @@ def do_step(run: Run, progress: Progress, *, check_ratio: bool) -> None:
         if due and run.inner < recipe.train.num_iterations and alone:
             save(run, progress)
             due = False
-    run.step, run.inner = run.step + 1, 0
-    run.elapsed += run.most(time.perf_counter() - began)  # one clock: rates, modes and the end follow from it
+    run.step = run.step + 1
+    run.inner = 0
+    # one clock: rates, modes and the end follow from it
+    run.elapsed += run.most(time.perf_counter() - began)
     row = log_step(run, run.batch)
     progress.step(row)
     run.batch = None
@@ -120,13 +148,29 @@ def do_step(run: Run, progress: Progress, *, check_ratio: bool) -> None:
 
 
 def collect(run: Run) -> Batch:
-    """Rollouts, rewards and advantages of one step, and the old and reference likelihoods of all its inner updates."""
-    recipe, clock = run.recipe, time.perf_counter
-    began, ranks = clock(), (run.accelerator.process_index, run.accelerator.num_processes)
-    gamma_of = None if run.sampler is None else partial(run.sampler.gamma, seed=recipe.train.seed, step=run.step)
+    """Rollouts, rewards and advantages of one step, and the old and reference likelihoods of all
+    its inner updates.
+    """
+    recipe = run.recipe
+    clock = time.perf_counter
+    began = clock()
+    ranks = (run.accelerator.process_index, run.accelerator.num_processes)
+    gamma_of = (
+        None
+        if run.sampler is None
+        else partial(run.sampler.gamma, seed=recipe.train.seed, step=run.step)
+    )
     with run.droppable(), run.inference() as policy:
         done = rollout_step(
-            recipe, run.problems, run.anchors, policy, run.functions, run.step, run.share_done, *ranks, gamma_of=gamma_of
+            recipe,
+            run.problems,
+            run.anchors,
+            policy,
+            run.functions,
+            run.step,
+            run.share_done,
+            *ranks,
+            gamma_of=gamma_of,
         )
         decoded = clock()
         few = done.rollout.rows(torch.arange(min(2, len(done.texts))))
@@ -135,8 +179,11 @@ def collect(run: Run) -> Batch:
     advantages = advantages_of(run, done.rewards, group_ids).to(done.rollout.ids.device)
     largest = check_rewards(run, done, advantages)
     metrics = rollout_metrics(run, done) | {"advantage/largest": largest}
-    used = trained_rows(run, groups_with_spread(done.rewards, group_ids)).to(done.rollout.ids.device)
-    rollout, advantages = done.rollout.rows(used), advantages[used]
+    used = trained_rows(run, groups_with_spread(done.rewards, group_ids)).to(
+        done.rollout.ids.device
+    )
+    rollout = done.rollout.rows(used)
+    advantages = advantages[used]
     metrics["health/behavior_gap"] = gap
     graded = clock()
     with run.droppable(), run.inference() as policy:
@@ -156,7 +203,9 @@ def collect(run: Run) -> Batch:
         advantages=advantages,
         old_logps=old,
         ref_logps=ref,
-        group_actions=group_sum(done.rollout.action_mask.sum(-1).float(), done.rollout.group_ids)[used],
+        group_actions=group_sum(done.rollout.action_mask.sum(-1).float(), done.rollout.group_ids)[
+            used
+        ],
         counts=count(run, done.rollout, used),
         choices=None if run.sampler is None else run.sampler.choices(done),
         metrics=metrics,
@@ -165,7 +214,9 @@ def collect(run: Run) -> Batch:
 
 
 def trained_rows(run: Run, live: Tensor) -> Tensor:
-    """Rows that the policy is trained on. Without a KL term, rows without advantage add nothing: the gradient is the same."""
+    """Rows that the policy is trained on. Without a KL term, rows without advantage add nothing:
+    the gradient is the same.
+    """
     if not run.trains_policy:
         return torch.zeros(0, dtype=torch.int64)
     return (live if run.loss.kl_coef == 0 else torch.ones_like(live)).nonzero().squeeze(-1)
@@ -174,28 +225,38 @@ def trained_rows(run: Run, live: Tensor) -> Tensor:
 def frozen_likelihoods(
     run: Run, policy: ModelDenoiser, rollout: Rollout, advantages: Tensor
 ) -> tuple[Tensor, Tensor | None, int]:
-    """Old and reference token log-probs (num_iterations, B, L) on each inner update's views, and all canvases of the step.
+    """Old and reference token log-probs (num_iterations, B, L) on each inner update's views, and
+    all canvases of the step.
 
-    At the first inner update the old policy is the current one: no pass is needed, and zeros stand there.
+    At the first inner update the old policy is the current one: no pass is needed, and zeros stand
+    there.
     """
     iterations = run.recipe.train.num_iterations
-    old, ref = torch.zeros(iterations, *rollout.ids.shape, device=rollout.ids.device), None
+    old = torch.zeros(iterations, *rollout.ids.shape, device=rollout.ids.device)
+    ref = None
     if not len(advantages):
         return old, torch.zeros_like(old) if run.reference else None, 0
     views = [make_views(run, rollout, advantages, inner) for inner in range(iterations)]
     canvases = sum(count_canvases(rollout, v) for v in views)
     limit = run.recipe.train.max_canvases
     if run.loss.uses_old and iterations > 1:
-        later, calls = frozen_token_logps_over(policy, rollout, run.estimator, views[1:], max_canvases=limit)
-        old, canvases = torch.cat([old[:1], later]), canvases + calls
+        later, calls = frozen_token_logps_over(
+            policy, rollout, run.estimator, views[1:], max_canvases=limit
+        )
+        old = torch.cat([old[:1], later])
+        canvases = canvases + calls
     if run.reference is not None:
-        ref, calls = frozen_token_logps_over(run.reference, rollout, run.estimator, views, max_canvases=limit)
+        ref, calls = frozen_token_logps_over(
+            run.reference, rollout, run.estimator, views, max_canvases=limit
+        )
         canvases += calls
     return old, ref, canvases
 
 
 def count(run: Run, rollout: Rollout, used: Tensor) -> dict[str, float]:
-    """What losses are normalised by, over all ranks: tokens, rows and groups of the step; and the tokens of the used rows."""
+    """What losses are normalised by, over all ranks: tokens, rows and groups of the step; and the
+    tokens of the used rows.
+    """
     actions = rollout.action_mask
     local = {
         "num_actions": actions.sum(),
@@ -207,11 +268,14 @@ def count(run: Run, rollout: Rollout, used: Tensor) -> dict[str, float]:
 
 
 def update(run: Run, batch: Batch, *, check_ratio: bool) -> str | None:
-    """One optimiser step on the inner update's own masks, shared by the current, old and reference policy.
+    """One optimiser step on the inner update's own masks, shared by the current, old and reference
+    policy.
 
-    What is not finite is not stepped on: NotFiniteError, or the update is skipped and the line that says so returned.
+    What is not finite is not stepped on: NotFiniteError, or the update is skipped and the line that
+    says so returned.
     """
-    t, began = run.recipe.train, time.perf_counter()
+    t = run.recipe.train
+    began = time.perf_counter()
     rate = learning_rate(run.updates, run.share_done, lr=t.lr, warmup=t.warmup, schedule=t.schedule)
     row: dict[str, float] = {"lr": rate, "loss": 0.0, "grad_norm": 0.0, "updates/skipped": 0.0}
     if trained := batch.counts["num_scored"] > 0:
@@ -223,7 +287,11 @@ def update(run: Run, batch: Batch, *, check_ratio: bool) -> str | None:
         out = backward(run, batch, views, loss_fn)
         row |= summarise(run.reduce_metrics({"loss": out.loss, **out.metrics}))
         row["grad_norm"] = run.sum_gradients(run.denoiser.model, t.max_grad_norm)
-    sampler = run.sampler if batch.choices is not None and run.sampler and run.sampler.trains(run.share_done) else None
+    sampler = (
+        run.sampler
+        if batch.choices is not None and run.sampler and run.sampler.trains(run.share_done)
+        else None
+    )
     if sampler is not None and batch.choices is not None:
         num_rows = run.total(float(len(batch.choices.index)))
         row |= run.reduce_metrics(sampler.backward(batch.choices, num_rows))
@@ -242,20 +310,37 @@ def update(run: Run, batch: Batch, *, check_ratio: bool) -> str | None:
     return note
 
 
-def backward(run: Run, batch: Batch, views: Views, loss_fn: Callable[[Tensor], LossOutputs]) -> LossOutputs:
-    """Loss and gradients of this rank's rows; on sharded weights every rank makes as many passes as the rank with most."""
-    limit, frozen, own, most = run.recipe.train.max_canvases, None, 0, 0
+def backward(
+    run: Run, batch: Batch, views: Views, loss_fn: Callable[[Tensor], LossOutputs]
+) -> LossOutputs:
+    """Loss and gradients of this rank's rows; on sharded weights every rank makes as many passes as
+    the rank with most.
+    """
+    limit = run.recipe.train.max_canvases
+    frozen = None
+    own = 0
+    most = 0
     if run.sharded:
         own = num_passes(batch.rollout, views, limit)
         most = int(run.most(own))
         frozen = run.inference if most > 1 else None
-    out = backward_in_chunks(run.denoiser, batch.rollout, run.estimator, views, loss_fn, max_canvases=limit, frozen=frozen)
+    out = backward_in_chunks(
+        run.denoiser,
+        batch.rollout,
+        run.estimator,
+        views,
+        loss_fn,
+        max_canvases=limit,
+        frozen=frozen,
+    )
     extra_passes(run.denoiser, own, most)
     return out
 
 
 def batch_loss(loss: PolicyLoss, batch: Batch, inner: int) -> Callable[[Tensor], LossOutputs]:
-    """The policy loss as a function of token log-probs alone; at inner update 0 the old policy is the current one."""
+    """The policy loss as a function of token log-probs alone; at inner update 0 the old policy is
+    the current one.
+    """
 
     def loss_fn(token_logps: Tensor) -> LossOutputs:
         return loss(
@@ -276,7 +361,9 @@ def batch_loss(loss: PolicyLoss, batch: Batch, inner: int) -> Callable[[Tensor],
 
 
 def advantages_of(run: Run, rewards: Tensor, group_ids: Tensor) -> Tensor:
-    """Advantages within groups; the control of ``train.shuffle_advantages`` permutes them within each group."""
+    """Advantages within groups; the control of ``train.shuffle_advantages`` permutes them within
+    each group.
+    """
     advantages = run.advantage(rewards, group_ids)
     if run.recipe.train.shuffle_advantages:
         generator = named_generator(run.recipe.train.seed, "shuffle", run.step)
@@ -287,8 +374,12 @@ def advantages_of(run: Run, rewards: Tensor, group_ids: Tensor) -> Tensor:
 
 
 def make_views(run: Run, rollout: Rollout, advantages: Tensor, inner: int) -> Views:
-    """Masks of an inner update: named by step and position, so old, reference and current policy share them."""
+    """Masks of an inner update: named by step and position, so old, reference and current policy
+    share them.
+    """
     seed = run.recipe.train.seed
     generator = named_generator(seed, "views", run.step, inner)
-    update = Update(inner, run.recipe.train.num_iterations, named_seed(seed, "schedule", run.step), advantages)
+    update = Update(
+        inner, run.recipe.train.num_iterations, named_seed(seed, "schedule", run.step), advantages
+    )
     return run.estimator.make_views(rollout, run.denoiser.mask_id, generator, update)

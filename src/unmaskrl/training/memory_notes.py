@@ -22,12 +22,16 @@ _PROMPTS = 64  # problems whose prompts are counted
 
 
 def memory_notes(run: Run) -> list[str]:
-    """A line before a run's first step: does the plan fit this machine, and what to change if not."""
+    """A line before a run's first step: does the plan fit this machine, and what to change if
+    not.
+    """
     if run.step or run.inner:
         return []
     model: Any = run.denoiser.model
-    shape, a = ModelShape.of(model.config.to_dict()), run.accelerator
-    tokens, cuda = longest_prompt(run.problems), a.device.type == "cuda"
+    shape = ModelShape.of(model.config.to_dict())
+    a = run.accelerator
+    tokens = longest_prompt(run.problems)
+    cuda = a.device.type == "cuda"
     setup = Setup.of(run.recipe, processes=a.num_processes, prompt_tokens=tokens, cuda=cuda)
     return [f"memory plan: {verdict(shape, setup, *this_machine(a.num_processes))}"]
 
@@ -38,18 +42,24 @@ def longest_prompt(problems: Problems) -> int:
 
 
 def prompt_tokens(recipe: Recipe) -> tuple[int, bool]:
-    """``longest_prompt`` and True, or an assumption and False where the tokenizer or the task's data is not at hand."""
+    """``longest_prompt`` and True, or an assumption and False where the tokenizer or the task's
+    data is not at hand.
+    """
     path = asset(recipe.model.path)
     if not Path(path).is_dir() or not has_tokenizer(Path(path)):
         return ASSUMED_PROMPT, False
     try:
-        return longest_prompt(Problems(recipe, make_task(recipe), load_tokenizer(path), sys.maxsize)), True
+        return longest_prompt(
+            Problems(recipe, make_task(recipe), load_tokenizer(path), sys.maxsize)
+        ), True
     except (ValueError, OSError):
         return ASSUMED_PROMPT, False
 
 
 def this_machine(processes: int) -> tuple[str, float]:
-    """Name and GiB of what one process of a run here has: the first GPU, else its share of the RAM."""
+    """Name and GiB of what one process of a run here has: the first GPU, else its share of the
+    RAM.
+    """
     if torch.cuda.is_available():
         card = torch.cuda.get_device_properties(0)
         return f"{card.name} {card.total_memory / GIB:.0f} GiB", card.total_memory / GIB

@@ -1,4 +1,6 @@
-"""A run's checkpoints (shell): what is saved of it, what a checkpoint must hold to go on from, and the logs cut back to it."""
+"""A run's checkpoints (shell): what is saved of it, what a checkpoint must hold to go on from, and
+the logs cut back to it.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,14 @@ from ..core.finite import first_not_finite
 from ..core.types import Rollout
 from ..models.weights import like, load_trainable, trainable, whole
 from .bad_updates import check_weights
-from .folder.checkpoint import Checkpoint, load_latest, load_optimizer, optimizer_tensors, save_checkpoint, set_aside
+from .folder.checkpoint import (
+    Checkpoint,
+    load_latest,
+    load_optimizer,
+    optimizer_tensors,
+    save_checkpoint,
+    set_aside,
+)
 from .folder.config import CONFIG, keep_old, write_config
 from .folder.run_folder import LOGS, cut_log, sync_logs
 from .rollouts.threshold_policy import Choices
@@ -39,10 +48,13 @@ class Standing:
 
 
 def save_run(run: Run) -> None:
-    """Checkpoint everything that the rest of the run depends on. All ranks call; the main one writes."""
+    """Checkpoint everything that the rest of the run depends on. All ranks call; the main one
+    writes.
+    """
     run.check_place()
     check_weights(run)
-    # on every rank alike, also if the disk is full: all of them decide by it whether to save at the end
+    # on every rank alike, also if the disk is full: all of them decide by it whether to save at the
+    # end
     run.saved = run.updates
     groups = {
         "model": trainable(run.denoiser.model),
@@ -50,7 +62,10 @@ def save_run(run: Run) -> None:
         "optimizer": optimizer_tensors(run.denoiser.model, run.optimizer),
     }
     main = run.accelerator.is_main_process
-    tensors = {group: {n: v.cpu() for n, t in named.items() for v in [whole(t)] if main} for group, named in groups.items()}
+    tensors = {
+        group: {n: v.cpu() for n, t in named.items() for v in [whole(t)] if main}
+        for group, named in groups.items()
+    }
     if not main:
         return
     state: dict[str, Any] = {
@@ -78,24 +93,32 @@ def save_run(run: Run) -> None:
             "temperature": run.batch.rollout.temperature,
             "exact": run.batch.rollout.exact,
         }
-    save_checkpoint(run.out / "checkpoints", run.updates, tensors, state, keep=run.recipe.train.keep_checkpoints)
+    save_checkpoint(
+        run.out / "checkpoints", run.updates, tensors, state, keep=run.recipe.train.keep_checkpoints
+    )
 
 
 def load_run(run: Run) -> list[str]:
-    """Put the run where its newest usable checkpoint stands and cut the logs back to it; returns what to tell.
+    """Put the run where its newest usable checkpoint stands and cut the logs back to it; returns
+    what to tell.
 
-    Nothing in the folder is changed before all of that is known to work: damaged checkpoints are then set aside, and a recipe
-    with other free settings takes the place of config.yaml, which is kept.
+    Nothing in the folder is changed before all of that is known to work: damaged checkpoints are
+    then set aside, and a recipe with other free settings takes the place of config.yaml, which is
+    kept.
     """
     found = load_latest(run.out / "checkpoints", lambda checkpoint: fit(run, checkpoint))
-    standing, checkpoint = found.value, found.checkpoint
+    standing = found.value
+    checkpoint = found.checkpoint
     notes = list(found.notes)
     if standing is None or checkpoint is None:
         notes.append("no checkpoint yet: starting from the beginning")
     else:
         notes += _restore(run, standing, checkpoint)
     if run.most(float(run.updates)) != run.updates:
-        raise ValueError(f"ranks read different checkpoints in {run.out / 'checkpoints'}: is it one folder on one disk?")
+        raise ValueError(
+            f"ranks read different checkpoints in {run.out / 'checkpoints'}: is it one folder on "
+            "one disk?"
+        )
     run.saved = run.updates if standing else -1
     if run.accelerator.is_main_process:
         notes += set_aside(found.damaged)
@@ -107,20 +130,24 @@ def load_run(run: Run) -> list[str]:
 
 
 def _restore(run: Run, standing: Standing, checkpoint: Checkpoint) -> list[str]:
-    tensors, notes = checkpoint.tensors, []
+    tensors = checkpoint.tensors
+    notes = []
     if standing.step > run.recipe.train.steps:
         raise ValueError(
-            f"train.steps={run.recipe.train.steps}: {checkpoint.path} stands at step {standing.step} already; set at least that"
+            f"train.steps={run.recipe.train.steps}: {checkpoint.path} stands at step "
+            f"{standing.step} already; set at least that"
         )
     ranks = run.accelerator.num_processes
     if standing.num_ranks != ranks:
         if "batch" in checkpoint.state:
             raise ValueError(
-                f"{checkpoint.path} was written inside a step by {standing.num_ranks} process, this is {ranks}: "
+                f"{checkpoint.path} was written inside a step by {standing.num_ranks} process, "
+                f"this is {ranks}: "
                 "resume with the same number"
             )
         notes.append(
-            f"{checkpoint.path.name} was written by {standing.num_ranks} processes, this is {ranks}: sums round differently"
+            f"{checkpoint.path.name} was written by {standing.num_ranks} processes, this is "
+            f"{ranks}: sums round differently"
         )
     load_trainable(run.denoiser.model, tensors["model"])
     run.average = {name: like(value, run.average[name]) for name, value in tensors["ema"].items()}
@@ -142,12 +169,16 @@ def _write_changes(run: Run) -> None:
     if run.changed:
         keep_old(run.out / CONFIG)
         write_config(run.recipe, run.out)
-        keep_old(run.out / "summary.json")  # of the run as long as it was: eval.jsonl is cut back to before its last rows
+        # of the run as long as it was: eval.jsonl is cut back to before its last rows
+        keep_old(run.out / "summary.json")
 
 
 def fit(run: Run, checkpoint: Checkpoint) -> Standing:
-    """The numbers of a checkpoint that fits this run in every tensor; ValueError (or KeyError, TypeError) if it does not."""
-    state, tensors = checkpoint.state, checkpoint.tensors
+    """The numbers of a checkpoint that fits this run in every tensor; ValueError (or KeyError,
+    TypeError) if it does not.
+    """
+    state = checkpoint.state
+    tensors = checkpoint.tensors
     check_tensors("model", dict(trainable(run.denoiser.model)), tensors)
     check_tensors("ema", run.average, tensors)
     check_moments("optimizer", dict(trainable(run.denoiser.model)), tensors)
@@ -155,7 +186,10 @@ def fit(run: Run, checkpoint: Checkpoint) -> Standing:
         check_tensors("threshold", dict(run.sampler.head.named_parameters()), tensors)
         check_moments("threshold_optimizer", dict(run.sampler.head.named_parameters()), tensors)
     standing = Standing(
-        **{key: whole_number(state, key) for key in ("step", "inner", "updates", "calls", "num_ranks")},
+        **{
+            key: whole_number(state, key)
+            for key in ("step", "inner", "updates", "calls", "num_ranks")
+        },
         skipped=whole_number({"skipped": 0, **state}, "skipped"),  # older checkpoints have none
         elapsed=_real(state, "elapsed"),
         keep=_real(state, "keep"),
@@ -177,7 +211,9 @@ def _group(group: str, tensors: Mapping[str, dict[str, Tensor]]) -> dict[str, Te
     return tensors[group]
 
 
-def check_tensors(group: str, expected: Mapping[str, Tensor], tensors: Mapping[str, dict[str, Tensor]]) -> None:
+def check_tensors(
+    group: str, expected: Mapping[str, Tensor], tensors: Mapping[str, dict[str, Tensor]]
+) -> None:
     """ValueError unless a group of a checkpoint has the names and shapes of ``expected``."""
     found = _group(group, tensors)
     names = sorted(found.keys() ^ expected.keys())
@@ -187,21 +223,32 @@ def check_tensors(group: str, expected: Mapping[str, Tensor], tensors: Mapping[s
         if name in found and found[name].shape != tensor.shape
     ]
     if names or wrong:
-        what = f"other tensors ({', '.join(names[:3])})" if names else f"other shapes: {', '.join(wrong[:3])}"
+        what = (
+            f"other tensors ({', '.join(names[:3])})"
+            if names
+            else f"other shapes: {', '.join(wrong[:3])}"
+        )
         raise ValueError(f"{group}.safetensors has {what} than the recipe's model")
     if (bad := first_not_finite(found)) is not None:  # older versions saved such
         raise ValueError(f"{group}.safetensors has {bad}, which is not finite")
 
 
-def check_moments(group: str, parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, dict[str, Tensor]]) -> None:
+def check_moments(
+    group: str, parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, dict[str, Tensor]]
+) -> None:
     """ValueError unless a group of a checkpoint is AdamW's state of (some of) ``parameters``."""
     for key, value in _group(group, tensors).items():
         name, _, moment = key.rpartition("/")
         if name not in parameters or moment not in MOMENTS:
-            raise ValueError(f"{group}.safetensors has {key}, which is no state of the recipe's model")
+            raise ValueError(
+                f"{group}.safetensors has {key}, which is no state of the recipe's model"
+            )
         expected = torch.Size() if moment == "step" else parameters[name].shape
         if value.shape != expected:
-            raise ValueError(f"{group}.safetensors has {key} of shape {tuple(value.shape)}, expected {tuple(expected)}")
+            raise ValueError(
+                f"{group}.safetensors has {key} of shape {tuple(value.shape)}, expected "
+                f"{tuple(expected)}"
+            )
 
 
 def whole_number(state: Mapping[str, Any], key: str) -> int:
@@ -221,7 +268,11 @@ def _real(state: Mapping[str, Any], key: str) -> float:
 
 def batch_tensors(batch: Batch) -> dict[str, Tensor]:
     """The open step as named tensors."""
-    rollout = {f"rollout/{k}": v for f in fields(Rollout) if isinstance(v := getattr(batch.rollout, k := f.name), Tensor)}
+    rollout = {
+        f"rollout/{k}": v
+        for f in fields(Rollout)
+        if isinstance(v := getattr(batch.rollout, k := f.name), Tensor)
+    }
     tensors = rollout | {
         "advantages": batch.advantages,
         "old_logps": batch.old_logps,
@@ -234,10 +285,15 @@ def batch_tensors(batch: Batch) -> dict[str, Tensor]:
 
 def restore_batch(tensors: dict[str, Tensor], state: dict[str, Any], device: torch.device) -> Batch:
     """The inverse of ``batch_tensors``, on ``device``."""
-    prefix, tensors = "rollout/", {name: tensor.to(device) for name, tensor in tensors.items()}
-    rollout: dict[str, Any] = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    prefix = "rollout/"
+    tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
+    rollout: dict[str, Any] = {
+        k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)
+    }
     rollout |= {key: state[key] for key in ("gen_length", "temperature", "exact")}
-    choices = {k.removeprefix("choices/"): v for k, v in tensors.items() if k.startswith("choices/")}
+    choices = {
+        k.removeprefix("choices/"): v for k, v in tensors.items() if k.startswith("choices/")
+    }
     return Batch(
         rollout=Rollout(**rollout),
         advantages=tensors["advantages"],

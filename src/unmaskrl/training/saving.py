@@ -16,7 +16,9 @@ def is_late(run: Run) -> bool:
 
 
 def save(run: Run, progress: TrainProgress | SilentProgress) -> None:
-    """Checkpoint, unless there is one of this update; a full disk is said, and training goes on with the last good one."""
+    """Checkpoint, unless there is one of this update; a full disk is said, and training goes on
+    with the last good one.
+    """
     if run.saved == run.updates:
         return
     failed = ""

@@ -5,8 +5,12 @@ from __future__ import annotations
 import math
 
 
-def learning_rate(update: int, share_done: float, *, lr: float, warmup: int, schedule: str) -> float:
-    """Rate of the 0-based ``update``: linear warm-up, then constant, or linear or cosine decay to 0 as ``share_done`` -> 1."""
+def learning_rate(
+    update: int, share_done: float, *, lr: float, warmup: int, schedule: str
+) -> float:
+    """Rate of the 0-based ``update``: linear warm-up, then constant, or linear or cosine decay to 0
+    as ``share_done`` -> 1.
+    """
     if update < warmup:
         return lr * (update + 1) / warmup
     if schedule == "linear":

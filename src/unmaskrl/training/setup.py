@@ -33,18 +33,23 @@ from .rollouts.threshold_policy import Sampler
 from .state import Run
 
 PROBE_PROBLEMS = 32
-WAIT = timedelta(days=1)  # of ranks while one evaluates or saves; a rank that dies is noticed by the launcher, not by this
+# of ranks while one evaluates or saves; a rank that dies is noticed by the launcher, not by this
+WAIT = timedelta(days=1)
 
 
 def start_run(recipe: Recipe, *, resume: bool, force: bool) -> Run:
-    """Build a run from its recipe; only when all of it could be built is its folder made (by ``force``: the old one moved).
+    """Build a run from its recipe; only when all of it could be built is its folder made (by
+    ``force``: the old one moved).
 
     The main process holds the folder's lock when this returns (``Run.lock``).
     """
     patience = InitProcessGroupKwargs(timeout=WAIT)
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[patience])
-    out, lock = folder_of(recipe.train.out, recipe.name, recipe.train.seed), None
-    accelerator.project_configuration = ProjectConfiguration(project_dir=str(out), logging_dir=str(out / "tensorboard"))
+    out = folder_of(recipe.train.out, recipe.name, recipe.train.seed)
+    lock = None
+    accelerator.project_configuration = ProjectConfiguration(
+        project_dir=str(out), logging_dir=str(out / "tensorboard")
+    )
     if accelerator.is_main_process:  # the other ranks may look when the folder is already there
         check_folder(out, resume=resume, force=force)
         lock = hold_folder(out) if resume else None
@@ -61,7 +66,9 @@ def start_run(recipe: Recipe, *, resume: bool, force: bool) -> Run:
         if lock is not None:
             lock.release()
         raise
-    run.lock, run.changed, run.notes = lock, changed, [*notes, *run.notes]
+    run.lock = lock
+    run.changed = changed
+    run.notes = [*notes, *run.notes]
     accelerator.wait_for_everyone()
     run.threads = _choose_threads(recipe, out)
     return run
@@ -71,26 +78,42 @@ def _build_run(recipe: Recipe, accelerator: Accelerator, out: Path, *, resume: b
     shard = _shard_mode(recipe, accelerator)
     if recipe.train.prompts_per_step % accelerator.num_processes:
         raise ValueError(
-            f"train.prompts_per_step={recipe.train.prompts_per_step} on {accelerator.num_processes} processes: every process "
+            f"train.prompts_per_step={recipe.train.prompts_per_step} on "
+            f"{accelerator.num_processes} processes: every process "
             "takes as many prompts, so set a multiple of their number"
         )
     denoiser, tokenizer, folder = open_model(recipe.model, accelerator.device, recipe.train.seed)
     task = make_task(recipe)
     problems = Problems(recipe, task, tokenizer, denoiser.max_length)
-    functions = {name: load_function(name, "train.reward_functions") for name in recipe.train.reward_functions}
+    functions = {
+        name: load_function(name, "train.reward_functions")
+        for name in recipe.train.reward_functions
+    }
     state = TrainerState(global_step=0, max_steps=recipe.train.steps)
-    tried = try_rewards(task, tokenizer, problems.examples[0], functions, state=state, run_name=recipe.name)
+    tried = try_rewards(
+        task, tokenizer, problems.examples[0], functions, state=state, run_name=recipe.name
+    )
     notes = [*problems.notes, *tried, *([] if resume else probe_model(recipe, denoiser, problems))]
     loss = make_loss(recipe)
-    gathered = Gathered(denoiser.model, frozen_copy(denoiser)) if shard != "none" and recipe.train.gather_rollout else None
+    gathered = (
+        Gathered(denoiser.model, frozen_copy(denoiser))
+        if shard != "none" and recipe.train.gather_rollout
+        else None
+    )
     frozen = gathered.plain if gathered else Lockstep.of(denoiser) if shard != "none" else denoiser
     base = denoiser
-    if loss.uses_ref or "most_predictable" in recipe.prior.select:  # something looks at the model as it was
-        base = WithoutAdapters.of(frozen, inner=frozen) if recipe.model.lora else frozen_copy(denoiser)
+    # something looks at the model as it was
+    if loss.uses_ref or "most_predictable" in recipe.prior.select:
+        base = (
+            WithoutAdapters.of(frozen, inner=frozen) if recipe.model.lora else frozen_copy(denoiser)
+        )
     if shard != "none":
         shard_blocks(denoiser.model, shard)
-    t, learning = recipe.train, trainable(denoiser.model)
-    optimizer = torch.optim.AdamW(learning.values(), lr=t.lr, betas=t.betas, weight_decay=t.weight_decay)
+    t = recipe.train
+    learning = trainable(denoiser.model)
+    optimizer = torch.optim.AdamW(
+        learning.values(), lr=t.lr, betas=t.betas, weight_decay=t.weight_decay
+    )
     return Run(
         recipe=recipe,
         out=out,
@@ -116,7 +139,9 @@ def _build_run(recipe: Recipe, accelerator: Accelerator, out: Path, *, resume: b
 
 
 def probe_model(recipe: Recipe, denoiser: ModelDenoiser, problems: Problems) -> list[str]:
-    """Ask a loaded model for masked tokens of some training problems; a warning, or ValueError if its logits look shifted."""
+    """Ask a loaded model for masked tokens of some training problems; a warning, or ValueError if
+    its logits look shifted.
+    """
     if not recipe.train.probe or recipe.model.random_init is not None:
         return []
     count = min(PROBE_PROBLEMS, len(problems.examples))
@@ -124,37 +149,49 @@ def probe_model(recipe: Recipe, denoiser: ModelDenoiser, problems: Problems) -> 
     known = [i for i, text in enumerate(texts) if text is not None]
     prompts = [problems.prompt(i) for i in known]
     references = [encode_reference(problems.tokenizer, texts[i] or "", [])[0] for i in known]
-    probe = masked_accuracy(denoiser, prompts, references, named_generator(recipe.train.seed, "probe"))
+    probe = masked_accuracy(
+        denoiser, prompts, references, named_generator(recipe.train.seed, "probe")
+    )
     note = check_probe(probe)
     return [] if note is None else [f"model.path {recipe.model.path}: {note}"]
 
 
 def _shard_mode(recipe: Recipe, accelerator: Accelerator) -> str:
     """train.shard, or what accelerate's own FSDP settings ask for."""
-    mode, kind = recipe.train.shard, accelerator.distributed_type
+    mode = recipe.train.shard
+    kind = accelerator.distributed_type
     if kind == DistributedType.DEEPSPEED:
         raise ValueError(
-            "accelerate is configured for DeepSpeed, whose engine owns the optimiser step that this loop does itself; "
+            "accelerate is configured for DeepSpeed, whose engine owns the optimiser step that "
+            "this loop does itself; "
             "train.shard=zero2 splits the same tensors: launch with configs/accelerate/zero2.yaml"
         )
     if kind == DistributedType.FSDP and mode == "none":
         plugin = accelerator.state.fsdp_plugin
         mode = "fsdp" if plugin is None or plugin.reshard_after_forward else "zero2"
     if mode != "none" and accelerator.num_processes == 1:
-        raise ValueError(f"train.shard={mode} splits weights over processes and there is one; start with `accelerate launch`")
+        raise ValueError(
+            f"train.shard={mode} splits weights over processes and there is one; start with "
+            "`accelerate launch`"
+        )
     return mode
 
 
 def _check_stored(recipe: Recipe, out: Path) -> tuple[list[str], list[str]]:
-    """Changed settings of a run that goes on, and what to say of them; ValueError if one belongs to its past."""
+    """Changed settings of a run that goes on, and what to say of them; ValueError if one belongs to
+    its past.
+    """
     stored = read_config(out / CONFIG)
     changed = check_changes(recipe, stored, out / CONFIG)
     return changed, describe_changes(recipe, stored, changed)
 
 
 def _choose_threads(recipe: Recipe, out: Path) -> int:
-    """The measured number of threads, kept with the run: a resumed run must sum in the same order, unless told otherwise."""
-    path, wanted = out / "threads.json", recipe.train.threads
+    """The measured number of threads, kept with the run: a resumed run must sum in the same order,
+    unless told otherwise.
+    """
+    path = out / "threads.json"
+    wanted = recipe.train.threads
     if path.exists():
         stored = read_json(path).get("threads")
         if isinstance(stored, bool) or not isinstance(stored, int) or stored < 1:
@@ -166,10 +203,14 @@ def _choose_threads(recipe: Recipe, out: Path) -> int:
     return threads
 
 
-def open_model(model: ModelConfig, device: str | torch.device, seed: int = 0) -> tuple[ModelDenoiser, Any, Path | None]:
-    """What a recipe's ``model`` section says: denoiser, tokenizer, and the tokenizer's folder (None: the byte tokenizer).
+def open_model(
+    model: ModelConfig, device: str | torch.device, seed: int = 0
+) -> tuple[ModelDenoiser, Any, Path | None]:
+    """What a recipe's ``model`` section says: denoiser, tokenizer, and the tokenizer's folder
+    (None: the byte tokenizer).
 
-    Blocks are put into 4 bits, adapters (drawn from ``seed``) are added, and activations are recomputed, if so set.
+    Blocks are put into 4 bits, adapters (drawn from ``seed``) are added, and activations are
+    recomputed, if so set.
     """
     denoiser, tokenizer, folder = _open_base(model, "cpu" if model.quantize else device)
     module: Any = denoiser.model
@@ -177,13 +218,19 @@ def open_model(model: ModelConfig, device: str | torch.device, seed: int = 0) ->
         quantize_blocks(module, torch.device(device), DTYPES[model.dtype])
     if model.lora:
         add_lora(
-            module, named_generator(seed, "lora"), rank=model.lora.rank, alpha=model.lora.alpha, targets=model.lora.targets
+            module,
+            named_generator(seed, "lora"),
+            rank=model.lora.rank,
+            alpha=model.lora.alpha,
+            targets=model.lora.targets,
         )
     module.recompute = model.activation_checkpointing
     return denoiser, tokenizer, folder
 
 
-def _open_base(model: ModelConfig, device: str | torch.device) -> tuple[ModelDenoiser, Any, Path | None]:
+def _open_base(
+    model: ModelConfig, device: str | torch.device
+) -> tuple[ModelDenoiser, Any, Path | None]:
     dtype = DTYPES[model.dtype]
     if model.random_init is None:
         return open_checkpoint(model.path, device, dtype, model.revision)

@@ -1,8 +1,10 @@
-"""Supervised masked-diffusion training: of the shipped base from scratch, or of any checkpoint on a task's references.
+"""Supervised masked-diffusion training: of the shipped base from scratch, or of any checkpoint on a
+task's references.
 
-Per row, n ~ U{1..G} of the G completion tokens are masked and the loss is the mean cross-entropy over them, i.e. the
-count-weighted ELBO (G / n) sum_{masked} -log p divided by G (LLaDA's 1/t weight in its low-variance form). Completions are
-filled up with EOS, which is learnt as well. Batches and masks depend on (seed, step) alone, so a run resumes exactly.
+Per row, n ~ U{1..G} of the G completion tokens are masked and the loss is the mean cross-entropy
+over them, i.e. the count-weighted ELBO (G / n) sum_{masked} -log p divided by G (LLaDA's 1/t weight
+in its low-variance form). Completions are filled up with EOS, which is learnt as well. Batches and
+masks depend on (seed, step) alone, so a run resumes exactly.
 """
 
 from __future__ import annotations
@@ -27,7 +29,13 @@ from ..core.rng import named_generator
 from ..models.checkpoint import save_model
 from ..models.denoiser import ModelDenoiser
 from ..models.loading import open_checkpoint
-from ..models.tokenizer import build_mini_tokenizer, copy_tokenizer, encode_prompt, encode_reference, load_tokenizer
+from ..models.tokenizer import (
+    build_mini_tokenizer,
+    copy_tokenizer,
+    encode_prompt,
+    encode_reference,
+    load_tokenizer,
+)
 from ..models.weights import load_trainable
 from ..recipes.registry import COMPONENTS, check_component, component
 from ..recipes.schema import SFTMixture, SFTRecipe, SFTTrain
@@ -36,9 +44,23 @@ from ..utils.files import append_jsonl, write_json
 from ..utils.stopping import Stop, Stopped, signals_to
 from ..utils.torch_setup import default_device, set_threads
 from .bad_updates import last_good
-from .folder.checkpoint import Checkpoint, load_latest, load_optimizer, optimizer_tensors, save_checkpoint, set_aside
+from .folder.checkpoint import (
+    Checkpoint,
+    load_latest,
+    load_optimizer,
+    optimizer_tensors,
+    save_checkpoint,
+    set_aside,
+)
 from .folder.config import check_changes, keep_old, read_config
-from .folder.run_folder import check_folder, claim_folder, cut_log, folder_of, hold_folder, sync_logs
+from .folder.run_folder import (
+    check_folder,
+    claim_folder,
+    cut_log,
+    folder_of,
+    hold_folder,
+    sync_logs,
+)
 from .resume import check_moments, check_tensors, whole_number
 from .schedule import learning_rate
 
@@ -47,7 +69,9 @@ Report = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True, slots=True)
 class SFTData:
-    """Token ids of one part of the data: prompts (N, P), left-padded, their masks, right and lazy completions (N, G)."""
+    """Token ids of one part of the data: prompts (N, P), left-padded, their masks, right and lazy
+    completions (N, G).
+    """
 
     prompts: Tensor
     prompt_mask: Tensor
@@ -55,8 +79,12 @@ class SFTData:
     lazy: Tensor
     part: SFTMixture
 
-    def batch(self, step: int, steps: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows of one step: with probability lazy_share the lazy demonstration, once lazy_from of the run is over."""
+    def batch(
+        self, step: int, steps: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows of one step: with probability lazy_share the lazy demonstration, once lazy_from of
+        the run is over.
+        """
         index = torch.randint(len(self.prompts), (self.part.batch_size,), generator=generator)
         share = self.part.lazy_share if step >= self.part.lazy_from * steps else 0.0
         is_lazy = torch.rand(self.part.batch_size, generator=generator) < share
@@ -64,7 +92,8 @@ class SFTData:
         return self.prompts[index], self.prompt_mask[index], completions
 
 
-CONFIG, LOG = "config.json", "log.jsonl"
+CONFIG = "config.json"
+LOG = "log.jsonl"
 
 
 def run_sft(
@@ -75,14 +104,18 @@ def run_sft(
     report: Report | None = None,
     stop_at: int | None = None,
 ) -> Path:
-    """Train, log to ``log.jsonl``, checkpoint, and write the model folder ``model/``; returns the run's folder.
+    """Train, log to ``log.jsonl``, checkpoint, and write the model folder ``model/``; returns the
+    run's folder.
 
-    ``stop_at`` ends after that many steps with the schedule of the whole run, to compare with its log.
+    ``stop_at`` ends after that many steps with the schedule of the whole run, to compare with its
+    log.
     """
     settings = recipe.train
     out = folder_of(settings.out, recipe.name, settings.seed)
     check_folder(out, resume=resume, force=force)
-    changed = check_changes(recipe, read_config(out / CONFIG, SFTRecipe), out / CONFIG) if resume else []
+    changed = (
+        check_changes(recipe, read_config(out / CONFIG, SFTRecipe), out / CONFIG) if resume else []
+    )
     set_threads(settings.threads)
     lock = hold_folder(out) if resume else None
     try:
@@ -94,7 +127,16 @@ def run_sft(
                 lock, notes = claim_folder(out, force=force)
                 _say(notes, report)
             shutil.copytree(Path(aside) / "model", out / "model", dirs_exist_ok=True)
-        _run_steps(recipe, out, denoiser, data, resume=resume, changed=changed, report=report, stop_at=stop_at)
+        _run_steps(
+            recipe,
+            out,
+            denoiser,
+            data,
+            resume=resume,
+            changed=changed,
+            report=report,
+            stop_at=stop_at,
+        )
     finally:
         if lock is not None:
             lock.release()
@@ -115,7 +157,10 @@ def _run_steps(
     """From where the folder's newest checkpoint stands to the model folder."""
     settings = recipe.train
     optimizer = torch.optim.AdamW(
-        denoiser.model.parameters(), lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
+        denoiser.model.parameters(),
+        lr=settings.lr,
+        betas=settings.betas,
+        weight_decay=settings.weight_decay,
     )
     first = _resume(out, settings.steps, denoiser.model, optimizer, report) if resume else 0
     if changed:
@@ -129,8 +174,16 @@ def _run_steps(
             with _explaining(out, step + 1):
                 losses, norm, rate = _update(denoiser, optimizer, data, settings, step)
             if (step + 1) % settings.log_every == 0 or step + 1 == settings.steps:
-                row = {"step": step + 1, "loss": sum(losses) / len(losses), "lr": rate, "grad_norm": norm}
-                row |= {f"loss/{i}_{p.task['name']}": v for i, (p, v) in enumerate(zip(recipe.data, losses, strict=True))}
+                row = {
+                    "step": step + 1,
+                    "loss": sum(losses) / len(losses),
+                    "lr": rate,
+                    "grad_norm": norm,
+                }
+                row |= {
+                    f"loss/{i}_{p.task['name']}": v
+                    for i, (p, v) in enumerate(zip(recipe.data, losses, strict=True))
+                }
                 append_jsonl(out / LOG, [row])
                 if report:
                     report({**row, "steps": settings.steps, "seconds": time.perf_counter() - start})
@@ -139,7 +192,10 @@ def _run_steps(
                 with _explaining(out, step + 1):
                     failed = saver.save(step + 1)
                 if stop.signum and not last:
-                    place = f"stopped at step {step + 1} of {settings.steps}; all of it is in {out / 'checkpoints'}"
+                    place = (
+                        f"stopped at step {step + 1} of {settings.steps}; all of it is in "
+                        f"{out / 'checkpoints'}"
+                    )
                     raise Stopped(stop.signum, failed or place, resumable=True)
     save_model(denoiser.model, out / "model")
 
@@ -160,29 +216,42 @@ def encode_mixture(part: SFTMixture, tokenizer: Any, denoiser: ModelDenoiser) ->
     # a problem without a known solution teaches nothing here
     pairs = [(e, text) for e in examples if (text := task.reference(e)) is not None]
     if not pairs:
-        raise ValueError(f"{task.name}: none of {len(examples)} problems has a reference to learn from: give others")
+        raise ValueError(
+            f"{task.name}: none of {len(examples)} problems has a reference to learn from: give "
+            "others"
+        )
     prompts = [encode_prompt(tokenizer, task.prompt(example)) for example, _ in pairs]
     references = [encode_reference(tokenizer, text, [])[0] for _, text in pairs]
     lazy = references
     if isinstance(task, LazyTask):
         lazy = [encode_reference(tokenizer, task.lazy(example), [])[0] for example, _ in pairs]
     elif part.lazy_share > 0:
-        raise ValueError(f"data.lazy_share is {part.lazy_share}, but task {task.name} has no lazy policy: set it to 0")
+        raise ValueError(
+            f"data.lazy_share is {part.lazy_share}, but task {task.name} has no lazy policy: set "
+            "it to 0"
+        )
     longest = max(map(len, references + lazy)) + 1
     if longest > part.gen_length:
-        raise ValueError(f"{task.name}: a completion has {longest} tokens, gen_length is {part.gen_length}: raise it")
+        raise ValueError(
+            f"{task.name}: a completion has {longest} tokens, gen_length is {part.gen_length}: "
+            "raise it"
+        )
     width = max(map(len, prompts))
     return SFTData(
         prompts=torch.tensor([[denoiser.pad_id] * (width - len(p)) + p for p in prompts]),
         prompt_mask=torch.tensor([[False] * (width - len(p)) + [True] * len(p) for p in prompts]),
-        references=torch.tensor([r + [denoiser.eos_id] * (part.gen_length - len(r)) for r in references]),
+        references=torch.tensor(
+            [r + [denoiser.eos_id] * (part.gen_length - len(r)) for r in references]
+        ),
         lazy=torch.tensor([r + [denoiser.eos_id] * (part.gen_length - len(r)) for r in lazy]),
         part=part,
     )
 
 
 def mixture_task(part: SFTMixture) -> Task:
-    """The task of one part of the data; one that generates its problems makes ``num_examples`` of them."""
+    """The task of one part of the data; one that generates its problems makes ``num_examples`` of
+    them.
+    """
     check_component(part.task, COMPONENTS["task"], "data.task")
     generates = "train_size" in inspect.signature(COMPONENTS["task"][part.task["name"]]).parameters
     size = {"train_size": part.num_examples} if generates else {}
@@ -190,43 +259,66 @@ def mixture_task(part: SFTMixture) -> Task:
 
 
 def masked_loss(
-    denoiser: ModelDenoiser, prompts: Tensor, prompt_mask: Tensor, completions: Tensor, generator: torch.Generator
+    denoiser: ModelDenoiser,
+    prompts: Tensor,
+    prompt_mask: Tensor,
+    completions: Tensor,
+    generator: torch.Generator,
 ) -> Tensor:
-    """Mean over rows of the mean cross-entropy (nats per token) over n masked tokens, n ~ U{1..G}, stratified over rows."""
+    """Mean over rows of the mean cross-entropy (nats per token) over n masked tokens, n ~ U{1..G},
+    stratified over rows.
+    """
     batch, gen_length = completions.shape
     share = (torch.arange(batch) + torch.rand((), generator=generator)) / batch
     count = 1 + (share * gen_length).long().clamp(max=gen_length - 1)
-    rank = torch.rand(batch, gen_length, generator=generator, dtype=torch.float64).argsort(-1).argsort(-1)
+    rank = (
+        torch.rand(batch, gen_length, generator=generator, dtype=torch.float64)
+        .argsort(-1)
+        .argsort(-1)
+    )
     masked = (rank < count[:, None]).to(completions.device)
     ids = torch.cat([prompts, torch.where(masked, denoiser.mask_id, completions)], 1)
     attention = torch.cat([prompt_mask, torch.ones_like(masked)], 1)
     hidden = denoiser.hidden(ids, None if bool(attention.all()) else attention)[:, -gen_length:]
     weight = (1.0 / count.to(completions.device) / batch)[:, None].expand_as(masked)[masked]
-    hidden_RD, targets = hidden[masked], completions[masked]
+    hidden_RD = hidden[masked]
+    targets = completions[masked]
     total = hidden.new_zeros(())
     for rows in row_chunks(len(targets), denoiser.vocab_size):
-        loss = nn.functional.cross_entropy(denoiser.head(hidden_RD[rows]).float(), targets[rows], reduction="none")
+        loss = nn.functional.cross_entropy(
+            denoiser.head(hidden_RD[rows]).float(), targets[rows], reduction="none"
+        )
         total = total + (loss * weight[rows]).sum()
     return total
 
 
 def _update(
-    denoiser: ModelDenoiser, optimizer: torch.optim.Optimizer, data: list[SFTData], settings: SFTTrain, step: int
+    denoiser: ModelDenoiser,
+    optimizer: torch.optim.Optimizer,
+    data: list[SFTData],
+    settings: SFTTrain,
+    step: int,
 ) -> tuple[list[float], float, float]:
     """One step: the loss (nats per token) of each part, the gradient norm, the learning rate."""
     losses = []
     optimizer.zero_grad(set_to_none=True)
     for i, part in enumerate(data):
         generator = named_generator(settings.seed, "sft-batch", step, i)
-        prompts, mask, completions = (t.to(denoiser.device) for t in part.batch(step, settings.steps, generator))
+        prompts, mask, completions = (
+            t.to(denoiser.device) for t in part.batch(step, settings.steps, generator)
+        )
         loss = masked_loss(denoiser, prompts, mask, completions, generator)
         (loss / len(data)).backward()
         losses.append(float(loss.detach()))
     norm = float(nn.utils.clip_grad_norm_(denoiser.model.parameters(), settings.max_grad_norm))
     if not all(map(math.isfinite, [*losses, norm])):
-        raise NotFiniteError(f"loss {sum(losses) / len(losses)}, gradient norm {norm}; lower train.lr")
+        raise NotFiniteError(
+            f"loss {sum(losses) / len(losses)}, gradient norm {norm}; lower train.lr"
+        )
     share_done = max(0.0, step - settings.warmup) / max(1, settings.steps - settings.warmup)
-    rate = learning_rate(step, share_done, lr=settings.lr, warmup=settings.warmup, schedule="cosine")
+    rate = learning_rate(
+        step, share_done, lr=settings.lr, warmup=settings.warmup, schedule="cosine"
+    )
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()
@@ -275,18 +367,27 @@ class _Saver:
 
     def is_due(self, step: int) -> bool:
         minutes = self.settings.save_minutes
-        return step % self.settings.save_every == 0 or (minutes is not None and time.monotonic() - self.last >= 60 * minutes)
+        return step % self.settings.save_every == 0 or (
+            minutes is not None and time.monotonic() - self.last >= 60 * minutes
+        )
 
     def save(self, step: int) -> str:
         """Write one; why it failed, if it did: training goes on, and the older ones are there."""
         self.last = time.monotonic()
-        tensors = {"model": dict(self.model.named_parameters()), "optimizer": optimizer_tensors(self.model, self.optimizer)}
-        bad = first_not_finite({f"{group} {name}": t for group, named in tensors.items() for name, t in named.items()})
+        tensors = {
+            "model": dict(self.model.named_parameters()),
+            "optimizer": optimizer_tensors(self.model, self.optimizer),
+        }
+        bad = first_not_finite(
+            {f"{group} {name}": t for group, named in tensors.items() for name, t in named.items()}
+        )
         if bad is not None:
             raise NotFiniteError(f"{bad} is not finite, nothing is saved; lower train.lr")
         state = {"step": step, "log_bytes": sync_logs(self.out, (LOG,))[LOG]}
         try:
-            save_checkpoint(self.out / "checkpoints", step, tensors, state, keep=self.settings.keep_checkpoints)
+            save_checkpoint(
+                self.out / "checkpoints", step, tensors, state, keep=self.settings.keep_checkpoints
+            )
         except OSError as error:
             if self.report:
                 self.report({"note": f"warning: {error}"})
@@ -294,7 +395,9 @@ class _Saver:
         return ""
 
 
-def _resume(out: Path, steps: int, model: nn.Module, optimizer: torch.optim.Optimizer, report: Report | None) -> int:
+def _resume(
+    out: Path, steps: int, model: nn.Module, optimizer: torch.optim.Optimizer, report: Report | None
+) -> int:
     def fit(checkpoint: Checkpoint) -> tuple[int, int]:
         check_tensors("model", dict(model.named_parameters()), checkpoint.tensors)
         check_moments("optimizer", dict(model.named_parameters()), checkpoint.tensors)
@@ -303,7 +406,9 @@ def _resume(out: Path, steps: int, model: nn.Module, optimizer: torch.optim.Opti
     found = load_latest(out / "checkpoints", fit)
     step, log_bytes = found.value or (0, 0)
     if step > steps:
-        raise ValueError(f"train.steps={steps}: {out} stands at step {step} already; set at least that")
+        raise ValueError(
+            f"train.steps={steps}: {out} stands at step {step} already; set at least that"
+        )
     if found.checkpoint is not None:
         load_trainable(model, found.checkpoint.tensors["model"])
         load_optimizer(model, optimizer, found.checkpoint.tensors["optimizer"])

@@ -32,14 +32,17 @@ from .rollouts.threshold_policy import Choices, Sampler
 
 @dataclass(slots=True, kw_only=True)
 class Batch:
-    """The step in progress: rows that are trained on, their likelihoods per inner update, metrics so far."""
+    """The step in progress: rows that are trained on, their likelihoods per inner update, metrics
+    so far.
+    """
 
     rollout: Rollout
     advantages: Tensor
     old_logps: Tensor  # (num_iterations, B, L)
     ref_logps: Tensor | None
     group_actions: Tensor  # (B,): action tokens of each row's group
-    counts: dict[str, float]  # of the whole step over all ranks, left-out rows included; and of what is scored
+    # of the whole step over all ranks, left-out rows included; and of what is scored
+    counts: dict[str, float]
     choices: Choices | None
     metrics: dict[str, float | None]
     inner_metrics: list[dict[str, float]]
@@ -47,7 +50,9 @@ class Batch:
 
 @dataclass(slots=True, kw_only=True)
 class Run:
-    """Everything a step needs. ``step``, ``inner``, ``updates`` say where the run stands; ``batch`` is the open step."""
+    """Everything a step needs. ``step``, ``inner``, ``updates`` say where the run stands; ``batch``
+    is the open step.
+    """
 
     recipe: Recipe
     out: Path
@@ -78,31 +83,42 @@ class Run:
     trackers: bool = field(default=False)
     notes: list[str] = field(default_factory=list)
     lock: Lock | None = None  # the main process's, of the folder
-    changed: list[str] = field(default_factory=list)  # settings that are not those of the stored run
+    # settings that are not those of the stored run
+    changed: list[str] = field(default_factory=list)
     saved: int = -1  # updates at the last checkpoint that was read or (tried to be) written
     stop: Stop = field(default_factory=Stop)
     saved_at: float = field(default_factory=time.monotonic)
     unsaved: str = ""  # why the last attempt failed, if it did
     skipped: int = 0  # updates in a row that were not made because they are not finite
-    largest: dict[str, float] = field(default_factory=dict)  # |advantage| and |ratio - 1| of the newest update
+    # |advantage| and |ratio - 1| of the newest update
+    largest: dict[str, float] = field(default_factory=dict)
 
     def check_place(self) -> None:
-        """ValueError if the folder is not this process's any more: deleted, moved, or taken over."""
+        """ValueError if the folder is not this process's any more: deleted, moved, or taken
+        over.
+        """
         if self.lock is not None and not self.lock.is_held():
             raise ValueError(
-                f"{self.out} was deleted, moved or taken by another process while this one trained (its {self.lock.path.name} "
+                f"{self.out} was deleted, moved or taken by another process while this one trained "
+                f"(its {self.lock.path.name} "
                 f"file is gone): stopped at step {self.step}, nothing more is written there"
             )
 
     @property
     def share_done(self) -> float:
-        """How much of the run is over, by steps or, if train.minutes is set and further on, by time."""
+        """How much of the run is over, by steps or, if train.minutes is set and further on, by
+        time.
+        """
         t = self.recipe.train
-        return min(1.0, max(self.step / t.steps, self.elapsed / (60 * t.minutes) if t.minutes else 0.0))
+        return min(
+            1.0, max(self.step / t.steps, self.elapsed / (60 * t.minutes) if t.minutes else 0.0)
+        )
 
     @property
     def out_of_time(self) -> bool:
-        """Whether train.minutes are over (counted over all parts of a resumed run, evaluation apart)."""
+        """Whether train.minutes are over (counted over all parts of a resumed run, evaluation
+        apart).
+        """
         minutes = self.recipe.train.minutes
         return minutes is not None and self.elapsed >= 60 * minutes
 
@@ -110,7 +126,9 @@ class Run:
     def trains_policy(self) -> bool:
         """Whether the policy's weights learn at this point of the run (threshold.mode)."""
         mode = self.recipe.threshold.mode
-        return mode != "sampler" and not (mode == "sequential" and self.sampler and self.sampler.trains(self.share_done))
+        return mode != "sampler" and not (
+            mode == "sequential" and self.sampler and self.sampler.trains(self.share_done)
+        )
 
     @property
     def sharded(self) -> bool:
@@ -119,7 +137,9 @@ class Run:
 
     @contextmanager
     def inference(self) -> Iterator[ModelDenoiser]:
-        """The policy for passes without gradient. All ranks enter together; inside, only the denoiser may communicate."""
+        """The policy for passes without gradient. All ranks enter together; inside, only the
+        denoiser may communicate.
+        """
         if self.gathered is not None:
             self.gathered.refresh()
         try:
@@ -134,7 +154,9 @@ class Run:
             finish_lockstep(self.frozen)
 
     def droppable(self) -> AbstractContextManager[None]:
-        """Work that a signal may cut short, because a resumed run repeats it alike. All ranks enter together."""
+        """Work that a signal may cut short, because a resumed run repeats it alike. All ranks enter
+        together.
+        """
         return self.stop.droppable(self.most)
 
     def most(self, value: float) -> float:
@@ -150,28 +172,40 @@ class Run:
         if self.accelerator.num_processes == 1:
             return tensor
         accelerator: Any = self.accelerator  # typed for nested containers, which these are not
-        return accelerator.reduce(tensor.to(accelerator.device), "sum").to(tensor.device)  # NCCL takes no tensor on the CPU
+        # NCCL takes no tensor on the CPU
+        return accelerator.reduce(tensor.to(accelerator.device), "sum").to(tensor.device)
 
     def reduce_metrics(self, metrics: dict[str, Tensor]) -> dict[str, float]:
         """Local sums over global counts add up over ranks; maxima stay maxima."""
-        gathered = self._gather(torch.tensor([[float(value) for value in metrics.values()]], dtype=torch.float64))
+        gathered = self._gather(
+            torch.tensor([[float(value) for value in metrics.values()]], dtype=torch.float64)
+        )
         return {
             key: float(values.max() if key.endswith("max_dev") else values.sum())
             for key, values in zip(metrics, gathered.unbind(1), strict=True)
         }
 
     def mean_over_ranks(self, metrics: dict[str, float | None]) -> dict[str, float | None]:
-        """Means of the ranks' figures; None where no rank has one. Totals, the same everywhere, stay what they are."""
+        """Means of the ranks' figures; None where no rank has one. Totals, the same everywhere,
+        stay what they are.
+        """
         if self.accelerator.num_processes == 1:
             return metrics
-        own = torch.tensor([[float("nan") if v is None else float(v) for v in metrics.values()]], dtype=torch.float64)
+        own = torch.tensor(
+            [[float("nan") if v is None else float(v) for v in metrics.values()]],
+            dtype=torch.float64,
+        )
         means = self._gather(own).nanmean(0).tolist()
         return {k: None if math.isnan(v) else v for k, v in zip(metrics, means, strict=True)}
 
     def _gather(self, own: Tensor) -> Tensor:
         """A (1, N) tensor of every rank, (ranks, N), on the CPU."""
         accelerator: Any = self.accelerator
-        return own if accelerator.num_processes == 1 else accelerator.gather(own.to(accelerator.device)).cpu()
+        return (
+            own
+            if accelerator.num_processes == 1
+            else accelerator.gather(own.to(accelerator.device)).cpu()
+        )
 
     def sum_gradients(self, module: nn.Module, max_norm: float) -> float:
         """Sum gradients over ranks, clip, and return their norm before clipping."""

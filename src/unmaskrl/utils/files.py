@@ -1,4 +1,6 @@
-"""Files that are new and whole, or as they were; JSON and JSONL in and out; what a dead process left of them."""
+"""Files that are new and whole, or as they were; JSON and JSONL in and out; what a dead process
+left of them.
+"""
 
 from __future__ import annotations
 
@@ -28,12 +30,16 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1], 1):
+    for number, line in enumerate(
+        path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1], 1
+    ):
         if line.strip():
             try:
                 rows.append(json.loads(line))
             except ValueError:
-                raise ValueError(f"{path}:{number} is no JSON object; correct or delete that line") from None
+                raise ValueError(
+                    f"{path}:{number} is no JSON object; correct or delete that line"
+                ) from None
     return rows
 
 
@@ -47,7 +53,8 @@ def check_output(path: str | Path, option: str) -> None:
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary file, sync it and rename it: ``path`` is new and whole, or as it was.
+    """Let ``write`` fill a temporary file, sync it and rename it: ``path`` is new and whole, or as
+    it was.
 
     OSError names the file. What a dead process left of the same file is removed.
     """
@@ -69,7 +76,9 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def json_text(data: Any, **options: Any) -> str:
-    """``json.dumps`` as every JSON reader understands it: NaN is null, an infinity the string that ``float`` reads back."""
+    """``json.dumps`` as every JSON reader understands it: NaN is null, an infinity the string that
+    ``float`` reads back.
+    """
     return json.dumps(_finite(data), allow_nan=False, **options)
 
 
@@ -113,7 +122,9 @@ def checksum(path: Path) -> str:
 
 
 def free_name(path: Path) -> Path:
-    """``NAME-old-1.ext`` (a folder's name has no .ext), or the first such name that is not taken."""
+    """``NAME-old-1.ext`` (a folder's name has no .ext), or the first such name that is not
+    taken.
+    """
     stem, suffix = (path.name, "") if path.is_dir() else (path.stem, path.suffix)
     number = 1
     while os.path.lexists(candidate := path.with_name(f"{stem}-old-{number}{suffix}")):
@@ -122,7 +133,9 @@ def free_name(path: Path) -> Path:
 
 
 def remove_left_parts(folder: Path, name: str | None = None) -> None:
-    """Delete ``write_whole``'s temporary files of dead processes of this machine; ``name``: those of one file only."""
+    """Delete ``write_whole``'s temporary files of dead processes of this machine; ``name``: those
+    of one file only.
+    """
     for part in folder.glob("*.part" if name is None else f".{_literal(name)}.*.part"):
         found = _PART.fullmatch(part.name)
         if found is None or found[2] not in (None, host_name()) or is_alive(int(found[1])):
@@ -136,7 +149,9 @@ def host_name() -> str:
 
 
 def process_start(pid: int) -> int | None:
-    """When a process began, in clock ticks since the machine did; None if it is gone, dead or (no /proc) not known."""
+    """When a process began, in clock ticks since the machine did; None if it is gone, dead or (no
+    /proc) not known.
+    """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -145,7 +160,9 @@ def process_start(pid: int) -> int | None:
 
 
 def is_alive(pid: int, started: int | None = None) -> bool:
-    """Whether a process of this machine runs; with ``started``, whether it is that one and not a later one of its number."""
+    """Whether a process of this machine runs; with ``started``, whether it is that one and not a
+    later one of its number.
+    """
     if Path("/proc/self/stat").exists():
         found = process_start(pid)
         return found is not None and started in (None, found)
@@ -183,7 +200,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # the second: thousands of brackets in each other
-        raise ValueError(f"{path} is not valid JSON ({error}); write or download it again") from None
+        raise ValueError(
+            f"{path} is not valid JSON ({error}); write or download it again"
+        ) from None
     if not isinstance(data, dict):
         raise ValueError(f"{path} holds a JSON {type(data).__name__}; expected an object")
     return data

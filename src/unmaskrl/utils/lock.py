@@ -1,7 +1,9 @@
-"""One process at a time (shell): a lock file that says who holds it. A dead holder's lock is taken over.
+"""One process at a time (shell): a lock file that says who holds it. A dead holder's lock is taken
+over.
 
-The file holds machine, process id, and when that process and its machine began: a number that was given to a later process,
-or a machine that was started again, is no holder. Of another machine's process nothing can be known: it is refused.
+The file holds machine, process id, and when that process and its machine began: a number that was
+given to a later process, or a machine that was started again, is no holder. Of another machine's
+process nothing can be known: it is refused.
 """
 
 from __future__ import annotations
@@ -56,7 +58,9 @@ class Lock:
 
 @contextmanager
 def holding(file: Path | None) -> Iterator[None]:
-    """No other process may fill ``file`` meanwhile (its lock is ``.NAME.lock`` beside it); None: nothing is held."""
+    """No other process may fill ``file`` meanwhile (its lock is ``.NAME.lock`` beside it); None:
+    nothing is held.
+    """
     lock = None if file is None else Lock.take(file.with_name(f".{file.name}{LOCK}"), str(file))
     try:
         yield
@@ -78,10 +82,12 @@ def refuse_holder(path: Path, what: str, found: dict[str, Any] | None) -> None:
     """ValueError if the process that a lock names runs, or runs where this one cannot see it."""
     if found is None:
         return
-    own, pid = _self(), found.get("pid")
+    own = _self()
+    pid = found.get("pid")
     if found.get("host") != own["host"]:
         raise ValueError(
-            f"{what} is in use by process {pid} of another machine ({found.get('host')}), as {path} says; "
+            f"{what} is in use by process {pid} of another machine ({found.get('host')}), as "
+            f"{path} says; "
             "if nothing runs there any more, delete that file and try again"
         )
     if found.get("boot") != own["boot"] or not isinstance(pid, int):
@@ -91,11 +97,19 @@ def refuse_holder(path: Path, what: str, found: dict[str, Any] | None) -> None:
             return
     elif not is_alive(pid, found.get("started")):
         return
-    raise ValueError(f"{what} is in use by process {pid}: wait until it is done, stop it, or use another folder or file")
+    raise ValueError(
+        f"{what} is in use by process {pid}: wait until it is done, stop it, or use another folder "
+        "or file"
+    )
 
 
 def _self() -> dict[str, Any]:
-    return {"host": host_name(), "pid": os.getpid(), "started": process_start(os.getpid()), "boot": _boot()}
+    return {
+        "host": host_name(),
+        "pid": os.getpid(),
+        "started": process_start(os.getpid()),
+        "boot": _boot(),
+    }
 
 
 def _boot() -> str | None:
@@ -107,7 +121,9 @@ def _boot() -> str | None:
 
 @contextmanager
 def _alone(path: Path) -> Iterator[Any]:
-    """The open lock file, with no other process of this machine between look and write (where the system can do that)."""
+    """The open lock file, with no other process of this machine between look and write (where the
+    system can do that).
+    """
     deadline = time.monotonic() + _PATIENCE
     while True:
         file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b")

@@ -1,8 +1,10 @@
-"""SIGINT and SIGTERM (shell): a run ends where a checkpoint is exact, and every command says how to go on.
+"""SIGINT and SIGTERM (shell): a run ends where a checkpoint is exact, and every command says how to
+go on.
 
-The first signal only sets a flag. A run looks at it between updates, and between two denoiser calls of work that may be
-dropped: rollouts, scoring and evaluations depend on (weights, seed, step) alone, so a resumed run does them again alike.
-An exception out of the handler could hit a half-copied tensor instead. Ranks agree before any of them stops.
+The first signal only sets a flag. A run looks at it between updates, and between two denoiser calls
+of work that may be dropped: rollouts, scoring and evaluations depend on (weights, seed, step)
+alone, so a resumed run does them again alike. An exception out of the handler could hit a
+half-copied tensor instead. Ranks agree before any of them stops.
 """
 
 from __future__ import annotations
@@ -17,14 +19,17 @@ from types import FrameType
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# A launcher hands on a Ctrl-C that its ranks got from the terminal too: soon after the first it is the same one.
+# A launcher hands on a Ctrl-C that its ranks got from the terminal too: soon after the first it is
+# the same one.
 _SAME_SIGNAL = 2.0  # seconds
 _SHOW_CURSOR = b"\x1b[?25h"
 _end_process = os._exit  # itself: while a reward runs, os._exit is an error of that reward
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal ended the command; ``place`` says where, ``resumable`` whether --resume goes on from there."""
+    """A signal ended the command; ``place`` says where, ``resumable`` whether --resume goes on from
+    there.
+    """
 
     def __init__(self, signum: int, place: str = "interrupted", *, resumable: bool = False) -> None:
         super().__init__(place)
@@ -56,14 +61,18 @@ class Stop:
             raise Abandoned
 
     def obey(self, most: Callable[[float], float]) -> None:
-        """Stop if any rank was asked to (``most``: the maximum over ranks, so all call): all stop here, or none."""
+        """Stop if any rank was asked to (``most``: the maximum over ranks, so all call): all stop
+        here, or none.
+        """
         signum = int(most(float(self.signum)))
         if signum:
             raise Stopped(signum)
 
     @contextmanager
     def droppable(self, most: Callable[[float], float]) -> Iterator[None]:
-        """Work that leaves no trace until it is done; a rank that leaves it early meets the others at its end."""
+        """Work that leaves no trace until it is done; a rank that leaves it early meets the others
+        at its end.
+        """
         self._droppable = True
         try:
             yield
@@ -74,7 +83,9 @@ class Stop:
         self.obey(most)
 
     def handle(self, signum: int, frame: FrameType | None = None) -> None:
-        """The first signal asks; a second one ends the process at once, as a kill would: the checkpoints stand that."""
+        """The first signal asks; a second one ends the process at once, as a kill would: the
+        checkpoints stand that.
+        """
         del frame
         now = time.monotonic()
         if not self.signum:
@@ -82,7 +93,10 @@ class Stop:
             self.asked = now
             name = signal.Signals(signum).name
             if is_main():
-                _write(f"unmaskrl: {name}: stopping at the next exact point with a checkpoint; once more: at once\n")
+                _write(
+                    f"unmaskrl: {name}: stopping at the next exact point with a checkpoint; once "
+                    "more: at once\n"
+                )
             return
         if now - self.asked < (_SAME_SIGNAL if num_processes() > 1 else 0.0):
             return
@@ -94,8 +108,12 @@ class Stop:
 
 
 @contextmanager
-def signals_to(handle: Callable[[int, FrameType | None], Any], signals: tuple[int, ...] = SIGNALS) -> Iterator[None]:
-    """Hand signals over for as long as the block lasts: in the main thread, and not those that the caller ignores (nohup)."""
+def signals_to(
+    handle: Callable[[int, FrameType | None], Any], signals: tuple[int, ...] = SIGNALS
+) -> Iterator[None]:
+    """Hand signals over for as long as the block lasts: in the main thread, and not those that the
+    caller ignores (nohup).
+    """
     old: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
         for signum in signals:

@@ -11,12 +11,16 @@ from .plain_text import HIDDEN, escape_controls
 
 
 class PlainConsole(Console):
-    """A console that prints text as it is: no markup, no emoji codes, nothing coloured by its looks, controls escaped."""
+    """A console that prints text as it is: no markup, no emoji codes, nothing coloured by its
+    looks, controls escaped.
+    """
 
     def __init__(self, **options: object) -> None:
         super().__init__(**{"markup": False, "emoji": False, "highlight": False, **options})  # type: ignore[arg-type]
 
-    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
         """Rich's segments, cleaned; its own cursor controls are segments of another kind."""
         for segment in super().render(renderable, options):
             if segment.control or not HIDDEN.search(segment.text):

@@ -16,12 +16,20 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch
 def set_threads(wanted: int) -> int:
     """Use ``wanted`` CPU threads; 0 times one thread against all cores and keeps the faster.
 
-    A second thread on a busy 2-core machine can be ten times slower than one, so the choice is measured, not guessed.
+    A second thread on a busy 2-core machine can be ten times slower than one, so the choice is
+    measured, not guessed.
     """
     if wanted < 0:
-        raise ValueError(f"threads is {wanted}; expected a number of CPU threads, or 0 to measure which is fastest")
+        raise ValueError(
+            f"threads is {wanted}; expected a number of CPU threads, or 0 to measure which is "
+            "fastest"
+        )
     if wanted == 0:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = (
+            len(os.sched_getaffinity(0))
+            if hasattr(os, "sched_getaffinity")
+            else os.cpu_count() or 1
+        )
         candidates = sorted({1, min(cores, 8)})
         wanted = min(candidates, key=_probe_seconds)
     torch.set_num_threads(wanted)
@@ -29,16 +37,20 @@ def set_threads(wanted: int) -> int:
 
 
 def _probe_seconds(threads: int) -> float:
-    """Median seconds of a small matrix chain, the shape of work of a small model; a tie goes to fewer threads."""
+    """Median seconds of a small matrix chain, the shape of work of a small model; a tie goes to
+    fewer threads.
+    """
     torch.set_num_threads(threads)
-    x, w = torch.ones(4096, 128), torch.full((128, 384), 1e-3)
+    x = torch.ones(4096, 128)
+    w = torch.full((128, 384), 1e-3)
     times = []
     for _ in range(9):
         start = time.perf_counter()
         for _ in range(8):
             torch.matmul(torch.nn.functional.silu(x @ w), w.T)
         times.append(time.perf_counter() - start)
-    return sorted(times)[6] * (1.0 if threads == 1 else 1.1)  # a slow quantile: one stalled call stalls a step
+    # a slow quantile: one stalled call stalls a step
+    return sorted(times)[6] * (1.0 if threads == 1 else 1.1)
 
 
 def default_device() -> torch.device:
@@ -47,7 +59,9 @@ def default_device() -> torch.device:
 
 
 def installed(*packages: str) -> dict[str, str]:
-    """Versions by name; "unknown" where a package has no metadata, as when this one runs from a source folder."""
+    """Versions by name; "unknown" where a package has no metadata, as when this one runs from a
+    source folder.
+    """
     found = {}
     for name in packages:
         try:

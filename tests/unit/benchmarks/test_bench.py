@@ -1,4 +1,6 @@
-"""The benchmark: its other side is the published decoder, its measures are what they say, and it refuses unequal results."""
+"""The benchmark: its other side is the published decoder, its measures are what they say, and it
+refuses unequal results.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,13 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from benchmarks.speed import bench, bench_cases, measure
-from benchmarks.speed.bench_cases import Case, EosAfter, random_canvas, random_denoiser, random_rollout
+from benchmarks.speed.bench_cases import (
+    Case,
+    EosAfter,
+    random_canvas,
+    random_denoiser,
+    random_rollout,
+)
 from tests.conftest import chi_square_p, same_maths, seeded
 from unmaskrl.core.decoding import decode
 from unmaskrl.core.scoring import token_logps
@@ -41,9 +49,12 @@ def tiny_denoiser(dtype: torch.dtype = torch.float64):
     return denoiser
 
 
-@pytest.mark.parametrize("name", ["block8_steps32", "block8_steps16", "block32_steps32", "block16_steps10"])
+@pytest.mark.parametrize(
+    "name", ["block8_steps32", "block8_steps16", "block32_steps32", "block16_steps10"]
+)
 def test_the_naive_loop_is_the_published_decoder(name: str) -> None:
-    denoiser, expected = load_denoiser(DATA), load_file(DATA / "generate.safetensors")
+    denoiser = load_denoiser(DATA)
+    expected = load_file(DATA / "generate.safetensors")
     settings = json.loads((DATA / "generate.json").read_text())[name]
     prompt = expected["prompt"]
     blank = torch.full((len(prompt), settings["gen_length"]), denoiser.mask_id)
@@ -66,12 +77,16 @@ def test_both_decoders_agree_in_fp64_and_leave_the_canvas_alone() -> None:
 def test_naive_noise_draws_from_the_softmax(temperature: float) -> None:
     logits = torch.tensor([0.0, 1.0, -1.0, 0.5])
     tokens = bench.noisy_argmax(logits.expand(4000, 1, 4), temperature, seeded(1))
-    assert chi_square_p(tokens.flatten().bincount(minlength=4), (logits / temperature).softmax(-1)) > 1e-4
+    assert (
+        chi_square_p(tokens.flatten().bincount(minlength=4), (logits / temperature).softmax(-1))
+        > 1e-4
+    )
     assert bench.noisy_argmax(logits[None, None], 0.0, None).tolist() == [[1]]
 
 
 def test_naive_scores_and_gradients_are_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unmaskrl.core.decoding.sample.CHUNK_ELEMENTS", 5 * TINY.vocab_size)  # five scored rows at a time
+    # five scored rows at a time
+    monkeypatch.setattr("unmaskrl.core.decoding.sample.CHUNK_ELEMENTS", 5 * TINY.vocab_size)
     denoiser = tiny_denoiser()
     scored = random_rollout(denoiser, TINY)
     views = bench.ELBO.make_views(scored, denoiser.mask_id, seeded(2))
@@ -92,9 +107,13 @@ def test_naive_scores_and_gradients_are_ours(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_unequal_gradients_are_an_error() -> None:
     gradient = torch.tensor([3.0, 4.0])
-    assert bench.check_gradients([gradient], [gradient + 1e-4]) == pytest.approx(2**0.5 * 2e-5, rel=1e-2)
+    assert bench.check_gradients([gradient], [gradient + 1e-4]) == pytest.approx(
+        2**0.5 * 2e-5, rel=1e-2
+    )
     with pytest.raises(RuntimeError, match=r"differ from the naive ones by 2\.0e-04"):
-        bench.check_gradients([gradient, gradient], [gradient, gradient + torch.tensor([1e-3, 0.0])])
+        bench.check_gradients(
+            [gradient, gradient], [gradient, gradient + torch.tensor([1e-3, 0.0])]
+        )
     with pytest.raises(RuntimeError, match="nan"):
         bench.check_gradients([gradient], [gradient * float("nan")])
 
@@ -104,7 +123,9 @@ class TwoFaced:
 
     def __init__(self, inner) -> None:
         self.inner = inner
-        self.mask_id, self.eos_id, self.pad_id = inner.mask_id, inner.eos_id, inner.pad_id
+        self.mask_id = inner.mask_id
+        self.eos_id = inner.eos_id
+        self.pad_id = inner.pad_id
         self.vocab_size = inner.vocab_size
 
     def hidden(self, ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -120,7 +141,9 @@ class TwoFaced:
 def test_unequal_tokens_are_an_error() -> None:
     denoiser = TwoFaced(tiny_denoiser())
     with pytest.raises(RuntimeError, match=r"greedy rollout: \d+ tokens differ"):
-        bench.compare_rollouts("greedy rollout", denoiser, random_canvas(denoiser, TINY), TINY, 1, False)
+        bench.compare_rollouts(
+            "greedy rollout", denoiser, random_canvas(denoiser, TINY), TINY, 1, False
+        )
 
 
 def test_eos_comes_where_the_first_token_says() -> None:
@@ -129,12 +152,15 @@ def test_eos_comes_where_the_first_token_says() -> None:
     canvas = random_canvas(denoiser, TINY)
     canvas.ids[:, 0] = torch.tensor([0, 3, 8])
     with torch.no_grad():
-        logits, plain = denoiser.logits(canvas.ids), inner.logits(canvas.ids)
+        logits = denoiser.logits(canvas.ids)
+        plain = inner.logits(canvas.ids)
     difference = logits - plain
     raised = difference[:, -8:, denoiser.eos_id] > 0
     assert raised.long().sum(-1).tolist() == [8, 5, 0]
     assert raised[1].tolist() == [False] * 3 + [True] * 5
-    assert float(difference[0, -1, denoiser.eos_id]) == pytest.approx(torch.tensor(90.0).log().item())
+    assert float(difference[0, -1, denoiser.eos_id]) == pytest.approx(
+        torch.tensor(90.0).log().item()
+    )
     others = torch.arange(denoiser.vocab_size) != denoiser.eos_id
     assert same_maths(logits[..., others], plain[..., others])
     rollout = decode(denoiser, canvas, block_length=4, steps=8)
@@ -162,7 +188,9 @@ def test_ratio_by_hand() -> None:
         (1.0, 0.0, "no difference"),
     ],
 )
-def test_a_ratio_within_the_spread_is_no_difference(value: float, spread: float, expected: str) -> None:
+def test_a_ratio_within_the_spread_is_no_difference(
+    value: float, spread: float, expected: str
+) -> None:
     assert measure.verdict(value, spread) == expected
 
 
@@ -228,7 +256,9 @@ def test_streaming_keeps_one_chunk_of_logits_alive(monkeypatch: pytest.MonkeyPat
 
 @pytest.fixture
 def tiny_cases(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "CASES", {"vocab": TINY, "proportional": replace(TINY, vocab_size=40)})
+    monkeypatch.setattr(
+        bench, "CASES", {"vocab": TINY, "proportional": replace(TINY, vocab_size=40)}
+    )
     monkeypatch.setattr(bench, "QUICK", {"steps": 2})
 
 
@@ -291,7 +321,9 @@ def test_bad_settings_are_refused(options: dict, message: str) -> None:
 def test_the_shipped_cases_are_the_sizes_they_claim() -> None:
     case = bench_cases.CASES["proportional"]
     body = case.n_layers * (4 * case.d_model**2 + 3 * case.d_model * case.mlp_hidden_size)
-    assert case.d_model * case.vocab_size / body == pytest.approx(0.077, abs=0.001)  # LLaDA-8B: 0.074
+    # LLaDA-8B: 0.074
+    assert case.d_model * case.vocab_size / body == pytest.approx(0.077, abs=0.001)
     vocab = bench_cases.CASES["vocab"]
     assert vocab.vocab_size == 126464
-    assert vocab.logits_bytes > 20 * 4 * 2**23  # one chunk of logits must be able to meet the target
+    # one chunk of logits must be able to meet the target
+    assert vocab.logits_bytes > 20 * 4 * 2**23

@@ -1,4 +1,6 @@
-"""Group advantages against hand-worked numbers; rows of a group apart, groups of one, groups without spread."""
+"""Group advantages against hand-worked numbers; rows of a group apart, groups of one, groups
+without spread.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ def test_group_mean_by_hand() -> None:
 
 
 def test_group_mean_std_by_hand() -> None:
-    # Group 40: rewards 1, 5, 3; mean 3, std with n - 1 is 2. Group 7 has no spread, group 9 one row.
+    # Group 40: rewards 1, 5, 3; mean 3, std with n - 1 is 2. Group 7 has no spread, group 9 one
+    # row.
     expected = [-2 / 2.0001, 0.0, 2 / 2.0001, 0.0, 0.0, 0.0]
     assert group_mean_std(REWARDS, GROUPS).tolist() == pytest.approx(expected, abs=1e-6)
 
@@ -43,9 +46,13 @@ def test_against_the_statistics_module_on_random_groups(name: str) -> None:
             "group_mean": lambda r, m: r - statistics.mean(m),
             "group_mean_std": lambda r, m: (r - statistics.mean(m)) / (statistics.stdev(m) + 1e-4),
             "leave_one_out": lambda r, m: r - (sum(m) - r) / (len(m) - 1),
-            "softmax_weights": lambda r, m: exp(r) / sum(map(exp, m)) - exp(-r) / sum(exp(-x) for x in m),
+            "softmax_weights": lambda r, m: (
+                exp(r) / sum(map(exp, m)) - exp(-r) / sum(exp(-x) for x in m)
+            ),
         }[name]
-        assert float(got[i]) == pytest.approx(expected(reward, members) if len(members) > 1 else 0.0, abs=1e-9)
+        assert float(got[i]) == pytest.approx(
+            expected(reward, members) if len(members) > 1 else 0.0, abs=1e-9
+        )
 
 
 @pytest.mark.parametrize("name", sorted(ADVANTAGES))
@@ -67,7 +74,8 @@ def test_order_of_rows_and_names_of_groups_do_not_matter(name: str) -> None:
 def test_softmax_weights_of_far_rewards_by_hand() -> None:
     far = torch.tensor([0.0, 200.0, 0.0, 200.0, 200.0, 200.0])
     groups = torch.tensor([0, 0, 1, 1, 1, 1])
-    expected = [-1.0, 1.0, -1.0, 1 / 3, 1 / 3, 1 / 3]  # softmax(r) - softmax(-r): all of the weight on one end each
+    # softmax(r) - softmax(-r): all of the weight on one end each
+    expected = [-1.0, 1.0, -1.0, 1 / 3, 1 / 3, 1 / 3]
     assert ADVANTAGES["softmax_weights"](far, groups).tolist() == pytest.approx(expected, rel=1e-6)
 
 
@@ -80,8 +88,11 @@ def test_softmax_weights_are_torchs_softmax_on_ordinary_rewards() -> None:
 
 @pytest.mark.parametrize("size", [1e10, 1e20, 3e38])
 def test_statistics_do_not_overflow_before_the_advantage_does(size: float) -> None:
-    """(r - mean)^2 is beyond float32 from 1e19 on: a standard deviation of inf made every advantage 0."""
-    rewards, group = torch.tensor([size, -size, 0.0]), torch.zeros(3, dtype=torch.int64)
+    """(r - mean)^2 is beyond float32 from 1e19 on: a standard deviation of inf made every advantage
+    0.
+    """
+    rewards = torch.tensor([size, -size, 0.0])
+    group = torch.zeros(3, dtype=torch.int64)
     assert group_mean_std(rewards, group).tolist() == pytest.approx([1.0, -1.0, 0.0], rel=1e-6)
     assert group_mean(rewards, group).tolist() == pytest.approx([size, -size, 0.0], rel=1e-6)
     wide = torch.tensor([1e308, -1e308, 0.0], dtype=torch.float64)

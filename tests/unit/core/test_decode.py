@@ -1,4 +1,6 @@
-"""The decoding loop against a slow decoder of one row at a time; EOS, the mask token, errors, parity, replay."""
+"""The decoding loop against a slow decoder of one row at a time; EOS, the mask token, errors,
+parity, replay.
+"""
 
 from __future__ import annotations
 
@@ -61,13 +63,20 @@ def slow_decode(
     exit_at=None,
     stop=True,
 ) -> Slow:
-    """One row, one position and one token at a time, on Python lists; shares only the random numbers with decode."""
-    length, width, row_id = canvas.gen_length, canvas.ids.shape[1], int(canvas.row_ids[row])
+    """One row, one position and one token at a time, on Python lists; shares only the random
+    numbers with decode.
+    """
+    length = canvas.gen_length
+    width = canvas.ids.shape[1]
+    row_id = int(canvas.row_ids[row])
     ids = canvas.ids[row].tolist()
     out = Slow(ids[-length:], [0] * length, [0.0] * length)
-    columns, call_numbers = torch.arange(length), torch.arange(length + 2)[:, None]
+    columns = torch.arange(length)
+    call_numbers = torch.arange(length + 2)[:, None]
     order = counter_uniform(seed, torch.tensor(1), torch.tensor(row_id), columns).tolist()
-    noise = counter_uniform(seed, torch.tensor(0), torch.tensor(row_id), call_numbers, columns).tolist()
+    noise = counter_uniform(
+        seed, torch.tensor(0), torch.tensor(row_id), call_numbers, columns
+    ).tolist()
     free = out.ids.count(denoiser.mask_id)
     keep = None if exit_at is None else math.ceil(exit_at * free - 1e-9)
     quota: list[int] = []
@@ -77,11 +86,14 @@ def slow_decode(
         block = opened[0] // block_length
         window = [c for c in opened if c // block_length == block]
         if block != current:
-            current, calls = block, math.ceil(len(window) * steps / length)
+            current = block
+            calls = math.ceil(len(window) * steps / length)
             quota = [len(window) // calls + (i < len(window) % calls) for i in range(calls)]
         decided = free - len(opened)
         if keep is not None and decided >= keep:
-            window, count, out.exit_step = opened, len(opened), out.calls + 1
+            window = opened
+            count = len(opened)
+            out.exit_step = out.calls + 1
         else:
             count = quota.pop(0) if keep is None else min(quota.pop(0), keep - decided)
         out.calls += 1
@@ -102,12 +114,15 @@ def slow_decode(
             }[select]
             chosen.append((-score, c, token, math.log(probs[token])))
         for _, c, token, logp in sorted(chosen)[:count]:
-            out.ids[c], out.step[c], out.logps[c] = token, out.calls, logp
+            out.ids[c] = token
+            out.step[c] = out.calls
+            out.logps[c] = logp
         first_open = out.ids.index(denoiser.mask_id) if denoiser.mask_id in out.ids else length
         if stop and denoiser.eos_id in out.ids[:first_open]:
             for c in range(length):
                 if out.ids[c] == denoiser.mask_id:
-                    out.ids[c], out.step[c] = denoiser.eos_id, out.calls + 1
+                    out.ids[c] = denoiser.eos_id
+                    out.step[c] = out.calls + 1
     return out
 
 
@@ -124,7 +139,9 @@ def pick(probs: list[float], temperature: float, uniform: float) -> int:
 
 def canvas_for(denoiser: Denoiser, gen_length: int = 12) -> Canvas:
     prompts = [[1, 2, 3], [4], [5, 6], [1, 1, 1], [2], [3, 3]]
-    return anchored_canvas(prompts, ANCHORS, gen_length=gen_length, denoiser=denoiser, row_ids=[3, 1, 4, 15, 9, 2])
+    return anchored_canvas(
+        prompts, ANCHORS, gen_length=gen_length, denoiser=denoiser, row_ids=[3, 1, 4, 15, 9, 2]
+    )
 
 
 SETTINGS = [
@@ -142,11 +159,15 @@ SETTINGS = [
 def test_decode_is_the_slow_decoder(select: str, temperature: float, setting: dict) -> None:
     denoiser = HashDenoiser(length=12, eos_bias=-0.5)
     canvas = canvas_for(denoiser)
-    rollout = decode(denoiser, canvas, select=select, temperature=temperature, generator=seeded(8), **setting)
+    rollout = decode(
+        denoiser, canvas, select=select, temperature=temperature, generator=seeded(8), **setting
+    )
     seed = draw_seed(seeded(8)) if temperature or select == "random" else 0
     slow_setting = {("stop" if k == "stop_at_eos" else k): v for k, v in setting.items()}
     for row in range(len(ANCHORS)):
-        slow = slow_decode(denoiser, canvas, row, select=select, temperature=temperature, seed=seed, **slow_setting)
+        slow = slow_decode(
+            denoiser, canvas, row, select=select, temperature=temperature, seed=seed, **slow_setting
+        )
         assert rollout.ids[row, -12:].tolist() == slow.ids
         assert rollout.decoded_step[row, -12:].tolist() == slow.step
         assert rollout.behavior_logps[row, -12:].tolist() == pytest.approx(slow.logps, abs=1e-10)
@@ -191,7 +212,9 @@ def test_exact_is_claimed_by_the_rules_that_do_not_look_at_drawn_tokens(select: 
 @pytest.mark.parametrize("select", QUOTA_RULES)
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("exit_at", [None, 0.4])
-def test_the_mask_token_is_never_drawn(select: str, temperature: float, exit_at: float | None) -> None:
+def test_the_mask_token_is_never_drawn(
+    select: str, temperature: float, exit_at: float | None
+) -> None:
     denoiser = HashDenoiser(length=12, mask_bias=1e6, eos_bias=-50.0)
     rollout = decode(
         denoiser,
@@ -221,18 +244,30 @@ def test_the_mask_token_is_never_drawn(select: str, temperature: float, exit_at:
 
 @pytest.mark.parametrize("select", QUOTA_RULES)
 @pytest.mark.parametrize("exit_at", [None, 0.5])
-def test_tokens_up_to_the_first_eos_do_not_depend_on_stop_at_eos(select: str, exit_at: float | None) -> None:
+def test_tokens_up_to_the_first_eos_do_not_depend_on_stop_at_eos(
+    select: str, exit_at: float | None
+) -> None:
     denoiser = HashDenoiser(length=12, eos_bias=0.8)
     canvas = blank_canvas([[1]] * 40, gen_length=12, denoiser=denoiser)
-    options = {"block_length": 3, "steps": 8, "select": select, "temperature": 1.0, "exit_at": exit_at}
+    options = {
+        "block_length": 3,
+        "steps": 8,
+        "select": select,
+        "temperature": 1.0,
+        "exit_at": exit_at,
+    }
     short = decode(denoiser, canvas, generator=seeded(1), **options)
     full = decode(denoiser, canvas, generator=seeded(1), stop_at_eos=False, **options)
     assert short.completions() == full.completions()
     for name in ("completion_mask", "action_mask"):
         assert torch.equal(getattr(short, name), getattr(full, name))
     for name in ("ids", "decoded_step"):
-        assert torch.equal(getattr(short, name)[short.action_mask], getattr(full, name)[short.action_mask]), name
-    assert same_maths(short.behavior_logps[short.action_mask], full.behavior_logps[short.action_mask])
+        assert torch.equal(
+            getattr(short, name)[short.action_mask], getattr(full, name)[short.action_mask]
+        ), name
+    assert same_maths(
+        short.behavior_logps[short.action_mask], full.behavior_logps[short.action_mask]
+    )
     assert (short.nfe <= full.nfe).all() and (short.nfe < full.nfe).any()
     never = short.decoded_step == short.nfe[:, None] + 1
     assert (short.ids[never] == denoiser.eos_id).all() and never.any()
@@ -243,15 +278,20 @@ def test_tokens_up_to_the_first_eos_do_not_depend_on_stop_at_eos(select: str, ex
 def test_rows_that_ended_leave_the_batch() -> None:
     denoiser = HashDenoiser(length=12, eos_bias=0.8)
     canvas = blank_canvas([[1]] * 40, gen_length=12, denoiser=denoiser)
-    rollout = decode(denoiser, canvas, block_length=3, steps=12, temperature=1.0, generator=seeded(1))
+    rollout = decode(
+        denoiser, canvas, block_length=3, steps=12, temperature=1.0, generator=seeded(1)
+    )
     still_there = [int((rollout.nfe > call).sum()) for call in range(int(rollout.nfe.max()))]
     assert denoiser.rows == still_there
     assert still_there[-1] < 40
 
 
 def test_eos_in_a_later_block_or_behind_open_tokens_does_not_end_a_row() -> None:
-    # Token order by confidence: EOS is most certain at the last offset, so it comes first; the row must go on.
-    toy = ToyDenoiser(independent([[0.6, 0.4], [0.7, 0.3], [0.01, 0.99]]), num_tokens=2, length=3, eos_id=1)
+    # Token order by confidence: EOS is most certain at the last offset, so it comes first; the row
+    # must go on.
+    toy = ToyDenoiser(
+        independent([[0.6, 0.4], [0.7, 0.3], [0.01, 0.99]]), num_tokens=2, length=3, eos_id=1
+    )
     canvas = blank_canvas([[0]], gen_length=3, denoiser=toy)
     rollout = decode(toy, canvas, block_length=3, steps=3, select="max_prob")
     assert rollout.ids.tolist() == [[0, 0, 0, 1]]
@@ -300,7 +340,9 @@ def test_greedy_needs_no_generator_and_uses_none() -> None:
     denoiser = HashDenoiser(length=12)
     generator = seeded(4)
     before = generator.get_state()
-    with_generator = decode(denoiser, canvas_for(denoiser), block_length=4, steps=6, generator=generator)
+    with_generator = decode(
+        denoiser, canvas_for(denoiser), block_length=4, steps=6, generator=generator
+    )
     assert torch.equal(generator.get_state(), before)
     without = decode(denoiser, canvas_for(denoiser), block_length=4, steps=6)
     assert torch.equal(with_generator.ids, without.ids)
@@ -313,14 +355,18 @@ def replayed(denoiser: Denoiser, rollout: Rollout) -> torch.Tensor:
         ids = rollout.latent(torch.full_like(rollout.nfe, call - 1), denoiser.mask_id)
         weight = ((rollout.decoded_step == call) & (call <= rollout.nfe)[:, None]).float()
         with torch.no_grad():
-            total += view_logps(denoiser, rollout, Views(ids=ids[:, None], weight=weight[:, None]))[:, 0]
+            total += view_logps(denoiser, rollout, Views(ids=ids[:, None], weight=weight[:, None]))[
+                :, 0
+            ]
     return total
 
 
 @pytest.mark.parametrize("select", QUOTA_RULES)
 @pytest.mark.parametrize("exit_at", [None, 0.5])
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
-def test_behavior_logps_are_what_the_latents_give_back(select: str, exit_at: float | None, temperature: float) -> None:
+def test_behavior_logps_are_what_the_latents_give_back(
+    select: str, exit_at: float | None, temperature: float
+) -> None:
     for dtype in (torch.float64, torch.float32):
         denoiser = tiny_llada(dtype)
         rollout = decode(
@@ -352,7 +398,9 @@ def parity_cases() -> list[tuple[Path, str]]:
     return []
 
 
-@pytest.mark.skipif(not parity_cases(), reason="no parity fixtures (tests/data or ../shared/parity)")
+@pytest.mark.skipif(
+    not parity_cases(), reason="no parity fixtures (tests/data or ../shared/parity)"
+)
 @pytest.mark.parametrize(("folder", "name"), parity_cases(), ids=lambda x: getattr(x, "name", x))
 def test_greedy_decodings_are_those_of_the_published_generate(folder: Path, name: str) -> None:
     from safetensors.torch import load_file
@@ -363,6 +411,8 @@ def test_greedy_decodings_are_those_of_the_published_generate(folder: Path, name
     expected = load_file(folder / "generate.safetensors")
     options = json.loads((folder / "generate.json").read_text())[name]
     assert denoiser.mask_id == 511 and options.pop("cfg_scale", 0.0) == 0.0
-    canvas = blank_canvas(expected["prompt"].tolist(), gen_length=options.pop("gen_length"), denoiser=denoiser)
+    canvas = blank_canvas(
+        expected["prompt"].tolist(), gen_length=options.pop("gen_length"), denoiser=denoiser
+    )
     rollout = decode(denoiser, canvas, stop_at_eos=False, **options)
     assert rollout.ids.tolist() == expected[name].tolist()

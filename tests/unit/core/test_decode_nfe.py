@@ -1,4 +1,6 @@
-"""Closed forms for the count of denoiser calls, against what decode counts and what the denoiser was asked."""
+"""Closed forms for the count of denoiser calls, against what decode counts and what the denoiser
+was asked.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +23,17 @@ def no_eos() -> HashDenoiser:
 
 
 def open_per_block(pattern: tuple[int, ...], block_length: int, length: int = LENGTH) -> list[int]:
-    return [sum(c not in pattern for c in range(start, start + block_length)) for start in range(0, length, block_length)]
+    return [
+        sum(c not in pattern for c in range(start, start + block_length))
+        for start in range(0, length, block_length)
+    ]
 
 
 def decoded(denoiser, patterns, **options):
     anchors = [{c: c % 5 for c in pattern} for pattern in patterns]
-    canvas = anchored_canvas([[1, 2]] * len(patterns), anchors, gen_length=denoiser.length, denoiser=denoiser)
+    canvas = anchored_canvas(
+        [[1, 2]] * len(patterns), anchors, gen_length=denoiser.length, denoiser=denoiser
+    )
     return decode(denoiser, canvas, temperature=1.0, generator=seeded(3), **options)
 
 
@@ -34,10 +41,16 @@ def decoded(denoiser, patterns, **options):
 @pytest.mark.parametrize("steps", [12, 7, 5, 3, 1])
 @pytest.mark.parametrize("exit_at", [None, 0.0, 0.5, 0.7, 1.0])
 def test_planned_calls_are_the_calls(block_length: int, steps: int, exit_at: float | None) -> None:
-    """Rows of all patterns in one batch: each has its own count, and the denoiser saw no row more often."""
+    """Rows of all patterns in one batch: each has its own count, and the denoiser saw no row more
+    often.
+    """
     denoiser = no_eos()
-    rollout = decoded(denoiser, PATTERNS, block_length=block_length, steps=steps, exit_at=exit_at, select="random")
-    want = [planned_calls(open_per_block(p, block_length), LENGTH, steps, exit_at) for p in PATTERNS]
+    rollout = decoded(
+        denoiser, PATTERNS, block_length=block_length, steps=steps, exit_at=exit_at, select="random"
+    )
+    want = [
+        planned_calls(open_per_block(p, block_length), LENGTH, steps, exit_at) for p in PATTERNS
+    ]
     assert rollout.nfe.tolist() == want
     assert sum(denoiser.rows) == sum(want)
     assert denoiser.rows == [sum(n > call for n in want) for call in range(max(want))]
@@ -53,17 +66,25 @@ def test_planned_calls_are_the_calls(block_length: int, steps: int, exit_at: flo
 def test_without_exit_calls_are_the_sum_of_rounded_up_blocks(block_length: int, steps: int) -> None:
     for pattern in PATTERNS:
         counts = open_per_block(pattern, block_length)
-        assert planned_calls(counts, LENGTH, steps) == sum(math.ceil(n * steps / LENGTH) for n in counts)
+        assert planned_calls(counts, LENGTH, steps) == sum(
+            math.ceil(n * steps / LENGTH) for n in counts
+        )
 
 
 @pytest.mark.parametrize("block_length", [12, 4])
 @pytest.mark.parametrize("steps", [12, 7, 5])
-def test_blocks_are_in_order_and_quotas_differ_by_at_most_one_token(block_length: int, steps: int) -> None:
+def test_blocks_are_in_order_and_quotas_differ_by_at_most_one_token(
+    block_length: int, steps: int
+) -> None:
     rollout = decoded(no_eos(), PATTERNS, block_length=block_length, steps=steps, select="max_prob")
     for row in range(len(PATTERNS)):
         latest = 0
         for start in range(0, LENGTH, block_length):
-            calls = [s for s in rollout.decoded_step[row, 2 + start : 2 + start + block_length].tolist() if s > 0]
+            calls = [
+                s
+                for s in rollout.decoded_step[row, 2 + start : 2 + start + block_length].tolist()
+                if s > 0
+            ]
             if not calls:
                 continue
             assert min(calls) == latest + 1
@@ -75,8 +96,12 @@ def test_blocks_are_in_order_and_quotas_differ_by_at_most_one_token(block_length
 
 
 @pytest.mark.parametrize("exit_at", [0.0, 0.3, 0.5, 0.7, 0.99])
-def test_the_exit_call_fills_all_that_is_left_and_nothing_else_is_left_early(exit_at: float) -> None:
-    rollout = decoded(no_eos(), PATTERNS, block_length=4, steps=12, exit_at=exit_at, select="entropy")
+def test_the_exit_call_fills_all_that_is_left_and_nothing_else_is_left_early(
+    exit_at: float,
+) -> None:
+    rollout = decoded(
+        no_eos(), PATTERNS, block_length=4, steps=12, exit_at=exit_at, select="entropy"
+    )
     for row, pattern in enumerate(PATTERNS):
         free = LENGTH - len(pattern)
         keep = exit_count(free, exit_at)
@@ -98,7 +123,9 @@ def test_exit_count_is_robust_to_binary_fractions() -> None:
     assert rollout.nfe.tolist() == [8]
     assert rollout.decoded_step[0, 2:].tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 8, 8]
     denoiser = HashDenoiser(length=100, eos_bias=-1e9)
-    rollout = decoded(denoiser, [()], block_length=100, steps=100, exit_at=0.07, select="left_to_right")
+    rollout = decoded(
+        denoiser, [()], block_length=100, steps=100, exit_at=0.07, select="left_to_right"
+    )
     assert rollout.nfe.tolist() == [8]
 
 
@@ -106,9 +133,12 @@ def test_exit_count_is_robust_to_binary_fractions() -> None:
 @pytest.mark.parametrize("anchors", [0, 6, 12, 18])
 @pytest.mark.parametrize("left", [0.25, 0.5, 0.75, 0.05])
 def test_stp_theorem_for_one_block(per_call: int, anchors: int, left: float) -> None:
-    """T1a (stp.md 9.1): ceil((1 - gamma)(1 - t_c) N) + 1 calls if r = L / N divides the free tokens."""
+    """T1a (stp.md 9.1): ceil((1 - gamma)(1 - t_c) N) + 1 calls if r = L / N divides the free
+    tokens.
+    """
     length = 36
-    steps, gamma = length // per_call, anchors / length
+    steps = length // per_call
+    gamma = anchors / length
     free = length - anchors
     pattern = tuple(range(3, 3 + anchors))
     rollout = decoded(
@@ -138,7 +168,9 @@ def test_rows_decode_alone_as_they_do_in_a_mixed_batch() -> None:
     together = decoded(denoiser, PATTERNS, **options)
     anchors = [{c: c % 5 for c in pattern} for pattern in PATTERNS]
     for row in range(len(PATTERNS)):
-        canvas = anchored_canvas([[1, 2]], [anchors[row]], gen_length=LENGTH, denoiser=denoiser, row_ids=[row])
+        canvas = anchored_canvas(
+            [[1, 2]], [anchors[row]], gen_length=LENGTH, denoiser=denoiser, row_ids=[row]
+        )
         alone = decode(denoiser, canvas, temperature=1.0, generator=seeded(3), **options)
         for name in ("ids", "decoded_step", "nfe", "exit_step"):
             assert torch.equal(getattr(alone, name)[0], getattr(together, name)[row]), name
@@ -149,6 +181,7 @@ def test_eos_ends_a_row_before_its_planned_calls_and_never_later() -> None:
     denoiser = HashDenoiser(length=LENGTH, eos_bias=1.0)
     rollout = decoded(denoiser, [()] * 60, block_length=4, steps=12, select="left_to_right")
     length = rollout.completion_mask.sum(-1)
-    assert torch.equal(rollout.nfe, length)  # left to right, one token per call: the calls are the tokens
+    # left to right, one token per call: the calls are the tokens
+    assert torch.equal(rollout.nfe, length)
     assert (length < LENGTH).any()
     assert sum(denoiser.rows) == int(length.sum())

@@ -1,8 +1,9 @@
-"""Estimators on the toy, where everything is enumerated: the ELBO's value, unbiasedness, gradient and variance; mean field.
+"""Estimators on the toy, where everything is enumerated: the ELBO's value, unbiasedness, gradient
+and variance; mean field.
 
-The oracle sums over orders of the tokens. The estimator is never sampled for exact claims: its two sources of chance (a
-uniform per row for the count, one per position for the subset) are set by hand, so that each row of one batch is one of
-its possible outcomes.
+The oracle sums over orders of the tokens. The estimator is never sampled for exact claims: its two
+sources of chance (a uniform per row for the count, one per position for the subset) are set by
+hand, so that each row of one batch is one of its possible outcomes.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ ELBO_MODULE = importlib.import_module("unmaskrl.core.estimators.elbo")
 
 
 def outcomes(case: Case) -> list[tuple[int, tuple[int, ...], float]]:
-    """Every (count n, subset M, probability): n uniform on 1..|C|, M uniform among the n-subsets."""
+    """Every (count n, subset M, probability): n uniform on 1..|C|, M uniform among the
+    n-subsets.
+    """
     size = len(case.candidates)
     if size == 0:
         return [(0, (), 1.0)]
@@ -38,16 +41,22 @@ def outcomes(case: Case) -> list[tuple[int, tuple[int, ...], float]]:
 
 
 def all_views(case: Case, monkeypatch) -> tuple[Rollout, Views, Tensor]:
-    """Row b is the estimator with num_mc=1 made to take outcome b; and the outcomes' probabilities."""
+    """Row b is the estimator with num_mc=1 made to take outcome b; and the outcomes'
+    probabilities.
+    """
     cases = outcomes(case)
     rollout = case.rollout(len(cases))
-    share = torch.tensor([(n - 0.5) / max(1, len(case.candidates)) for n, _, _ in cases], dtype=torch.float64)
+    share = torch.tensor(
+        [(n - 0.5) / max(1, len(case.candidates)) for n, _, _ in cases], dtype=torch.float64
+    )
     keys = torch.full(rollout.ids.shape, 0.5, dtype=torch.float64)
     for row, (_, subset, _) in enumerate(cases):
         keys[row, [PROMPT + c for c in subset]] = 0.1
     monkeypatch.setattr(ELBO_MODULE, "row_uniform", lambda *_: share)
     monkeypatch.setattr(ELBO_MODULE, "position_uniform", lambda *_: keys)
-    views = elbo(num_mc=1, hide_anchors=case.hide_anchors).make_views(rollout, case.toy().mask_id, seeded())
+    views = elbo(num_mc=1, hide_anchors=case.hide_anchors).make_views(
+        rollout, case.toy().mask_id, seeded()
+    )
     monkeypatch.undo()
     return (
         rollout,
@@ -60,7 +69,9 @@ def exact_weights(views: Views, case: Case, cases) -> Views:
     """The weights, stored in fp32, as the fractions |C| / n that they stand for."""
     exact = torch.zeros(views.weight.shape, dtype=torch.float64)
     for row, (n, subset, _) in enumerate(cases):
-        exact[row, 0, [PROMPT + c for c in subset if c in case.rest]] = len(case.candidates) / max(n, 1)
+        exact[row, 0, [PROMPT + c for c in subset if c in case.rest]] = len(case.candidates) / max(
+            n, 1
+        )
         if case.exits:
             exact[row, 1, [PROMPT + c for c in case.exits]] = 1.0
     assert torch.allclose(views.weight.double(), exact, atol=1e-6)
@@ -74,7 +85,9 @@ def test_elbo_is_unbiased_exactly(name: str, monkeypatch) -> None:
     toy = case.toy()
     values = token_logps(toy, rollout, elbo(num_mc=1), views).sum(-1)
     assert float(probs.sum()) == pytest.approx(1.0)
-    assert float((probs * values).sum()) == pytest.approx(any_order_elbo(toy, case).item(), abs=1e-9)
+    assert float((probs * values).sum()) == pytest.approx(
+        any_order_elbo(toy, case).item(), abs=1e-9
+    )
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -100,7 +113,9 @@ def test_views_show_exactly_what_the_formula_conditions_on(name: str, monkeypatc
         hidden = {c for c in range(4) if int(views.ids[row, 0, PROMPT + c]) == mask}
         assert hidden == set(subset) | set(case.exits) | tail
         if case.exits:
-            assert {c for c in range(4) if int(views.ids[row, 1, PROMPT + c]) == mask} == set(case.exits) | tail
+            assert {c for c in range(4) if int(views.ids[row, 1, PROMPT + c]) == mask} == set(
+                case.exits
+            ) | tail
     assert views.ids.shape[1] == 1 + bool(case.exits)
 
 
@@ -126,7 +141,9 @@ def estimates(case: Case, rows: int, *, seed: int, **options) -> Tensor:
 
 
 @pytest.mark.parametrize("stratified", [True, False])
-@pytest.mark.parametrize("name", ["inconsistent", "anchors", "hidden anchors", "eos", "exit", "exit, hidden anchors"])
+@pytest.mark.parametrize(
+    "name", ["inconsistent", "anchors", "hidden anchors", "eos", "exit", "exit, hidden anchors"]
+)
 def test_sampled_estimates_agree_within_4_standard_errors(name: str, stratified: bool) -> None:
     case = CASES[name]
     values = estimates(case, 2500, seed=3, num_mc=3, stratified=stratified)
@@ -148,12 +165,16 @@ def test_stratified_counts_lower_the_variance(num_mc: int) -> None:
 
 @pytest.mark.parametrize("stratified", [True, False])
 def test_counts_and_subsets_are_uniform(stratified: bool) -> None:
-    """Counts over all draws, and subsets given the count, from the real random numbers; row ids and draws both vary."""
-    rows, case = 3000, CASES["free"]
+    """Counts over all draws, and subsets given the count, from the real random numbers; row ids and
+    draws both vary.
+    """
+    rows = 3000
+    case = CASES["free"]
     views = elbo(num_mc=3, stratified=stratified).make_views(case.rollout(rows), 3, seeded(9))
     hidden = (views.ids[:, :, PROMPT:] == 3).long()
     counts = hidden.sum(-1)
-    # Strata share one uniform per row, so that counts of a row depend on each other: test one draw of each row.
+    # Strata share one uniform per row, so that counts of a row depend on each other: test one draw
+    # of each row.
     pick = torch.arange(rows) % 3
     one = counts[torch.arange(rows), pick]
     assert chi_square_p(one.bincount(minlength=5)[1:], torch.full((4,), 0.25)) > 1e-4
@@ -163,7 +184,9 @@ def test_counts_and_subsets_are_uniform(stratified: bool) -> None:
         found = torch.tensor([int((code == c).sum()) for c in codes])
         assert chi_square_p(found, torch.full((len(codes),), 1 / len(codes))) > 1e-4
     if stratified:  # each third of 1..4 holds one count
-        assert ((counts[:, 0] <= 2) & (counts[:, 1] >= 2) & (counts[:, 1] <= 3) & (counts[:, 2] >= 3)).all()
+        assert (
+            (counts[:, 0] <= 2) & (counts[:, 1] >= 2) & (counts[:, 1] <= 3) & (counts[:, 2] >= 3)
+        ).all()
     # Draws of one row are independent subsets, not one subset grown.
     pairs = code[counts[torch.arange(rows), pick] == 2]
     assert len(set(pairs.tolist())) == 6
@@ -182,7 +205,9 @@ def test_weights_do_not_depend_on_num_mc_in_expectation() -> None:
 
 
 @pytest.mark.parametrize("stratified", [True, False])
-def test_the_largest_uniform_masks_all_candidates_and_the_smallest_one(stratified: bool, monkeypatch) -> None:
+def test_the_largest_uniform_masks_all_candidates_and_the_smallest_one(
+    stratified: bool, monkeypatch
+) -> None:
     """(u + 2) / 3 rounds up to 1 there: the count must not exceed the candidates."""
     case = CASES["free"]
     for uniform, counts in (
@@ -197,8 +222,12 @@ def test_the_largest_uniform_masks_all_candidates_and_the_smallest_one(stratifie
 
 
 @pytest.mark.parametrize("anchors", [(), (3,), (1, 4), (0, 2, 3)])
-def test_variance_is_the_closed_form_for_context_free_losses(anchors: tuple[int, ...], monkeypatch) -> None:
-    """stp.md 9.2 ii: Var X_F = g(f) Q_F, g(f) = f (H_f - 1) / (f - 1), and fixing tokens never raises it."""
+def test_variance_is_the_closed_form_for_context_free_losses(
+    anchors: tuple[int, ...], monkeypatch
+) -> None:
+    """stp.md 9.2 ii: Var X_F = g(f) Q_F, g(f) = f (H_f - 1) / (f - 1), and fixing tokens never
+    raises it.
+    """
     logits = torch.randn(5, 2, generator=seeded(41), dtype=torch.float64) * 1.5
     joint = torch.zeros(1, dtype=torch.float64)
     for row in logits:
@@ -209,7 +238,9 @@ def test_variance_is_the_closed_form_for_context_free_losses(anchors: tuple[int,
     def variance(given: tuple[int, ...]) -> tuple[float, float]:
         free = [c for c in range(5) if c not in given]
         subsets = [(n, s) for n in range(1, len(free) + 1) for s in itertools.combinations(free, n)]
-        probs = torch.tensor([1 / (len(free) * math.comb(len(free), n)) for n, _ in subsets], dtype=torch.float64)
+        probs = torch.tensor(
+            [1 / (len(free) * math.comb(len(free), n)) for n, _ in subsets], dtype=torch.float64
+        )
         steps = [0 if c in given else 1 + c for c in range(5)]
         rollout = finished_rollout([ids] * len(subsets), [steps] * len(subsets), eos_id=toy.eos_id)
         share = torch.tensor([(n - 0.5) / len(free) for n, _ in subsets], dtype=torch.float64)
@@ -227,17 +258,22 @@ def test_variance_is_the_closed_form_for_context_free_losses(anchors: tuple[int,
         cost = -logits.log_softmax(-1)[free, [ids[c] for c in free]]
         f = len(free)
         g = f * (sum(1 / k for k in range(1, f + 1)) - 1) / (f - 1)
-        return float((probs * (values - mean) ** 2).sum()), float(g * ((cost - cost.mean()) ** 2).sum())
+        return float((probs * (values - mean) ** 2).sum()), float(
+            g * ((cost - cost.mean()) ** 2).sum()
+        )
 
     got, closed_form = variance(anchors)
     assert got == pytest.approx(closed_form, abs=1e-9)
     assert got <= variance(())[0] + 1e-12
 
 
-@pytest.mark.parametrize("name", ["free", "anchors", "hidden anchors", "eos", "eos, anchors around it", "exit, anchors"])
+@pytest.mark.parametrize(
+    "name", ["free", "anchors", "hidden anchors", "eos", "eos, anchors around it", "exit, anchors"]
+)
 def test_mean_field_is_one_fully_masked_pass(name: str) -> None:
     case = CASES[name]
-    toy, estimator = case.toy(), mean_field(p_mask_prompt=0.0, hide_anchors=case.hide_anchors)
+    toy = case.toy()
+    estimator = mean_field(p_mask_prompt=0.0, hide_anchors=case.hide_anchors)
     rollout = case.rollout()
     views = estimator.make_views(rollout, toy.mask_id, seeded())
     got = token_logps(toy, rollout, estimator, views)[0, PROMPT:]
@@ -251,13 +287,17 @@ def test_mean_field_is_one_fully_masked_pass(name: str) -> None:
 
 @pytest.mark.parametrize("rate", [0.15, 0.6])
 def test_mean_field_drops_prompt_tokens_at_the_stated_rate(rate: float) -> None:
-    rows, prompt = 400, 20
-    rollout = finished_rollout([(0, 1, 1)] * rows, [(0, 1, 2)] * rows, eos_id=9, prompt=prompt, left_pad=2)
+    rows = 400
+    prompt = 20
+    rollout = finished_rollout(
+        [(0, 1, 1)] * rows, [(0, 1, 2)] * rows, eos_id=9, prompt=prompt, left_pad=2
+    )
     ids = mean_field(p_mask_prompt=rate).make_views(rollout, 3, seeded(4)).ids[:, 0]
     dropped = (ids[:, 2 : 2 + prompt] == 3).double()
     spread = math.sqrt(rate * (1 - rate))
     assert abs(float(dropped.mean()) - rate) < 4 * spread / math.sqrt(rows * prompt)
-    assert ((dropped.mean(0) - rate).abs() < 5 * spread / math.sqrt(rows)).all()  # no column stands out
+    # no column stands out
+    assert ((dropped.mean(0) - rate).abs() < 5 * spread / math.sqrt(rows)).all()
     assert (ids[:, :2] == 0).all()  # pads stay
     assert (ids[:, 2 + prompt :] == torch.tensor([0, 3, 3])).all()
 

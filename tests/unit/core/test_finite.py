@@ -1,4 +1,6 @@
-"""What is not finite is found and named: in decoding before the next call, in weights, probes and scores."""
+"""What is not finite is found and named: in decoding before the next call, in weights, probes and
+scores.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ from unmaskrl.models.probe import masked_accuracy
 
 SETTINGS: dict[str, Any] = {"block_length": 4, "steps": 8}
 GAMMAS = {"eb": 0.1, "eb_max_prob": 0.1, "eb_margin": 0.1, "threshold": 0.9, "factor": 1.0}
-LOOP = importlib.import_module("unmaskrl.core.decoding.decode")  # the package shows the function under this name
+# the package shows the function under this name
+LOOP = importlib.import_module("unmaskrl.core.decoding.decode")
 BAD = (math.nan, math.inf, -math.inf)
 
 
@@ -32,11 +35,17 @@ def decoded(denoiser: Any, *, prompts: int = 3, gen_length: int = 8, **settings:
 
 
 class Counting:
-    """Passes everything on; more calls than a decoding can need are a failure, and not a test that never ends."""
+    """Passes everything on; more calls than a decoding can need are a failure, and not a test that
+    never ends.
+    """
 
     def __init__(self, inner: Any, most: int) -> None:
-        self.inner, self.most, self.calls = inner, most, 0
-        self.mask_id, self.eos_id, self.pad_id = inner.mask_id, inner.eos_id, inner.pad_id
+        self.inner = inner
+        self.most = most
+        self.calls = 0
+        self.mask_id = inner.mask_id
+        self.eos_id = inner.eos_id
+        self.pad_id = inner.pad_id
         self.vocab_size, self.model = inner.vocab_size, getattr(inner, "model", None)
 
     def hidden(self, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
@@ -54,9 +63,18 @@ class Counting:
 class Poisoned(HashDenoiser):
     """Logits of one row, one position or one token that are not finite from the given call on."""
 
-    def __init__(self, value: float, *, call: int = 1, position: int | slice = -1, token: int | slice = slice(None)) -> None:
+    def __init__(
+        self,
+        value: float,
+        *,
+        call: int = 1,
+        position: int | slice = -1,
+        token: int | slice = slice(None),
+    ) -> None:
         super().__init__(length=8)
-        self.value, self.call, self.where = value, call, (1, position, token)
+        self.value = value
+        self.call = call
+        self.where = (1, position, token)
 
     def hidden(self, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         hidden = super().hidden(ids, attention_mask).clone()
@@ -68,25 +86,45 @@ class Poisoned(HashDenoiser):
 @pytest.mark.parametrize("exit_at", [None, 0.0, 0.5])
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
 @pytest.mark.parametrize("select", sorted(RULES))
-def test_decode_stops_at_its_first_call_with_a_broken_weight(select: str, temperature: float, exit_at: float | None) -> None:
-    denoiser = load_denoiser(asset("mini"))  # its mask id is 0, the index of the maximum of a row of NaN
+def test_decode_stops_at_its_first_call_with_a_broken_weight(
+    select: str, temperature: float, exit_at: float | None
+) -> None:
+    # its mask id is 0, the index of the maximum of a row of NaN
+    denoiser = load_denoiser(asset("mini"))
     weights = dict(denoiser.model.named_parameters())
     name = next(reversed(weights))
     with torch.no_grad():
         weights[name].view(-1)[0] = math.nan
     counting = Counting(denoiser, 1)
     with pytest.raises(NotFiniteError) as caught:
-        decoded(counting, select=select, temperature=temperature, exit_at=exit_at, gamma=GAMMAS.get(select))
-    assert "logits are not finite in 3 of 3 rows" in str(caught.value) and repr(name) in str(caught.value)
+        decoded(
+            counting,
+            select=select,
+            temperature=temperature,
+            exit_at=exit_at,
+            gamma=GAMMAS.get(select),
+        )
+    assert "logits are not finite in 3 of 3 rows" in str(caught.value) and repr(name) in str(
+        caught.value
+    )
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("select", sorted(RULES))
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_one_bad_logit_is_found_before_the_call_after_it_is_drawn(select: str, value: float, temperature: float) -> None:
-    """Of one position (the last, so that random and left_to_right come to it at the end), one token, one row."""
-    settings = {"select": select, "temperature": temperature, "gamma": GAMMAS.get(select), "block_length": 8}
+def test_one_bad_logit_is_found_before_the_call_after_it_is_drawn(
+    select: str, value: float, temperature: float
+) -> None:
+    """Of one position (the last, so that random and left_to_right come to it at the end), one
+    token, one row.
+    """
+    settings = {
+        "select": select,
+        "temperature": temperature,
+        "gamma": GAMMAS.get(select),
+        "block_length": 8,
+    }
     late = Counting(Poisoned(value, token=2), 8)
     with pytest.raises(NotFiniteError, match="in 1 of 3 rows: all weights are finite"):
         decoded(late, **settings, stop_at_eos=False)
@@ -95,7 +133,9 @@ def test_one_bad_logit_is_found_before_the_call_after_it_is_drawn(select: str, v
 
 
 def test_decode_says_in_which_call() -> None:
-    with pytest.raises(NotFiniteError, match="stopped after call 3: logits are not finite in 1 of 3 rows"):
+    with pytest.raises(
+        NotFiniteError, match="stopped after call 3: logits are not finite in 1 of 3 rows"
+    ):
         decoded(Counting(Poisoned(math.nan, call=3, position=slice(None)), 3), stop_at_eos=False)
 
 
@@ -118,7 +158,9 @@ def test_a_drawn_mask_token_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(LOOP, "draw", draw)
     monkeypatch.setattr(LOOP, "masked_log_softmax", likely)
-    with pytest.raises(NotFiniteError, match=f"after call 1: the mask token {denoiser.mask_id} was drawn"):
+    with pytest.raises(
+        NotFiniteError, match=f"after call 1: the mask token {denoiser.mask_id} was drawn"
+    ):
         decoded(Counting(denoiser, 1))
 
 
@@ -140,7 +182,11 @@ def test_the_bound_leaves_room_for_every_schedule(steps: int) -> None:
 
 def test_a_gamma_that_is_no_number_is_an_error() -> None:
     with pytest.raises(NotFiniteError, match="gamma is NaN in 1 of 3 rows"):
-        decoded(HashDenoiser(length=8), select="eb", gamma=lambda hidden, rows: torch.tensor([0.1, math.nan, 0.1]))
+        decoded(
+            HashDenoiser(length=8),
+            select="eb",
+            gamma=lambda hidden, rows: torch.tensor([0.1, math.nan, 0.1]),
+        )
     with pytest.raises(NotFiniteError, match="gamma is NaN in 1 of 3 rows"):
         decoded(HashDenoiser(length=8), select="eb", gamma=torch.tensor([0.1, math.nan, 0.1]))
 
@@ -148,7 +194,10 @@ def test_a_gamma_that_is_no_number_is_an_error() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("value", BAD)
 def test_the_first_tensor_that_is_not_finite_is_named(dtype: torch.dtype, value: float) -> None:
-    tensors = {"a": torch.randn(5, 3, generator=seeded()).to(dtype), "none": torch.zeros(0, dtype=dtype)}
+    tensors = {
+        "a": torch.randn(5, 3, generator=seeded()).to(dtype),
+        "none": torch.zeros(0, dtype=dtype),
+    }
     tensors |= {"ids": torch.tensor([2**62]), "flags": torch.tensor([True])}
     tensors |= {"b": torch.ones((), dtype=dtype), "c": tensors["a"]}
     largest = torch.full((2,), torch.finfo(dtype).max, dtype=dtype)
@@ -164,12 +213,18 @@ def test_probe_and_scores_refuse_a_broken_model() -> None:
     assert broken_weight(denoiser) is None and broken_weight(HashDenoiser(length=2)) is None
     with torch.no_grad():
         next(iter(denoiser.model.parameters()))[3, 0] = math.nan
-    texts, answers = [[3, 1, 2], [3, 2, 5]], [[3, 4, 1, 3, 5, 4, 2, 1, 3]] * 2
+    texts = [[3, 1, 2], [3, 2, 5]]
+    answers = [[3, 4, 1, 3, 5, 4, 2, 1, 3]] * 2
     for fails in (
         lambda: masked_accuracy(denoiser, texts, answers, seeded()),
         lambda: predictability(denoiser, texts, answers),
         lambda: continuation_logps(
-            denoiser, list(zip(texts, answers, strict=True)), num_mc=2, seed=0, batch_size=2, max_canvases=8
+            denoiser,
+            list(zip(texts, answers, strict=True)),
+            num_mc=2,
+            seed=0,
+            batch_size=2,
+            max_canvases=8,
         ),
     ):
         with pytest.raises(NotFiniteError, match=r"wte\.weight.* is not finite"):
@@ -183,7 +238,9 @@ def test_a_threshold_head_that_is_not_finite_is_an_error() -> None:
         head.outer.bias[1] = math.nan
     canvas = blank_canvas([[1, 2], [3]], gen_length=8, denoiser=denoiser)
     with pytest.raises(NotFiniteError, match="gamma is NaN in 2 of 2 rows"):
-        decode(denoiser, canvas, select="eb", gamma=best_gamma(head, canvas.prompt_mask), **SETTINGS)
+        decode(
+            denoiser, canvas, select="eb", gamma=best_gamma(head, canvas.prompt_mask), **SETTINGS
+        )
 
 
 def test_a_head_without_floor_has_a_finite_loss_where_a_probability_underflows() -> None:
@@ -191,12 +248,25 @@ def test_a_head_without_floor_has_a_finite_loss_where_a_probability_underflows()
     head = ThresholdHead(16, (0.0, 0.1, 1.0), floor=0.0).init_weights(seeded())
     with torch.no_grad():
         head.outer.bias.copy_(torch.tensor([0.0, 0.0, -200.0]))
-    features, index = torch.randn(4, 16, generator=seeded()), torch.tensor([0, 1, 1, 2])
+    features = torch.randn(4, 16, generator=seeded())
+    index = torch.tensor([0, 1, 1, 2])
     old = head.log_probs(features).detach().gather(-1, index[:, None]).squeeze(-1)
     assert float(old[3]) == pytest.approx(-200 - math.log(2), rel=1e-4)
     loss, metrics = threshold_loss(
-        head, features, index, old, torch.tensor([1.0, -1.0, 0.5, -0.5]), clip=0.2, entropy_coef=0.01, num_rows=4.0
+        head,
+        features,
+        index,
+        old,
+        torch.tensor([1.0, -1.0, 0.5, -0.5]),
+        clip=0.2,
+        entropy_coef=0.01,
+        num_rows=4.0,
     )
     loss.backward()
     assert float(metrics["sampler/entropy"]) == pytest.approx(math.log(2), rel=1e-4)
-    assert first_not_finite({n: p.grad for n, p in head.named_parameters() if p.grad is not None} | {"loss": loss}) is None
+    assert (
+        first_not_finite(
+            {n: p.grad for n, p in head.named_parameters() if p.grad is not None} | {"loss": loss}
+        )
+        is None
+    )

@@ -1,4 +1,6 @@
-"""Which estimators importance weights are for: E over the rollouts of p(surrogate) / p(drawn) is 1, by enumeration."""
+"""Which estimators importance weights are for: E over the rollouts of p(surrogate) / p(drawn) is 1,
+by enumeration.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ from unmaskrl.core.importance import truncated_weights
 from unmaskrl.core.scoring import token_logps
 from unmaskrl.core.toy import ToyDenoiser
 
-READ, PAIRS, MIXED = (1, 2, 3, 4), (1, 1, 2, 2), (3, 1, 2, 1)  # decoded_step of the four tokens
+READ = (1, 2, 3, 4)  # decoded_step of the four tokens
+PAIRS = (1, 1, 2, 2)
+MIXED = (3, 1, 2, 1)
 SETTINGS = [
     ("coupled", {}),
     ("elbo", {}),
@@ -34,31 +38,46 @@ SETTINGS = [
 ]
 
 
-def expected_weights(name: str, options: dict, steps: tuple[int, ...], eos_id: int = 9, row_id: int = 0) -> Tensor:
-    """(4,) E[w_i] under the decoder that reveals tokens in these calls: all 81 completions, one draw of the views for all."""
+def expected_weights(
+    name: str, options: dict, steps: tuple[int, ...], eos_id: int = 9, row_id: int = 0
+) -> Tensor:
+    """(4,) E[w_i] under the decoder that reveals tokens in these calls: all 81 completions, one
+    draw of the views for all.
+    """
     toy = ToyDenoiser.random(seeded(5), num_tokens=3, length=4, noise=0.7)
     count = len(toy.completions)
-    whole = finished_rollout(toy.completions.tolist(), [steps] * count, eos_id=9, row_ids=[row_id] * count)
+    whole = finished_rollout(
+        toy.completions.tolist(), [steps] * count, eos_id=9, row_ids=[row_id] * count
+    )
     replay = trajectory().make_views(whole, toy.mask_id, seeded())
     drawn = token_logps(toy, whole, trajectory(), replay)
-    rollout = finished_rollout(toy.completions.tolist(), [steps] * count, eos_id=eos_id, row_ids=[row_id] * count)
+    rollout = finished_rollout(
+        toy.completions.tolist(), [steps] * count, eos_id=eos_id, row_ids=[row_id] * count
+    )
     made = ESTIMATORS[name](**options)
     views = made.make_views(rollout, toy.mask_id, seeded(3), Update(0, 4, 11))
     scores = token_logps(toy, rollout, made, views)
     weights = truncated_weights(scores, drawn, rollout.action_mask, cap=1e9)
-    probs, used = drawn.sum(-1).exp(), rollout.action_mask
+    probs = drawn.sum(-1).exp()
+    used = rollout.action_mask
     assert float(probs.sum()) == pytest.approx(1, rel=1e-9)
     return ((probs[:, None] * weights).sum(0) / (probs[:, None] * used).sum(0))[-4:]
 
 
 @pytest.mark.parametrize(("name", "options"), SETTINGS, ids=str)
 @pytest.mark.parametrize("steps", [READ, PAIRS, MIXED], ids=str)
-def test_weights_average_to_1_exactly_where_the_estimator_says_so(name: str, options: dict, steps: tuple[int, ...]) -> None:
+def test_weights_average_to_1_exactly_where_the_estimator_says_so(
+    name: str, options: dict, steps: tuple[int, ...]
+) -> None:
     of = ESTIMATORS[name](**options).probability_of
-    if options.get("p_mask_prompt"):  # the toy ignores its prompt; a model whose rollouts saw all of it does not
+    # the toy ignores its prompt; a model whose rollouts saw all of it does not
+    if options.get("p_mask_prompt"):
         assert of is None
         return
-    off = max(float((expected_weights(name, options, steps, row_id=row) - 1).abs().max()) for row in range(4))
+    off = max(
+        float((expected_weights(name, options, steps, row_id=row) - 1).abs().max())
+        for row in range(4)
+    )
     if of == DRAW or (of == READING and steps == READ):
         assert off < 1e-6
     elif of is None or steps == MIXED:
@@ -66,6 +85,8 @@ def test_weights_average_to_1_exactly_where_the_estimator_says_so(name: str, opt
 
 
 def test_with_eos_the_average_is_only_near_1() -> None:
-    """Whether a token counts depends on what is drawn later: is/mean that is not 1 is no sign of a fault."""
+    """Whether a token counts depends on what is drawn later: is/mean that is not 1 is no sign of a
+    fault.
+    """
     got = expected_weights("mean_field", {"p_mask_prompt": 0.0}, (4, 3, 2, 1), eos_id=2)
     assert 1e-3 < float((got - 1).abs().max()) < 0.5

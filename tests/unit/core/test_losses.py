@@ -1,4 +1,6 @@
-"""Policy losses against hand-worked numbers; clipping on both sides, k3, empty masks, micro-batches."""
+"""Policy losses against hand-worked numbers; clipping on both sides, k3, empty masks,
+micro-batches.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ from unmaskrl.core.types import TrainBatch
 
 
 def batch(mask, advantages, old, ref=None, **counts) -> TrainBatch:
-    old, advantages = torch.tensor(old, dtype=torch.float64), torch.tensor(advantages, dtype=torch.float64)
+    old = torch.tensor(old, dtype=torch.float64)
+    advantages = torch.tensor(advantages, dtype=torch.float64)
     ref = None if ref is None else torch.tensor(ref, dtype=torch.float64)
     return train_batch(torch.tensor(mask, dtype=torch.bool), advantages, old, ref, **counts)
 
@@ -37,10 +40,14 @@ def at_ratios(ratios, old=0.0) -> Tensor:
         (1.0, 0.0, 0.0, 0.0, False),
     ],
 )
-def test_clipping_of_one_token(ratio: float, advantage: float, gain: float, slope: float, clipped: bool) -> None:
+def test_clipping_of_one_token(
+    ratio: float, advantage: float, gain: float, slope: float, clipped: bool
+) -> None:
     for factory in (token_clip, sequence_clip):
         logps = at_ratios([[ratio]])
-        out = factory(clip_low=0.3, clip_high=0.2, kl_coef=0.0)(logps, batch([[1]], [advantage], [[0.0]]))
+        out = factory(clip_low=0.3, clip_high=0.2, kl_coef=0.0)(
+            logps, batch([[1]], [advantage], [[0.0]])
+        )
         out.loss.backward()
         assert out.loss.item() == pytest.approx(-gain, abs=1e-12)
         assert float(logps.grad) == pytest.approx(-slope, abs=1e-12)  # d w / d l = w
@@ -51,7 +58,8 @@ def test_clipping_of_one_token(ratio: float, advantage: float, gain: float, slop
 
 
 def test_token_clip_by_hand() -> None:
-    # Row 0: A = 1, ratios 1.5 (clipped to 1.2) and 0.9; row 1: A = -2, ratio 1.1; the fourth cell is no action.
+    # Row 0: A = 1, ratios 1.5 (clipped to 1.2) and 0.9; row 1: A = -2, ratio 1.1; the fourth cell
+    # is no action.
     logps = at_ratios([[1.5, 0.9], [1.1, 7.0]], old=-1.0)
     data = batch([[1, 1], [1, 0]], [1.0, -2.0], [[-1.0, -1.0], [-1.0, -1.0]])
     out = token_clip(kl_coef=0.0)(logps, data)
@@ -64,29 +72,40 @@ def test_token_clip_by_hand() -> None:
 
 
 def test_sequence_clip_by_hand() -> None:
-    # Row 0: geometric mean of 2 and 0.5 is 1; row 1: mean of (4, 1, 1) is 4^(1/3) = 1.587, clipped at 1.2; row 2: no action.
+    # Row 0: geometric mean of 2 and 0.5 is 1; row 1: mean of (4, 1, 1) is 4^(1/3) = 1.587, clipped
+    # at 1.2; row 2: no action.
     logps = at_ratios([[2.0, 0.5, 9.0], [4.0, 1.0, 1.0], [3.0, 3.0, 3.0]], old=-2.0)
     data = batch([[1, 1, 0], [1, 1, 1], [0, 0, 0]], [3.0, 1.0, 5.0], [[-2.0] * 3] * 3)
     assert data.num_rows == 2
     out = sequence_clip(kl_coef=0.0)(logps, data)
     assert out.loss.item() == pytest.approx(-(3.0 + 1.2) / 2, abs=1e-12)
     out.loss.backward()
-    assert logps.grad.tolist() == [[pytest.approx(-0.75), pytest.approx(-0.75), 0.0], [0.0] * 3, [0.0] * 3]
-    assert float(out.metrics["ratio/mean"]) == pytest.approx((2 * 1 + 3 * 4 ** (1 / 3)) / 5)  # of tokens
+    assert logps.grad.tolist() == [
+        [pytest.approx(-0.75), pytest.approx(-0.75), 0.0],
+        [0.0] * 3,
+        [0.0] * 3,
+    ]
+    # of tokens
+    assert float(out.metrics["ratio/mean"]) == pytest.approx((2 * 1 + 3 * 4 ** (1 / 3)) / 5)
     assert float(out.metrics["ratio/clip_frac"]) == pytest.approx(3 / 5)
 
 
 @pytest.mark.parametrize("name", sorted(LOSSES))
 def test_k3_by_hand(name: str) -> None:
-    # d = ref - new = 0.5 and -1 at the two actions of 2 rows; k3 = e^d - d - 1; token mean in both losses.
+    # d = ref - new = 0.5 and -1 at the two actions of 2 rows; k3 = e^d - d - 1; token mean in both
+    # losses.
     logps = torch.tensor([[-1.0, -9.0], [-1.0, -9.0]], dtype=torch.float64, requires_grad=True)
-    data = batch([[1, 0], [1, 0]], [0.0, 0.0], [[-1.0, 0.0], [-1.0, 0.0]], ref=[[-0.5, 0.0], [-2.0, 0.0]])
+    data = batch(
+        [[1, 0], [1, 0]], [0.0, 0.0], [[-1.0, 0.0], [-1.0, 0.0]], ref=[[-0.5, 0.0], [-2.0, 0.0]]
+    )
     out = LOSSES[name](kl_coef=0.5)(logps, data)
     k3 = (exp(0.5) - 1.5 + exp(-1.0) + 1.0 - 1.0) / 2
     assert out.loss.item() == pytest.approx(0.5 * k3, abs=1e-12)
     assert float(out.metrics["kl/ref"]) == pytest.approx(k3, abs=1e-12)
     out.loss.backward()
-    assert logps.grad[:, 0].tolist() == pytest.approx([0.25 * (1 - exp(0.5)), 0.25 * (1 - exp(-1.0))], abs=1e-12)
+    assert logps.grad[:, 0].tolist() == pytest.approx(
+        [0.25 * (1 - exp(0.5)), 0.25 * (1 - exp(-1.0))], abs=1e-12
+    )
 
 
 @pytest.mark.parametrize("name", ["token_clip", "sequence_clip"])
@@ -97,7 +116,8 @@ def test_huge_log_ratios_stay_finite(name: str) -> None:
     out.loss.backward()
     assert torch.isfinite(out.loss) and torch.isfinite(logps.grad).all()
     assert all(torch.isfinite(v) for v in out.metrics.values())
-    # Plain GRPO terms on the tangent e^20 (x - 19): min() does not clip A < 0 from above; the second row's gain is 0.
+    # Plain GRPO terms on the tangent e^20 (x - 19): min() does not clip A < 0 from above; the
+    # second row's gain is 0.
     k3 = (800 - 1 + 781 * exp(20) - 800 - 1) / 2
     assert out.loss.item() == pytest.approx(781 * exp(20) / 2 + 0.04 * k3, rel=1e-6)
 
@@ -112,16 +132,24 @@ def test_bounded_exp_is_exp_and_beyond_20_its_tangent() -> None:
     for k, at in enumerate(EDGES):
         want = (exp(at), exp(at)) if at <= 20 else (exp(20) * (1 + at - 20), exp(20))
         assert (float(value[k].detach()), float(slope[k])) == pytest.approx(want, rel=1e-12)
-    assert (value.detach().diff() >= 0).all() and (slope.diff() >= 0).all()  # rises, and bends upwards only
-    assert float(bounded_exp(torch.tensor(float("-inf")))) == 0 and bounded_exp(torch.tensor(float("nan"))).isnan()
+    # rises, and bends upwards only
+    assert (value.detach().diff() >= 0).all() and (slope.diff() >= 0).all()
+    assert (
+        float(bounded_exp(torch.tensor(float("-inf")))) == 0
+        and bounded_exp(torch.tensor(float("nan"))).isnan()
+    )
     assert bounded_exp(torch.tensor(1e20)).isfinite()  # in fp32
 
 
 @pytest.mark.parametrize("name", ["token_clip", "sequence_clip", "linear_bound"])
 @pytest.mark.parametrize("advantage", [-1.5, 1.5])
 @pytest.mark.parametrize("log_ratio", EDGES)
-def test_beyond_the_guard_the_gradient_is_that_of_the_formula(name: str, advantage: float, log_ratio: float) -> None:
-    """Finite differences; and by hand, where PPO leaves a token unclipped: pushed away from where its advantage is not."""
+def test_beyond_the_guard_the_gradient_is_that_of_the_formula(
+    name: str, advantage: float, log_ratio: float
+) -> None:
+    """Finite differences; and by hand, where PPO leaves a token unclipped: pushed away from where
+    its advantage is not.
+    """
     step = 1e-5 * max(1.0, abs(log_ratio)) if log_ratio != 19.999 and log_ratio != 20.001 else 1e-6
 
     def loss(at: float) -> tuple[float, float]:
@@ -147,7 +175,8 @@ def test_beyond_the_guard_the_gradient_is_that_of_the_formula(name: str, advanta
 
 @pytest.mark.parametrize("name", ["token_clip", "sequence_clip"])
 def test_published_defaults(name: str) -> None:
-    logps, data = at_ratios([[1.5]]), batch([[1]], [1.0], [[0.0]], ref=[[log(3.0)]])
+    logps = at_ratios([[1.5]])
+    data = batch([[1]], [1.0], [[0.0]], ref=[[log(3.0)]])
     out = LOSSES[name]()(logps, data)
     assert out.loss.item() == pytest.approx(-1.2 + 0.04 * (2 - log(2) - 1), abs=1e-12)
 
@@ -168,7 +197,8 @@ def test_micro_batches_add_up_to_the_whole(name: str) -> None:
     loss = LOSSES[name](kl_coef=0.1)
     whole = loss(logps, data)
     whole.loss.backward()
-    expected, logps.grad = logps.grad, None
+    expected = logps.grad
+    logps.grad = None
     parts = []
     for rows in (torch.tensor([6, 0]), torch.tensor([3]), torch.tensor([1, 2, 4, 5])):
         parts.append(loss(logps[rows], data.rows(rows)))
@@ -177,7 +207,9 @@ def test_micro_batches_add_up_to_the_whole(name: str) -> None:
     assert sum(p.loss.item() for p in parts) == pytest.approx(whole.loss.item(), abs=1e-12)
     for key, value in whole.metrics.items():
         combine = max if key.endswith("max_dev") else sum
-        assert combine(float(p.metrics[key]) for p in parts) == pytest.approx(float(value), abs=1e-6), key
+        assert combine(float(p.metrics[key]) for p in parts) == pytest.approx(
+            float(value), abs=1e-6
+        ), key
 
 
 BAD = [{"clip_low": -0.1}, {"clip_low": 1.0}, {"clip_high": -0.1}, {"dual_clip": 1.0}]
@@ -196,8 +228,20 @@ def test_bad_settings_are_refused(name: str, kwargs: dict[str, Any]) -> None:
 def test_reinforce_by_hand() -> None:
     # Gains A * (sum of log-probs): 2 * -3 and -1 * -1; 3 tokens, 2 rows, 1 group of 3 tokens.
     logps = torch.tensor([[-1.0, -2.0], [-1.0, -9.0]], dtype=torch.float64, requires_grad=True)
-    data = batch([[1, 1], [1, 0]], [2.0, -1.0], [[9.0, 9.0]] * 2, num_groups=1.0, group_actions=torch.tensor([3.0, 3.0]))
-    for normaliser, loss in (("token", 5 / 3), ("sequence", (3 - 1) / 2), ("group", 5 / 3), ("rows", 5 / 2), ("groups", 5)):
+    data = batch(
+        [[1, 1], [1, 0]],
+        [2.0, -1.0],
+        [[9.0, 9.0]] * 2,
+        num_groups=1.0,
+        group_actions=torch.tensor([3.0, 3.0]),
+    )
+    for normaliser, loss in (
+        ("token", 5 / 3),
+        ("sequence", (3 - 1) / 2),
+        ("group", 5 / 3),
+        ("rows", 5 / 2),
+        ("groups", 5),
+    ):
         out = LOSSES["reinforce"](normaliser=normaliser)(logps, data)
         assert out.loss.item() == pytest.approx(loss, abs=1e-12), normaliser
     assert not LOSSES["reinforce"]().uses_old and not LOSSES["reinforce"]().uses_ref
@@ -229,5 +273,10 @@ def test_linear_bound_by_hand(delta: float, advantage: float, gain: float, slope
 def test_the_clip_range_is_the_nearer_end_in_nats() -> None:
     assert token_clip(clip_low=0.3, clip_high=0.2).clip_range == pytest.approx(log(1.2))
     assert sequence_clip(clip_low=0.1, clip_high=0.2).clip_range == pytest.approx(-log(0.9))
-    assert linear_bound(clip_low=0.0, clip_high=0.2).clip_range == pytest.approx(log(1.2))  # an end at 0 is no width
-    assert token_clip(clip_low=0.0, clip_high=0.0).clip_range == LOSSES["reinforce"]().clip_range == float("inf")
+    # an end at 0 is no width
+    assert linear_bound(clip_low=0.0, clip_high=0.2).clip_range == pytest.approx(log(1.2))
+    assert (
+        token_clip(clip_low=0.0, clip_high=0.0).clip_range
+        == LOSSES["reinforce"]().clip_range
+        == float("inf")
+    )

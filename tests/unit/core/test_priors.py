@@ -1,4 +1,6 @@
-"""Canvas builders and the choice of anchors against hand-worked cases; predictability against the joint."""
+"""Canvas builders and the choice of anchors against hand-worked cases; predictability against the
+joint.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +10,19 @@ import pytest
 import torch
 
 from tests.conftest import HashDenoiser, seeded, tiny_llada
-from unmaskrl.core.canvas import SELECTIONS, anchored_canvas, blank_canvas, choose_anchors, predictability, random_scores
+from unmaskrl.core.canvas import (
+    SELECTIONS,
+    anchored_canvas,
+    blank_canvas,
+    choose_anchors,
+    predictability,
+    random_scores,
+)
 from unmaskrl.core.toy import ToyDenoiser
 
 TOY = ToyDenoiser.random(seeded(1), num_tokens=3, length=3)
-M, PAD = TOY.mask_id, TOY.pad_id
+M = TOY.mask_id
+PAD = TOY.pad_id
 REFERENCE = [10, 11, 12, 13, 14, 15, 99, 99]  # 99 is EOS
 PROTECTED = [False, False, True, True, False, False, False, False]
 SCORES = [-3.0, -1.0, -0.1, -0.2, -2.0, -1.5, 0.0, 0.0]
@@ -29,7 +39,14 @@ def test_blank_canvas_by_hand() -> None:
 
 
 def test_anchored_canvas_by_hand() -> None:
-    canvas = anchored_canvas([[0], [1, 2]], [{2: 1, 0: 2}, {}], gen_length=3, denoiser=TOY, row_ids=[70, 60], group_ids=[4, 4])
+    canvas = anchored_canvas(
+        [[0], [1, 2]],
+        [{2: 1, 0: 2}, {}],
+        gen_length=3,
+        denoiser=TOY,
+        row_ids=[70, 60],
+        group_ids=[4, 4],
+    )
     assert canvas.ids.tolist() == [[PAD, 0, 2, M, 1], [1, 2, M, M, M]]
     assert canvas.fixed_mask.int().tolist() == [[0, 0, 1, 0, 1], [0, 0, 0, 0, 0]]
     assert (canvas.row_ids.tolist(), canvas.group_ids.tolist()) == ([70, 60], [4, 4])
@@ -87,8 +104,12 @@ def test_an_end_of_turn_id_cannot_be_an_anchor_either() -> None:
         (1.0, PROTECTED, 5, [0, 1, 4]),
     ],
 )
-def test_choose_anchors_by_hand(keep: float, protected: list[bool] | None, gen_length: int, offsets: list[int]) -> None:
-    got = choose_anchors(REFERENCE, SCORES, keep=keep, gen_length=gen_length, protected=protected, never=(99,))
+def test_choose_anchors_by_hand(
+    keep: float, protected: list[bool] | None, gen_length: int, offsets: list[int]
+) -> None:
+    got = choose_anchors(
+        REFERENCE, SCORES, keep=keep, gen_length=gen_length, protected=protected, never=(99,)
+    )
     assert got == {i: REFERENCE[i] for i in offsets}
     assert list(got) == sorted(got)
 
@@ -109,19 +130,30 @@ def test_choose_anchors_by_hand(keep: float, protected: list[bool] | None, gen_l
         (20, 0, 0.1, 2, 2),
     ],
 )
-def test_the_published_count_is_of_the_tokens_outside_the_answer(tokens, answer, keep, published, ours) -> None:
-    """maskd_data_utils.py masks int(num_rest * rho) of the num_rest tokens outside the answer, rho = 1 - keep."""
+def test_the_published_count_is_of_the_tokens_outside_the_answer(
+    tokens, answer, keep, published, ours
+) -> None:
+    """maskd_data_utils.py masks int(num_rest * rho) of the num_rest tokens outside the answer, rho
+    = 1 - keep.
+    """
     protected = [i >= tokens - answer for i in range(tokens)]
     scores = [float(i % 7) for i in range(tokens)]
     for count, want in (("outside_answer", published), ("reference", ours)):
-        got = choose_anchors(range(tokens), scores, keep=keep, gen_length=tokens, protected=protected, count=count)
+        got = choose_anchors(
+            range(tokens), scores, keep=keep, gen_length=tokens, protected=protected, count=count
+        )
         assert len(got) == min(want, tokens - answer) and not any(protected[i] for i in got)
-    with pytest.raises(ValueError, match="count must be one of reference, outside_answer, got 'paper'"):
+    with pytest.raises(
+        ValueError, match="count must be one of reference, outside_answer, got 'paper'"
+    ):
         choose_anchors([1], [0.0], keep=0.5, gen_length=1, count="paper")
 
 
 def test_choose_anchors_gives_ties_to_the_left() -> None:
-    assert list(choose_anchors([5, 6, 7, 8], [0.0, 1.0, 1.0, 1.0], keep=0.5, gen_length=4)) == [1, 2]
+    assert list(choose_anchors([5, 6, 7, 8], [0.0, 1.0, 1.0, 1.0], keep=0.5, gen_length=4)) == [
+        1,
+        2,
+    ]
 
 
 @pytest.mark.parametrize("keep", [-0.01, 1.01, float("nan")])
@@ -153,7 +185,9 @@ def test_every_selection_of_a_recipe_is_a_choice_of_scores_and_protection(select
     """How the four names are composed: random or predictability scores, answer protected or not."""
     scores = SCORES if "most_predictable" in selection else random_scores(8, seed=0, row_id=3)
     protected = PROTECTED if "protect_answer" in selection else None
-    got = choose_anchors(REFERENCE, scores, keep=0.5, gen_length=8, protected=protected, never=(99,))
+    got = choose_anchors(
+        REFERENCE, scores, keep=0.5, gen_length=8, protected=protected, never=(99,)
+    )
     assert len(got) == 3
     assert not set(got) & ({2, 3, 6, 7} if protected else {6, 7})
 
@@ -168,9 +202,12 @@ def test_predictability_is_the_marginal_of_the_joint() -> None:
             assert score == pytest.approx(float(marginal.log()), abs=1e-9)
 
 
-def test_predictability_on_a_model_in_chunks_with_references_of_different_lengths(monkeypatch) -> None:
+def test_predictability_on_a_model_in_chunks_with_references_of_different_lengths(
+    monkeypatch,
+) -> None:
     denoiser = tiny_llada()
-    prompts, references = [[1, 2, 3], [4]], [[5, 6, 7, 8, 9], [1, 0]]
+    prompts = [[1, 2, 3], [4]]
+    references = [[5, 6, 7, 8, 9], [1, 0]]
     whole = predictability(denoiser, prompts, references)
     monkeypatch.setattr("unmaskrl.core.decoding.sample.CHUNK_ELEMENTS", 2 * denoiser.vocab_size)
     chunked = predictability(denoiser, prompts, references)

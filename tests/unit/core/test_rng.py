@@ -36,7 +36,8 @@ def test_mix_gives_the_published_splitmix64_sequence() -> None:
 
 @pytest.mark.parametrize("seed", [0, 1, 2**62 - 1, 987654321987654321])
 def test_counter_uniform_is_the_documented_hash(seed: int) -> None:
-    rows, calls = [0, 1, 5, 2**40, -3], [0, 7, 10**6]
+    rows = [0, 1, 5, 2**40, -3]
+    calls = [0, 7, 10**6]
     got = counter_uniform(seed, torch.tensor(rows)[:, None], torch.tensor(calls)[None, :])
     want = [[uniform_python(seed, r & _WORD, c) for c in calls] for r in rows]
     assert got.tolist() == want
@@ -46,21 +47,34 @@ def test_counter_uniform_broadcasts_and_depends_on_every_counter() -> None:
     base = counter_uniform(3, torch.tensor([1, 2]), torch.tensor(5))
     assert base.shape == (2,)
     assert float(base[1]) == float(counter_uniform(3, torch.tensor(2), torch.tensor(5)))
-    values = {uniform_python(s, a, b) for s, a, b in itertools.product(range(3), range(3), range(3))}
+    values = {
+        uniform_python(s, a, b) for s, a, b in itertools.product(range(3), range(3), range(3))
+    }
     assert len(values) == 27  # (a, b) and (b, a) differ as well
 
 
 def test_counter_uniform_is_uniform_and_uncorrelated_over_neighbours() -> None:
     u = counter_uniform(11, torch.arange(200)[:, None], torch.arange(200)[None, :])
     assert float(u.min()) > 0 and float(u.max()) < 1
-    assert chi_square_p((u * 100).long().flatten().bincount(minlength=100), torch.full((100,), 0.01)) > 1e-4
+    assert (
+        chi_square_p((u * 100).long().flatten().bincount(minlength=100), torch.full((100,), 0.01))
+        > 1e-4
+    )
     for a, b in [(u[1:], u[:-1]), (u[:, 1:], u[:, :-1]), (u[1:, 1:], u[:-1, :-1])]:
         correlation = 12 * ((a - 0.5) * (b - 0.5)).mean()
         assert abs(float(correlation)) < 4 / a.numel() ** 0.5
 
 
 def test_named_seeds_differ_by_every_part_of_the_name() -> None:
-    names = [(0,), (1,), (0, "views"), (0, "views", 1), (0, "views", 2), (0, "view", "s1"), (0, "rollout", 1)]
+    names = [
+        (0,),
+        (1,),
+        (0, "views"),
+        (0, "views", 1),
+        (0, "views", 2),
+        (0, "view", "s1"),
+        (0, "rollout", 1),
+    ]
     seeds = [named_seed(*name) for name in names]
     assert len(set(seeds)) == len(seeds)
     assert all(0 <= s < 2**62 for s in seeds)
@@ -76,7 +90,8 @@ def test_named_generators_repeat() -> None:
 
 def test_draw_seed_advances_its_generator() -> None:
     generator = seeded(1)
-    first, second = draw_seed(generator), draw_seed(generator)
+    first = draw_seed(generator)
+    second = draw_seed(generator)
     assert first != second
     assert draw_seed(seeded(1)) == first
     assert 0 <= first < 2**62

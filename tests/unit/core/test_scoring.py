@@ -1,4 +1,6 @@
-"""Chunked scoring and chunked backward against plain full logits: values, gradients, and what is never materialised."""
+"""Chunked scoring and chunked backward against plain full logits: values, gradients, and what is
+never materialised.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.conftest import ROUNDING, RecordingHead, finished_rollout, rounded, same_maths, seeded, tiny_llada, train_batch
+from tests.conftest import (
+    ROUNDING,
+    RecordingHead,
+    finished_rollout,
+    rounded,
+    same_maths,
+    seeded,
+    tiny_llada,
+    train_batch,
+)
 from unmaskrl.core.canvas import anchored_canvas
 from unmaskrl.core.decoding import decode
 from unmaskrl.core.estimators import elbo, mean_field
@@ -34,7 +45,9 @@ CHUNK = "unmaskrl.core.decoding.sample.CHUNK_ELEMENTS"
 
 
 def rollout_of(denoiser: ModelDenoiser, exit_at: float | None = 0.6) -> Rollout:
-    """Five rows: prompts of different lengths, anchors, exit tokens, and one row that is given as a whole."""
+    """Five rows: prompts of different lengths, anchors, exit tokens, and one row that is given as a
+    whole.
+    """
     canvas = anchored_canvas(
         [[1, 2, 3], [4], [5, 6], [7], [8, 9]],
         [{}, {0: 3, 4: 1}, {2: 2}, {i: i for i in range(6)}, {}],
@@ -54,7 +67,8 @@ def rollout_of(denoiser: ModelDenoiser, exit_at: float | None = 0.6) -> Rollout:
 
 
 def batch_for(rollout: Rollout, dtype: torch.dtype) -> TrainBatch:
-    generator, mask = seeded(12), rollout.action_mask
+    generator = seeded(12)
+    mask = rollout.action_mask
     old = -torch.rand(mask.shape, generator=generator, dtype=dtype)
     ref = old + 0.3 * torch.randn(mask.shape, generator=generator, dtype=dtype)
     return train_batch(mask, torch.tensor([1.0, -0.5, 0.3, 2.0, -1.0], dtype=dtype), old, ref)
@@ -88,12 +102,15 @@ def close(got: list[Tensor], want: list[Tensor], units: float = ROUNDING) -> boo
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("loss_name", sorted(LOSSES))
 @pytest.mark.parametrize("chunk_rows", [1, 4, 10**6])
-def test_values_and_gradients_are_those_of_plain_full_logits(dtype, loss_name: str, chunk_rows: int, monkeypatch) -> None:
+def test_values_and_gradients_are_those_of_plain_full_logits(
+    dtype, loss_name: str, chunk_rows: int, monkeypatch
+) -> None:
     denoiser = tiny_llada(dtype)
     rollout = rollout_of(denoiser)
     estimator = elbo(num_mc=3)
     views = estimator.make_views(rollout, denoiser.mask_id, seeded(1))
-    loss, batch = LOSSES[loss_name](), batch_for(rollout, dtype)
+    loss = LOSSES[loss_name]()
+    batch = batch_for(rollout, dtype)
     plain = plain_token_logps(denoiser, rollout, views)
     want_loss = loss(plain.to(dtype), batch).loss
     want_loss.backward()
@@ -110,8 +127,12 @@ def test_values_and_gradients_are_those_of_plain_full_logits(dtype, loss_name: s
 @pytest.mark.parametrize("loss_name", sorted(LOSSES))
 @pytest.mark.parametrize("max_canvases", [1, 2, 3])
 @pytest.mark.parametrize("nonlinear", [False, True])
-def test_backward_in_chunks_is_the_plain_backward(loss_name: str, max_canvases: int, nonlinear: bool, monkeypatch) -> None:
-    """Also for a reduce that is not linear in the views, and with logits in chunks at the same time."""
+def test_backward_in_chunks_is_the_plain_backward(
+    loss_name: str, max_canvases: int, nonlinear: bool, monkeypatch
+) -> None:
+    """Also for a reduce that is not linear in the views, and with logits in chunks at the same
+    time.
+    """
     monkeypatch.setattr(CHUNK, 3 * 16)
     denoiser = tiny_llada()
     rollout = rollout_of(denoiser)
@@ -127,10 +148,13 @@ def test_backward_in_chunks_is_the_plain_backward(loss_name: str, max_canvases: 
     plain.loss.backward()
     want = gradients(denoiser)
     got = backward_in_chunks(denoiser, rollout, estimator, views, loss, max_canvases=max_canvases)
-    units = ROUNDING * (16 if nonlinear else 1)  # the ratio of squared sums is exp of up to 16: its rounding grows by that
+    # the ratio of squared sums is exp of up to 16: its rounding grows by that
+    units = ROUNDING * (16 if nonlinear else 1)
     assert got.loss.item() == rounded(plain.loss.item(), units=units)
     assert not got.loss.requires_grad
-    assert {k: v.item() for k, v in got.metrics.items()} == pytest.approx({k: v.item() for k, v in plain.metrics.items()})
+    assert {k: v.item() for k, v in got.metrics.items()} == pytest.approx(
+        {k: v.item() for k, v in plain.metrics.items()}
+    )
     assert close(gradients(denoiser), want, units)
 
 
@@ -142,7 +166,12 @@ def distinct(rollout: Rollout, views: Views) -> int:
     """Different canvases among those that score anything."""
     attention = rollout.attention_mask[:, None].expand_as(views.ids)
     scoring = (views.weight != 0).any(-1)
-    return len({(tuple(i), tuple(a)) for i, a in zip(views.ids[scoring].tolist(), attention[scoring].tolist(), strict=True)})
+    return len(
+        {
+            (tuple(i), tuple(a))
+            for i, a in zip(views.ids[scoring].tolist(), attention[scoring].tolist(), strict=True)
+        }
+    )
 
 
 def test_a_group_with_one_fully_masked_canvas_costs_one_row() -> None:
@@ -169,30 +198,51 @@ def test_backward_in_chunks_keeps_at_most_max_canvases_alive() -> None:
     used = distinct(rollout, views)
     assert count_canvases(rollout, views) == used
     batch = batch_for(rollout, torch.float64)
-    backward_in_chunks(denoiser, rollout, estimator, views, lambda x: LOSSES["token_clip"]()(x, batch), max_canvases=3)
+    backward_in_chunks(
+        denoiser,
+        rollout,
+        estimator,
+        views,
+        lambda x: LOSSES["token_clip"]()(x, batch),
+        max_canvases=3,
+    )
     assert max(sizes) <= 3
     assert sum(sizes) == 2 * used  # one pass without gradient, one with
     sizes.clear()
-    backward_in_chunks(denoiser, rollout, estimator, views, lambda x: LOSSES["token_clip"]()(x, batch), max_canvases=99)
+    backward_in_chunks(
+        denoiser,
+        rollout,
+        estimator,
+        views,
+        lambda x: LOSSES["token_clip"]()(x, batch),
+        max_canvases=99,
+    )
     assert sizes == [used]
 
 
 @pytest.mark.parametrize("max_canvases", [1, 3])
 def test_health_checks_keep_at_most_max_canvases_alive(max_canvases: int) -> None:
-    """The check of the first ratio runs with gradient, the replay of the rollout without: neither runs all canvases at once."""
+    """The check of the first ratio runs with gradient, the replay of the rollout without: neither
+    runs all canvases at once.
+    """
     denoiser = tiny_llada()
     rollout = rollout_of(denoiser)
     estimator = elbo(num_mc=2)
     views = estimator.make_views(rollout, denoiser.mask_id, seeded(1))
-    want, gap = token_logps(denoiser, rollout, estimator, views), behavior_gap(denoiser, rollout)
+    want = token_logps(denoiser, rollout, estimator, views)
+    gap = behavior_gap(denoiser, rollout)
     calls = []
     hidden = denoiser.model.hidden
-    denoiser.model.hidden = lambda ids, mask: calls.append((len(ids), torch.is_grad_enabled())) or hidden(ids, mask)
+    denoiser.model.hidden = lambda ids, mask: (
+        calls.append((len(ids), torch.is_grad_enabled())) or hidden(ids, mask)
+    )
     live = live_token_logps(denoiser, rollout, estimator, views, max_canvases=max_canvases)
     assert torch.allclose(live, want.detach(), atol=1e-12) and not live.requires_grad
     assert all(graph and rows <= max_canvases for rows, graph in calls) and len(calls) > 1
     calls.clear()
-    assert behavior_gap(denoiser, rollout, max_canvases=max_canvases) == pytest.approx(gap, abs=1e-12)
+    assert behavior_gap(denoiser, rollout, max_canvases=max_canvases) == pytest.approx(
+        gap, abs=1e-12
+    )
     assert not any(graph or rows > max_canvases for rows, graph in calls) and len(calls) > 1
 
 
@@ -204,12 +254,16 @@ def test_frozen_token_logps_are_token_logps_without_gradient(max_canvases: int) 
     views = estimator.make_views(rollout, denoiser.mask_id, seeded(1))
     frozen = frozen_token_logps(denoiser, rollout, estimator, views, max_canvases=max_canvases)
     assert not frozen.requires_grad
-    assert torch.allclose(frozen, token_logps(denoiser, rollout, estimator, views).detach(), atol=1e-12)
+    assert torch.allclose(
+        frozen, token_logps(denoiser, rollout, estimator, views).detach(), atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("max_canvases", [1, 4, 99])
 def test_the_first_update_has_ratio_exactly_1_in_fp32(max_canvases: int) -> None:
-    """Old log-probs without gradient and new ones with it must agree to the last bit, chunk by chunk."""
+    """Old log-probs without gradient and new ones with it must agree to the last bit, chunk by
+    chunk.
+    """
     denoiser = tiny_llada(torch.float32)
     rollout = rollout_of(denoiser)
     estimator = elbo(num_mc=3)
@@ -249,7 +303,8 @@ def test_no_tensor_of_all_logits_in_scoring_or_decoding(monkeypatch) -> None:
 
 def test_logits_are_computed_at_scored_positions_only() -> None:
     denoiser = tiny_llada()
-    recorder, rollout = RecordingHead(denoiser), rollout_of(denoiser)
+    recorder = RecordingHead(denoiser)
+    rollout = rollout_of(denoiser)
     views = elbo(num_mc=1).make_views(rollout, denoiser.mask_id, seeded(2))
     view_logps(recorder, rollout, views)
     assert recorder.calls == 1
@@ -267,7 +322,8 @@ def test_unscored_positions_get_exactly_zero_and_unscored_views_cost_nothing() -
     denoiser.model.hidden = lambda ids, mask: rows.append(len(ids)) or hidden(ids, mask)
     view_logps(denoiser, rollout, views)
     assert rows == [distinct(rollout, views)]
-    assert rows[0] < views.ids.shape[0] * views.ids.shape[1]  # the given row, and exit views of rows without exit
+    # the given row, and exit views of rows without exit
+    assert rows[0] < views.ids.shape[0] * views.ids.shape[1]
 
 
 def test_a_batch_in_which_nothing_is_scored() -> None:
@@ -289,19 +345,27 @@ def test_scores_are_at_the_temperature_of_the_rollout() -> None:
         logits = denoiser.head(hidden) / (temperature or 1.0)
         keep = [v for v in range(denoiser.vocab_size) if v != denoiser.mask_id]
         want = logits[range(5), targets] - logits[:, keep].logsumexp(-1)
-        assert torch.allclose(target_logps(denoiser, hidden, targets, temperature), want, atol=1e-12)
+        assert torch.allclose(
+            target_logps(denoiser, hidden, targets, temperature), want, atol=1e-12
+        )
 
 
 def test_scoring_overwrites_nothing_of_its_caller() -> None:
-    """A head may return its input (the toy's does): scores and gradients must not be computed in that memory."""
+    """A head may return its input (the toy's does): scores and gradients must not be computed in
+    that memory.
+    """
     generator = seeded(4)
     toy = ToyDenoiser.random(generator, num_tokens=3, length=2)
-    hidden = torch.randn(6, toy.vocab_size, generator=generator, dtype=torch.float64, requires_grad=True)
-    before, targets = hidden.detach().clone(), torch.tensor([0, 1, 2, 0, 1, 2])
+    hidden = torch.randn(
+        6, toy.vocab_size, generator=generator, dtype=torch.float64, requires_grad=True
+    )
+    before = hidden.detach().clone()
+    targets = torch.tensor([0, 1, 2, 0, 1, 2])
     for temperature in (1.0, 0.7):
         first = target_logps(toy, hidden, targets, temperature)
         first.sum().backward()
-        gradient, hidden.grad = hidden.grad.clone(), None
+        gradient = hidden.grad.clone()
+        hidden.grad = None
         assert torch.equal(hidden.detach(), before)
         target_logps(toy, hidden, targets, temperature).sum().backward()
         assert torch.equal(hidden.grad, gradient)
@@ -316,7 +380,9 @@ def test_scoring_overwrites_nothing_of_its_caller() -> None:
 
 def test_a_second_backward_through_the_same_scores_is_right_or_refused() -> None:
     toy = ToyDenoiser.random(seeded(4), num_tokens=3, length=2)
-    hidden = torch.randn(4, toy.vocab_size, generator=seeded(5), dtype=torch.float64, requires_grad=True)
+    hidden = torch.randn(
+        4, toy.vocab_size, generator=seeded(5), dtype=torch.float64, requires_grad=True
+    )
     total = target_logps(toy, hidden, torch.tensor([0, 1, 2, 0]), 1.0).sum()
     (first,) = torch.autograd.grad(total, hidden, retain_graph=True)
     try:
@@ -340,7 +406,9 @@ def test_replay_views_give_back_the_behavior_logps(exit_at: float | None) -> Non
     scored = (views.weight > 0).sum(1)
     drawn = (rollout.decoded_step > 0) & (rollout.decoded_step <= rollout.nfe[:, None])
     assert torch.equal(scored, drawn.long())
-    assert (view_logps(denoiser, rollout, views).sum(1) - rollout.behavior_logps).abs().max() < 1e-10
+    assert (
+        view_logps(denoiser, rollout, views).sum(1) - rollout.behavior_logps
+    ).abs().max() < 1e-10
     assert behavior_gap(denoiser, rollout) < 1e-10
     other = tiny_llada(seed=4)
     assert behavior_gap(other, rollout) > 0.1
@@ -348,4 +416,6 @@ def test_replay_views_give_back_the_behavior_logps(exit_at: float | None) -> Non
 
 def test_behavior_gap_of_a_batch_in_which_nothing_was_drawn_is_zero() -> None:
     denoiser = tiny_llada()
-    assert behavior_gap(denoiser, finished_rollout([[1, 2]], [[0, 0]], eos_id=denoiser.eos_id)) == 0.0
+    assert (
+        behavior_gap(denoiser, finished_rollout([[1, 2]], [[0, 0]], eos_id=denoiser.eos_id)) == 0.0
+    )

@@ -1,4 +1,6 @@
-"""The public ``token_logps`` and ``view_logps`` at their edges: no rows, and a second backward pass."""
+"""The public ``token_logps`` and ``view_logps`` at their edges: no rows, and a second backward
+pass.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,11 @@ def test_no_rows_have_no_log_probabilities(name: str) -> None:
 
 
 def test_a_second_backward_pass_is_refused_and_never_wrong() -> None:
-    denoiser, estimator = tiny_llada(), elbo(num_mc=2)
-    rollout = finished_rollout([[1, 2, 3], [3, 2, 1]], [[1, 2, 3], [3, 2, 1]], eos_id=denoiser.eos_id)
+    denoiser = tiny_llada()
+    estimator = elbo(num_mc=2)
+    rollout = finished_rollout(
+        [[1, 2, 3], [3, 2, 1]], [[1, 2, 3], [3, 2, 1]], eos_id=denoiser.eos_id
+    )
     views = estimator.make_views(rollout, denoiser.mask_id, seeded(1))
     denoiser.model.requires_grad_(True)
     total = token_logps(denoiser, rollout, estimator, views).sum()

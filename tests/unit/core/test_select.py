@@ -9,7 +9,13 @@ import pytest
 import torch
 
 from tests.conftest import seeded
-from unmaskrl.core.decoding.sample import draw, drawn_confidence, inverse_cdf, masked_log_softmax, row_chunks
+from unmaskrl.core.decoding.sample import (
+    draw,
+    drawn_confidence,
+    inverse_cdf,
+    masked_log_softmax,
+    row_chunks,
+)
 from unmaskrl.core.decoding.select import RULES
 
 LOGITS = torch.randn(6, 5, generator=seeded(2), dtype=torch.float64)
@@ -46,15 +52,21 @@ def test_scores_by_hand(name: str) -> None:
 def test_confidence_is_the_log_prob_of_the_drawn_token_with_the_mask_token_in_the_sum() -> None:
     token = torch.tensor([0, 1, 2, 4, 0, 1])
     scores = drawn_confidence(LOGITS, token)
-    want = [x[t] - log(sum(map(exp, x))) for x, t in zip(LOGITS.tolist(), token.tolist(), strict=True)]
+    want = [
+        x[t] - log(sum(map(exp, x))) for x, t in zip(LOGITS.tolist(), token.tolist(), strict=True)
+    ]
     assert scores.tolist() == pytest.approx(want, abs=1e-12)
     assert torch.equal(RULES["confidence"].score(None, scores, UNIFORM, OFFSET), scores)
     assert RULES["confidence"].needs_draw
 
 
 def test_entropy_survives_impossible_tokens_and_certainty() -> None:
-    logps = masked_log_softmax(torch.tensor([[0.0, float("-inf"), 0.0], [0.0, float("-inf"), -1e9]]), 1, 1.0)
-    assert RULES["entropy"].score(logps, None, UNIFORM[:2], OFFSET[:2]).tolist() == pytest.approx([-log(2), 0.0])
+    logps = masked_log_softmax(
+        torch.tensor([[0.0, float("-inf"), 0.0], [0.0, float("-inf"), -1e9]]), 1, 1.0
+    )
+    assert RULES["entropy"].score(logps, None, UNIFORM[:2], OFFSET[:2]).tolist() == pytest.approx(
+        [-log(2), 0.0]
+    )
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.3, 1.0, 2.5])
@@ -70,7 +82,8 @@ def test_masked_log_softmax_is_fp32_at_least() -> None:
 
 
 def test_inverse_cdf_takes_the_cell_of_the_uniform_and_skips_impossible_tokens() -> None:
-    never = float("-inf")  # four tokens of mass exp(0) = 1: the bounds of the cells are exact on every processor
+    # four tokens of mass exp(0) = 1: the bounds of the cells are exact on every processor
+    never = float("-inf")
     logps = torch.tensor([never, 0.0, never, 0.0, 0.0, 0.0, never], dtype=torch.float64)
     for uniform, token in [
         (2.0**-53, 1),
@@ -83,14 +96,21 @@ def test_inverse_cdf_takes_the_cell_of_the_uniform_and_skips_impossible_tokens()
         (1 - 2.0**-53, 5),
         (1.0, 5),
     ]:
-        assert inverse_cdf(logps[None], torch.tensor([uniform], dtype=torch.float64)).tolist() == [token]
+        assert inverse_cdf(logps[None], torch.tensor([uniform], dtype=torch.float64)).tolist() == [
+            token
+        ]
 
 
 def test_inverse_cdf_normalises_what_rounding_left_over() -> None:
-    """fp32 log-probs of a large vocabulary do not sum to 1; the last uniforms must still land on possible tokens."""
+    """fp32 log-probs of a large vocabulary do not sum to 1; the last uniforms must still land on
+    possible tokens.
+    """
     logps = torch.full((2, 1000), -8.0)
     logps[:, 700:] = float("-inf")
-    assert inverse_cdf(logps, torch.tensor([0.5, 1 - 2.0**-53], dtype=torch.float64)).tolist() == [350, 699]
+    assert inverse_cdf(logps, torch.tensor([0.5, 1 - 2.0**-53], dtype=torch.float64)).tolist() == [
+        350,
+        699,
+    ]
 
 
 def test_inverse_cdf_on_a_grid_gives_each_token_its_share() -> None:
@@ -109,7 +129,12 @@ def test_inverse_cdf_is_a_linear_scan_whatever_the_vocabulary(vocab: int) -> Non
     probs[-1] = 0.4
     cdf = list(itertools.accumulate((probs / probs.sum()).tolist()))
     steps = [c + shift for c in cdf for shift in (-1e-9, 1e-9) if 0 < c + shift < 1][:400]
-    uniform = torch.cat([torch.tensor(steps, dtype=torch.float64), torch.rand(300, generator=seeded(1), dtype=torch.float64)])
+    uniform = torch.cat(
+        [
+            torch.tensor(steps, dtype=torch.float64),
+            torch.rand(300, generator=seeded(1), dtype=torch.float64),
+        ]
+    )
     want = [next(v for v, c in enumerate(cdf) if u < c) for u in uniform.tolist()]
     got = inverse_cdf((probs / probs.sum()).log().expand(len(uniform), -1), uniform)
     assert got.tolist() == want
@@ -119,7 +144,8 @@ def test_inverse_cdf_is_a_linear_scan_whatever_the_vocabulary(vocab: int) -> Non
 def test_the_mask_token_is_blocked_at_any_finite_logit() -> None:
     for dtype in (torch.float32, torch.bfloat16):
         logits = torch.zeros(2, 5, dtype=dtype)
-        logits[0, MASK], logits[1, MASK] = 1e30, -1e30
+        logits[0, MASK] = 1e30
+        logits[1, MASK] = -1e30
         probs = masked_log_softmax(logits, MASK, 0.5).exp()
         assert probs.tolist() == [pytest.approx([0.25, 0.25, 0.25, 0.0, 0.25])] * 2
 
@@ -132,7 +158,9 @@ def test_draw_is_greedy_at_temperature_0_and_takes_the_first_of_ties() -> None:
 
 
 @pytest.mark.parametrize(("rows", "vocab"), [(0, 5), (1, 5), (7, 5), (8, 5), (3, 100)])
-def test_row_chunks_cover_all_rows_once_within_the_bound(monkeypatch, rows: int, vocab: int) -> None:
+def test_row_chunks_cover_all_rows_once_within_the_bound(
+    monkeypatch, rows: int, vocab: int
+) -> None:
     monkeypatch.setattr("unmaskrl.core.decoding.sample.CHUNK_ELEMENTS", 20)
     slices = list(row_chunks(rows, vocab))
     assert [i for s in slices for i in range(s.start, s.stop)] == list(range(rows))

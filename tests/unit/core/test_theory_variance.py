@@ -1,4 +1,6 @@
-"""Spatial pruning and the ELBO's variance (docs/theory.md 2): every mask and every completion of explicit joints."""
+"""Spatial pruning and the ELBO's variance (docs/theory.md 2): every mask and every completion of
+explicit joints.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ from unmaskrl.core.estimators import elbo
 from unmaskrl.core.scoring import token_logps
 from unmaskrl.core.toy import ToyDenoiser
 
-LENGTH, PROMPT = 4, 2
+LENGTH = 4
+PROMPT = 2
 ALL = range(LENGTH)
 
 
@@ -41,7 +44,9 @@ def context_free(length: int = 5, seed: int = 41) -> tuple[Tensor, Tensor]:
     logits = 1.5 * torch.randn(length, 2, generator=seeded(seed), dtype=torch.float64)
     ids = torch.tensor(list(itertools.product(range(2), repeat=length)))
     log_weights = logits[torch.arange(length), ids].sum(-1)
-    return conditional_logps(log_weights, 2, length), -logits.log_softmax(-1)[torch.arange(length), ids].T
+    return conditional_logps(log_weights, 2, length), -logits.log_softmax(-1)[
+        torch.arange(length), ids
+    ].T
 
 
 def without(dropped: Sequence[int], length: int = LENGTH) -> list[int]:
@@ -76,8 +81,12 @@ def test_the_table_is_the_toy(noise: float) -> None:
         ((0, 2, 1, 2), 2, False),
     ],
 )
-def test_the_enumerated_outcomes_are_those_of_the_library(steps: tuple[int, ...], exit_step: int, hide: bool) -> None:
-    """Real draws of estimators.elbo: each has the value of the outcome that hides the same tokens, and none is missing."""
+def test_the_enumerated_outcomes_are_those_of_the_library(
+    steps: tuple[int, ...], exit_step: int, hide: bool
+) -> None:
+    """Real draws of estimators.elbo: each has the value of the outcome that hides the same tokens,
+    and none is missing.
+    """
     toy, table = toy_and_table(0.7)
     y = 47
     free = [i for i in ALL if steps[i] > 0 and steps[i] != exit_step]
@@ -85,39 +94,60 @@ def test_the_enumerated_outcomes_are_those_of_the_library(steps: tuple[int, ...]
     anchors = [i for i in ALL if steps[i] == 0]
     pool = sorted(free + anchors) if hide else free
     sets = [m for n in range(1, len(pool) + 1) for m in itertools.combinations(pool, n)]
-    outcomes = drawn_in_all(table, free, anchors, hide=True) if hide else elbo_outcomes(table, free, exits)
+    outcomes = (
+        drawn_in_all(table, free, anchors, hide=True) if hide else elbo_outcomes(table, free, exits)
+    )
     values = {code_of((*m, *exits)): float(v[y]) for m, (_, v) in zip(sets, outcomes, strict=True)}
-    rows, estimator = 300, elbo(num_mc=1, hide_anchors=hide)
+    rows = 300
+    estimator = elbo(num_mc=1, hide_anchors=hide)
     rollout = finished_rollout(
-        [toy.completions[y].tolist()] * rows, [steps] * rows, eos_id=toy.eos_id, exit_step=[exit_step] * rows
+        [toy.completions[y].tolist()] * rows,
+        [steps] * rows,
+        eos_id=toy.eos_id,
+        exit_step=[exit_step] * rows,
     )
     views = estimator.make_views(rollout, toy.mask_id, seeded(2))
     got = token_logps(toy, rollout, estimator, views).sum(-1)
-    hidden = ((views.ids[:, 0, PROMPT:] == toy.mask_id).long() * 2 ** torch.arange(LENGTH)).sum(-1).tolist()
+    hidden = (
+        ((views.ids[:, 0, PROMPT:] == toy.mask_id).long() * 2 ** torch.arange(LENGTH))
+        .sum(-1)
+        .tolist()
+    )
     assert set(hidden) == set(values)
     assert got.tolist() == pytest.approx([values[h] for h in hidden], abs=1e-5)
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.7])
 @pytest.mark.parametrize("anchors", [(), (1,), (0, 3), (0, 1, 2)])
-def test_masks_of_all_tokens_are_unbiased_but_for_hidden_anchors(noise: float, anchors: tuple[int, ...]) -> None:
-    """Anchors never hidden: the mean is that of masks of the free tokens. Hidden as drawn: the ELBO of orders of all tokens."""
+def test_masks_of_all_tokens_are_unbiased_but_for_hidden_anchors(
+    noise: float, anchors: tuple[int, ...]
+) -> None:
+    """Anchors never hidden: the mean is that of masks of the free tokens. Hidden as drawn: the ELBO
+    of orders of all tokens.
+    """
     _, table = toy_and_table(noise)
     free = without(anchors)
     target = order_elbo(table, free)
     assert torch.allclose(moments(elbo_outcomes(table, free))[0], target, atol=1e-9)
-    assert torch.allclose(moments(drawn_in_all(table, free, anchors, hide=False))[0], target, atol=1e-9)
+    assert torch.allclose(
+        moments(drawn_in_all(table, free, anchors, hide=False))[0], target, atol=1e-9
+    )
     orders = list(itertools.permutations(ALL))
     other = sum(
-        (score(table, order[k:], [order[k]]) for order in orders for k in ALL if order[k] in free), torch.zeros_like(target)
+        (score(table, order[k:], [order[k]]) for order in orders for k in ALL if order[k] in free),
+        torch.zeros_like(target),
     ) / len(orders)
-    assert torch.allclose(moments(drawn_in_all(table, free, anchors, hide=True))[0], other, atol=1e-9)
+    assert torch.allclose(
+        moments(drawn_in_all(table, free, anchors, hide=True))[0], other, atol=1e-9
+    )
     if anchors:
         assert (other - target).abs().max() > 0.05
 
 
 def test_masks_of_all_tokens_are_noisier_for_equal_losses_and_mostly_otherwise() -> None:
-    """Equal context-free losses: no variance with masks of F, some with masks of C (how many of the n are free is random)."""
+    """Equal context-free losses: no variance with masks of F, some with masks of C (how many of the
+    n are free is random).
+    """
     uniform = conditional_logps(torch.zeros(81, dtype=torch.float64), 3, LENGTH)
     assert moments(elbo_outcomes(uniform, [0, 1]))[1].max() < 1e-20
     for hide in (False, True):
@@ -125,7 +155,10 @@ def test_masks_of_all_tokens_are_noisier_for_equal_losses_and_mostly_otherwise()
     _, table = toy_and_table()
     rises = torch.cat(
         [
-            (moments(drawn_in_all(table, without(a), a, hide=False))[1] > moments(elbo_outcomes(table, without(a)))[1]).double()
+            (
+                moments(drawn_in_all(table, without(a), a, hide=False))[1]
+                > moments(elbo_outcomes(table, without(a)))[1]
+            ).double()
             for a in itertools.combinations(ALL, 2)
         ]
     )
@@ -159,34 +192,49 @@ def test_context_free_variance_is_g_times_spread_and_falls_with_every_anchor(see
             if fewer:
                 assert (spread(cost, fewer) <= spread(cost, free) + 1e-12).all()
                 assert (variance[fewer] <= got + 1e-12).all()
-                assert (variance[fewer] < got)[spread(cost, free) > 1e-9].all()  # strictly, if there is any spread
+                # strictly, if there is any spread
+                assert (variance[fewer] < got)[spread(cost, free) > 1e-9].all()
 
 
 def coupled_draws(table: Tensor, anchors: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """(probability, X_C, X_F) with one order and one uniform u for both: the last ceil(u c) of all, the last ceil(u f) of F."""
-    free, c = without(anchors), LENGTH
+    """(probability, X_C, X_F) with one order and one uniform u for both: the last ceil(u c) of all,
+    the last ceil(u f) of F.
+    """
+    free = without(anchors)
+    c = LENGTH
     cuts = sorted({Fraction(k, n) for n in (c, len(free)) for k in range(n + 1)})
-    probs, full, pruned = [], [], []
+    probs = []
+    full = []
+    pruned = []
     orders = list(itertools.permutations(ALL))
     for order in orders:
         inner = [i for i in order if i in free]
         for low, high in itertools.pairwise(cuts):
-            n, m = math.ceil(high * c), math.ceil(high * len(free))
+            n = math.ceil(high * c)
+            m = math.ceil(high * len(free))
             probs.append(float(high - low) / len(orders))
             full.append(c / n * score(table, order[c - n :], order[c - n :]))
-            pruned.append(len(free) / m * score(table, inner[len(free) - m :], inner[len(free) - m :]))
+            pruned.append(
+                len(free) / m * score(table, inner[len(free) - m :], inner[len(free) - m :])
+            )
     return torch.tensor(probs, dtype=torch.float64)[:, None], torch.stack(full), torch.stack(pruned)
 
 
 @pytest.mark.parametrize("anchors", [(0,), (1, 3)])
 def test_the_variance_falls_exactly_under_the_condition(anchors: tuple[int, ...]) -> None:
-    """Var(D) + 2 Cov(X_F, D) > 0 with D = X_C - X_F of one order and one count share, over 20 joints; both signs occur."""
+    """Var(D) + 2 Cov(X_F, D) > 0 with D = X_C - X_F of one order and one count share, over 20
+    joints; both signs occur.
+    """
     signs = []
     for seed in range(20):
         _, table = toy_and_table(seed=seed)
         probs, full, pruned = coupled_draws(table, anchors)
-        (mean, var_full), (mean_pruned, var_pruned) = (moments(elbo_outcomes(table, f)) for f in (ALL, without(anchors)))
-        assert torch.allclose((probs * full).sum(0), mean) and torch.allclose((probs * pruned).sum(0), mean_pruned)
+        (mean, var_full), (mean_pruned, var_pruned) = (
+            moments(elbo_outcomes(table, f)) for f in (ALL, without(anchors))
+        )
+        assert torch.allclose((probs * full).sum(0), mean) and torch.allclose(
+            (probs * pruned).sum(0), mean_pruned
+        )
         difference = full - pruned
         centred = [x - (probs * x).sum(0) for x in (difference, pruned)]
         condition = (probs * centred[0] ** 2).sum(0) + 2 * (probs * centred[0] * centred[1]).sum(0)
@@ -200,13 +248,19 @@ def test_the_variance_falls_exactly_under_the_condition(anchors: tuple[int, ...]
     ("cost", "rises"),
     [((0.01, 0.02, 0.5, 1.0, 2.0, 4.0), True), ((0.1, 0.2, 0.3, 0.4, 0.5, 0.6), False)],
 )
-def test_what_happens_per_token_depends_on_the_normaliser(cost: tuple[float, ...], rises: bool) -> None:
-    """The two most confident tokens fixed: the total's variance falls; per free token it may rise; per all tokens it falls."""
+def test_what_happens_per_token_depends_on_the_normaliser(
+    cost: tuple[float, ...], rises: bool
+) -> None:
+    """The two most confident tokens fixed: the total's variance falls; per free token it may rise;
+    per all tokens it falls.
+    """
     tail = torch.tensor(cost, dtype=torch.float64)
     logits = torch.stack([-tail, torch.log1p(-(-tail).exp())], -1)  # token 0 costs c_i
     ids = torch.tensor(list(itertools.product(range(2), repeat=6)))
     table = conditional_logps(logits[torch.arange(6), ids].sum(-1), 2, 6)
-    full, pruned = (float(moments(elbo_outcomes(table, free))[1][0]) for free in (range(6), range(2, 6)))
+    full, pruned = (
+        float(moments(elbo_outcomes(table, free))[1][0]) for free in (range(6), range(2, 6))
+    )
     assert pruned < full
     assert (pruned / 4**2 > full / 6**2) == rises
     assert pruned / 6**2 < full / 6**2

@@ -1,4 +1,6 @@
-"""The threshold head: starts as the prior, exact policy gradient, learns a planted task (and its control does not), files."""
+"""The threshold head: starts as the prior, exact policy gradient, learns a planted task (and its
+control does not), files.
+"""
 
 from __future__ import annotations
 
@@ -52,14 +54,18 @@ def test_it_starts_as_a_peak_at_start_with_a_floor_whatever_the_prompt() -> None
 
 def test_a_head_without_drawn_weights_is_the_peak_too() -> None:
     """Nothing is left as memory happened to be: every parameter is set by the constructor."""
-    junk = [torch.full((1 << k,), float("nan")) for k in range(4, 14)]  # freed memory that a new head may get
+    # freed memory that a new head may get
+    junk = [torch.full((1 << k,), float("nan")) for k in range(4, 14)]
     del junk
     for _ in range(20):
         head = ThresholdHead(5, GAMMAS, start=0.1)
         assert all(bool(torch.isfinite(p).all()) for p in head.parameters())
         assert not head.inner.weight.any() and not head.inner.bias.any()
         probs = head.log_probs(torch.randn(4, 5, generator=seeded(1))).exp()
-        assert torch.allclose(probs.sum(-1), torch.ones(4)) and float(head.gammas(probs.argmax(-1))[0]) == 0.1
+        assert (
+            torch.allclose(probs.sum(-1), torch.ones(4))
+            and float(head.gammas(probs.argmax(-1))[0]) == 0.1
+        )
 
 
 def test_act_draws_from_log_probs() -> None:
@@ -74,11 +80,14 @@ def test_act_draws_from_log_probs() -> None:
 
 def test_loss_by_hand() -> None:
     head = new_head(floor=0.0)
-    x, index = features(3), torch.tensor([0, 1, 2])
+    x = features(3)
+    index = torch.tensor([0, 1, 2])
     logps = head.log_probs(x).detach()
     old = logps.gather(-1, index[:, None]).squeeze(-1) - torch.tensor([0.0, log(1.5), log(0.5)])
     advantages = torch.tensor([2.0, 1.0, -1.0])
-    loss, metrics = threshold_loss(head, x, index, old, advantages, clip=0.2, entropy_coef=0.3, num_rows=6.0)
+    loss, metrics = threshold_loss(
+        head, x, index, old, advantages, clip=0.2, entropy_coef=0.3, num_rows=6.0
+    )
     entropy = -(logps.exp() * logps).sum()
     assert loss.item() == pytest.approx(-(2.0 + 1.2 - 0.8 + 0.3 * float(entropy)) / 6, abs=1e-5)
     assert float(metrics["sampler/clip_frac"]) == pytest.approx(2 / 6)
@@ -87,14 +96,20 @@ def test_loss_by_hand() -> None:
 
 def test_its_gradient_is_the_enumerated_policy_gradient() -> None:
     """At the old policy, averaged over its own draws: grad sum_k pi_k R_k, for any baseline."""
-    head, x, rewards = new_head(), features(1), torch.tensor([0.3, -1.0, 2.0])
+    head = new_head()
+    x = features(1)
+    rewards = torch.tensor([0.3, -1.0, 2.0])
     probs = head.log_probs(x)[0].detach().exp()
     index = torch.arange(3)
     old = probs.log()
     weighted = probs * (rewards - 0.7)
-    loss, _ = threshold_loss(head, x.expand(3, -1), index, old, weighted, clip=0.2, entropy_coef=0.0, num_rows=1.0)
+    loss, _ = threshold_loss(
+        head, x.expand(3, -1), index, old, weighted, clip=0.2, entropy_coef=0.0, num_rows=1.0
+    )
     got = torch.autograd.grad(loss, list(head.parameters()))
-    want = torch.autograd.grad(-(head.log_probs(x)[0].exp() * rewards).sum(), list(head.parameters()))
+    want = torch.autograd.grad(
+        -(head.log_probs(x)[0].exp() * rewards).sum(), list(head.parameters())
+    )
     assert max(float(w.abs().max()) for w in want) > 1e-3
     assert all(torch.allclose(g, w, atol=1e-6) for g, w in zip(got, want, strict=True))
 
@@ -111,19 +126,33 @@ def test_speed_is_worth_something_to_right_answers_only() -> None:
 
 
 def test_rows_that_made_no_call_teach_the_head_nothing() -> None:
-    """A canvas that is full of anchors draws no gamma; its zeros in the step's record are no choice."""
+    """A canvas that is full of anchors draws no gamma; its zeros in the step's record are no
+    choice.
+    """
     head = new_head()
-    rollout = finished_rollout([[1, 2], [1, 1], [2, 2], [0, 1]], [[1, 2], [0, 0], [2, 1], [0, 0]], eos_id=9)
+    rollout = finished_rollout(
+        [[1, 2], [1, 1], [2, 2], [0, 1]], [[1, 2], [0, 0], [2, 1], [0, 0]], eos_id=9
+    )
     rollout = replace(rollout, gamma=torch.tensor([1.0, 0.0, 0.1, 0.0], dtype=torch.float64))
     optimizer = torch.optim.SGD(head.parameters(), lr=0.1)
     sampler = Sampler(config=ThresholdConfig(alpha=0.5), head=head, optimizer=optimizer, drawn={})
     gamma = sampler.gamma(rollout.prompt_mask, rollout.row_ids, seed=1, step=0)
     calls = torch.tensor([0, 2])
     gamma(torch.randn(2, rollout.ids.shape[1], 16, generator=seeded(3)), calls)
-    rewards, correct = torch.tensor([1.0, 5.0, 0.0, 7.0]), torch.tensor([True, True, False, True])
-    done = Rewarded(rollout=rollout, examples=[], texts=[], rewards=rewards, parts={}, correct=correct, anchored=~correct)
+    rewards = torch.tensor([1.0, 5.0, 0.0, 7.0])
+    correct = torch.tensor([True, True, False, True])
+    done = Rewarded(
+        rollout=rollout,
+        examples=[],
+        texts=[],
+        rewards=rewards,
+        parts={},
+        correct=correct,
+        anchored=~correct,
+    )
     choices = sampler.choices(done)
-    assert choices.advantages.tolist() == pytest.approx([0.25, -0.25])  # 1 - .5 * 2 / 2 and 0, about their mean
+    # 1 - .5 * 2 / 2 and 0, about their mean
+    assert choices.advantages.tolist() == pytest.approx([0.25, -0.25])
     assert torch.equal(choices.index, sampler.drawn["index"][calls]) and len(choices.features) == 2
     none = Choices(**{name: value[:0] for name, value in choices.tensors().items()})
     metrics = sampler.backward(none, 0.0)
@@ -138,8 +167,11 @@ def test_rows_that_made_no_call_teach_the_head_nothing() -> None:
 
 
 def train_planted(shuffled: bool) -> ThresholdHead:
-    """Hard prompts (feature 0 negative) are right only with gamma <= 0.1; calls fall with gamma; 8 rollouts per prompt."""
-    head, generator = new_head(start=0.1), seeded(6)
+    """Hard prompts (feature 0 negative) are right only with gamma <= 0.1; calls fall with gamma; 8
+    rollouts per prompt.
+    """
+    head = new_head(start=0.1)
+    generator = seeded(6)
     optimizer = torch.optim.Adam(head.parameters(), lr=0.02)
     for _ in range(400):
         prompts = torch.randn(16, 16, generator=generator)
@@ -147,11 +179,23 @@ def train_planted(shuffled: bool) -> ThresholdHead:
         x = prompts[groups]
         index, old = head.act(x, torch.rand(128, generator=generator, dtype=torch.float64))
         easy = x[:, 0] > 0
-        if shuffled:  # the control: what is worth it does not belong to the prompt that the head saw
+        # the control: what is worth it does not belong to the prompt that the head saw
+        if shuffled:
             easy = easy[torch.randperm(16, generator=generator).repeat_interleave(8) * 8]
         correct = easy | (index <= 1)
-        reward = speed_reward(correct.float(), correct, torch.tensor([20, 10, 2])[index], alpha=0.3, max_calls=20)
-        loss, _ = threshold_loss(head, x, index, old, group_mean(reward, groups), clip=0.2, entropy_coef=0.0, num_rows=128.0)
+        reward = speed_reward(
+            correct.float(), correct, torch.tensor([20, 10, 2])[index], alpha=0.3, max_calls=20
+        )
+        loss, _ = threshold_loss(
+            head,
+            x,
+            index,
+            old,
+            group_mean(reward, groups),
+            clip=0.2,
+            entropy_coef=0.0,
+            num_rows=128.0,
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -180,21 +224,31 @@ def test_files_bring_it_back_and_decode_uses_it(tmp_path: Path) -> None:
     assert load_threshold(tmp_path) is None
     save_threshold(head, tmp_path)
     again = load_threshold(tmp_path)
-    assert again is not None and torch.equal(again.log_probs(features(4)), head.log_probs(features(4)))
+    assert again is not None and torch.equal(
+        again.log_probs(features(4)), head.log_probs(features(4))
+    )
     assert not any(p.requires_grad for p in again.parameters())
     canvas = blank_canvas([[n] for n in range(9)], gen_length=6, denoiser=denoiser)
     gamma = best_gamma(again, canvas.prompt_mask)
-    rollout = decode(denoiser, canvas, block_length=6, steps=6, select="eb", gamma=gamma, stop_at_eos=False)
+    rollout = decode(
+        denoiser, canvas, block_length=6, steps=6, select="eb", gamma=gamma, stop_at_eos=False
+    )
     seen = prompt_features(denoiser.hidden(canvas.ids, canvas.attention_mask), canvas.prompt_mask)
     assert torch.equal(rollout.gamma, head.gammas(head.best(seen)))
     assert len(set(rollout.gamma.tolist())) > 1
-    assert (rollout.nfe[rollout.gamma == 0] == 6).all() and (rollout.nfe[rollout.gamma == 50] == 1).all()
+    assert (rollout.nfe[rollout.gamma == 0] == 6).all() and (
+        rollout.nfe[rollout.gamma == 50] == 1
+    ).all()
 
 
 def test_damaged_files_are_one_line(tmp_path: Path) -> None:
     save_threshold(new_head(), tmp_path)
     config = json.loads((tmp_path / "threshold.json").read_text())
-    for bad in ({**config, "d_model": 9}, {k: v for k, v in config.items() if k != "gammas"}, {**config, "gammas": [1.0, 2.0]}):
+    for bad in (
+        {**config, "d_model": 9},
+        {k: v for k, v in config.items() if k != "gammas"},
+        {**config, "gammas": [1.0, 2.0]},
+    ):
         (tmp_path / "threshold.json").write_text(json.dumps(bad))
         with pytest.raises(ValueError, match=r"threshold.json: the threshold head cannot be read"):
             load_threshold(tmp_path)

@@ -1,4 +1,6 @@
-"""The toy against sums over its joint written as plain Python loops: everything else is tested on top of it."""
+"""The toy against sums over its joint written as plain Python loops: everything else is tested on
+top of it.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from unmaskrl.core.toy import ToyDenoiser
 
 def conditional(toy: ToyDenoiser, visible: tuple[int, ...], position: int) -> list[float]:
     """p(x_position = v | visible tokens) by summing the joint; ``mask_id`` = not visible."""
-    weights = dict(zip(map(tuple, toy.completions.tolist()), toy.log_weights.exp().tolist(), strict=True))
+    weights = dict(
+        zip(map(tuple, toy.completions.tolist()), toy.log_weights.exp().tolist(), strict=True)
+    )
     mass = [0.0] * toy.num_tokens
     for completion, weight in weights.items():
         if all(v in (toy.mask_id, c) for v, c in zip(visible, completion, strict=True)):
@@ -30,7 +34,9 @@ def test_conditionals_are_the_joint_summed() -> None:
     assert toy.mask_id == 2 and toy.vocab_size == 4 and toy.eos_id == toy.pad_id == 3
     for row, context in enumerate(contexts):
         for position in range(3):
-            assert probs[row, position].tolist() == pytest.approx([*conditional(toy, context, position), 0, 0], abs=1e-12)
+            assert probs[row, position].tolist() == pytest.approx(
+                [*conditional(toy, context, position), 0, 0], abs=1e-12
+            )
 
 
 def test_chain_rule_holds_in_every_order_exactly_when_there_is_no_noise() -> None:
@@ -39,7 +45,8 @@ def test_chain_rule_holds_in_every_order_exactly_when_there_is_no_noise() -> Non
         toy = ToyDenoiser.random(generator, num_tokens=3, length=3, noise=noise)
         sums = []
         for order in itertools.permutations(range(3)):
-            total, visible = 0.0, [toy.mask_id] * 3
+            total = 0.0
+            visible = [toy.mask_id] * 3
             for position in order:
                 logps = toy.logits(torch.tensor([[0, *visible]]))[0, 1:, :3].log_softmax(-1)
                 total += float(logps[position, 1])
@@ -57,7 +64,9 @@ def test_rows_and_prompts_do_not_matter_and_gradients_flow() -> None:
     both = toy.logits(ids)
     assert torch.equal(both[1:], toy.logits(ids[1:]))
     assert torch.equal(both[:, 1:], toy.logits(torch.cat([1 - ids[:, :1], ids], 1))[:, 2:])
-    assert torch.autograd.gradcheck(lambda w: ToyDenoiser(w, num_tokens=2, length=4).logits(ids)[:, 1:, :2], (weights,))
+    assert torch.autograd.gradcheck(
+        lambda w: ToyDenoiser(w, num_tokens=2, length=4).logits(ids)[:, 1:, :2], (weights,)
+    )
 
 
 def test_eos_can_be_an_ordinary_token() -> None:
@@ -67,6 +76,8 @@ def test_eos_can_be_an_ordinary_token() -> None:
 
 
 @pytest.mark.parametrize(("num_tokens", "length", "size"), [(5, 2, 25), (2, 7, 128), (3, 2, 8)])
-def test_sizes_that_cannot_be_enumerated_are_refused(num_tokens: int, length: int, size: int) -> None:
+def test_sizes_that_cannot_be_enumerated_are_refused(
+    num_tokens: int, length: int, size: int
+) -> None:
     with pytest.raises(ValueError, match="the toy enumerates"):
         ToyDenoiser(torch.zeros(size), num_tokens=num_tokens, length=length)

@@ -1,4 +1,6 @@
-"""Likelihood of given answers: exact for one token, the any-order ELBO by hand for two, and what it may not depend on."""
+"""Likelihood of given answers: exact for one token, the any-order ELBO by hand for two, and what it
+may not depend on.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,14 @@ from unmaskrl.evaluation.continuation import continuation_logps, given_rollout, 
 
 DENOISER = tiny_llada()
 MASK = DENOISER.mask_id
-PAIRS = [([1, 2, 3], [4]), ([5], [6, 7]), ([1, 2, 3], [8, 9]), ([1, 2, 3], [4, 5, 6, 7]), ([2], []), ([5], [7, 6])]
+PAIRS = [
+    ([1, 2, 3], [4]),
+    ([5], [6, 7]),
+    ([1, 2, 3], [8, 9]),
+    ([1, 2, 3], [4, 5, 6, 7]),
+    ([2], []),
+    ([5], [7, 6]),
+]
 
 
 def log_p(context: list[int], canvas: list[int], offset: int, token: int) -> float:
@@ -19,8 +28,12 @@ def log_p(context: list[int], canvas: list[int], offset: int, token: int) -> flo
     return float(logits.log_softmax(-1)[token])
 
 
-def logps(pairs=PAIRS, num_mc: int = 8, seed: int = 0, batch_size: int = 4, max_canvases: int = 64) -> list[float]:
-    return continuation_logps(DENOISER, pairs, num_mc=num_mc, seed=seed, batch_size=batch_size, max_canvases=max_canvases)
+def logps(
+    pairs=PAIRS, num_mc: int = 8, seed: int = 0, batch_size: int = 4, max_canvases: int = 64
+) -> list[float]:
+    return continuation_logps(
+        DENOISER, pairs, num_mc=num_mc, seed=seed, batch_size=batch_size, max_canvases=max_canvases
+    )
 
 
 def test_one_token_is_exact_and_nothing_is_certain() -> None:
@@ -32,7 +45,8 @@ def test_one_token_is_exact_and_nothing_is_certain() -> None:
 def test_two_tokens_are_the_mean_over_both_orders() -> None:
     """Half the sum of log p along either order of revealing the two tokens."""
     first, second = (log_p([5], [MASK, MASK], i, y) for i, y in enumerate((6, 7)))
-    after_first, after_second = log_p([5], [6, MASK], 1, 7), log_p([5], [MASK, 7], 0, 6)
+    after_first = log_p([5], [6, MASK], 1, 7)
+    after_second = log_p([5], [MASK, 7], 0, 6)
     exact = (first + after_first + second + after_second) / 2
     assert logps(PAIRS[1:2], num_mc=4000, max_canvases=8000)[0] == pytest.approx(exact, abs=0.02)
     assert abs(first + after_first - exact) > 0.05, "orders that agree would test nothing"
@@ -40,7 +54,9 @@ def test_two_tokens_are_the_mean_over_both_orders() -> None:
 
 def test_values_do_not_depend_on_the_other_requests() -> None:
     together = logps()
-    assert logps(PAIRS[::-1], batch_size=2, max_canvases=3)[::-1] == pytest.approx(together, abs=1e-6)
+    assert logps(PAIRS[::-1], batch_size=2, max_canvases=3)[::-1] == pytest.approx(
+        together, abs=1e-6
+    )
     assert [logps([pair])[0] for pair in PAIRS] == pytest.approx(together, abs=1e-6)
     assert logps(seed=1)[3] != pytest.approx(together[3], abs=1e-6)
 
@@ -52,7 +68,8 @@ def test_answers_to_one_question_share_their_draws() -> None:
 
 def test_greedy_is_what_decoding_would_say() -> None:
     """The most confident position first, one per call, at the answer's own length."""
-    context, canvas = [1, 2, 3], [MASK] * 4
+    context = [1, 2, 3]
+    canvas = [MASK] * 4
     while MASK in canvas:
         logits = DENOISER.logits(torch.tensor([context + canvas])).detach()[0, 3:]
         confidence = logits.log_softmax(-1)
@@ -62,7 +79,9 @@ def test_greedy_is_what_decoding_would_say() -> None:
         position = min(order)[1]
         canvas[position] = int(best.indices[position])
     other = [*canvas[:-1], (canvas[-1] + 1) % 11]
-    assert greedy_matches(DENOISER, [(context, canvas), (context, other), (context, [])], batch_size=2) == [True, False, True]
+    assert greedy_matches(
+        DENOISER, [(context, canvas), (context, other), (context, [])], batch_size=2
+    ) == [True, False, True]
 
 
 def test_a_batch_size_of_nothing_is_refused() -> None:

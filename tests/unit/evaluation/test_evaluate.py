@@ -14,7 +14,15 @@ import torch
 
 from unmaskrl.core.rng import named_generator
 from unmaskrl.core.types import Rollout
-from unmaskrl.evaluation.evaluate import EvalItem, EvalResult, batches_by_length, decode_blank, evaluate, evaluated_rows, wilson
+from unmaskrl.evaluation.evaluate import (
+    EvalItem,
+    EvalResult,
+    batches_by_length,
+    decode_blank,
+    evaluate,
+    evaluated_rows,
+    wilson,
+)
 from unmaskrl.models.checkpoint import load_denoiser
 from unmaskrl.models.hub import ASSETS
 from unmaskrl.models.tokenizer import decode_texts, encode_prompt, load_tokenizer
@@ -36,7 +44,9 @@ def result(groups: list[list[bool]]) -> EvalResult:
 def test_wilson_solves_its_quadratic(share: float, n: int) -> None:
     """The bounds are the p at which |share - p| = z sqrt(p (1 - p) / n)."""
     for bound in wilson(share, n):
-        assert (share - bound) ** 2 == pytest.approx(1.959964**2 * bound * (1 - bound) / n, abs=1e-12)
+        assert (share - bound) ** 2 == pytest.approx(
+            1.959964**2 * bound * (1 - bound) / n, abs=1e-12
+        )
 
 
 def test_wilson_of_nothing_says_nothing() -> None:
@@ -54,7 +64,11 @@ def test_pass_at_k_is_the_mean_over_subsets() -> None:
 
 def test_summary_by_kind_and_interval_over_problems() -> None:
     summary = result([[True, True], [False, True]]).summary()
-    assert summary["accuracy"] == 0.75 and summary["accuracy_a"] == 1.0 and summary["accuracy_b"] == 0.5
+    assert (
+        summary["accuracy"] == 0.75
+        and summary["accuracy_a"] == 1.0
+        and summary["accuracy_b"] == 0.5
+    )
     assert summary["nfe"] == 4 and summary["tokens_per_call"] == 1.5
     assert (summary["accuracy_low"], summary["accuracy_high"]) == wilson(0.75, 2)
 
@@ -68,11 +82,17 @@ def test_batches_hold_prompts_of_similar_length() -> None:
 
 @pytest.fixture(scope="module")
 def mini() -> tuple:
-    return load_denoiser(ASSETS / "mini", dtype=torch.float64), load_tokenizer(ASSETS / "mini"), load("countdown")
+    return (
+        load_denoiser(ASSETS / "mini", dtype=torch.float64),
+        load_tokenizer(ASSETS / "mini"),
+        load("countdown"),
+    )
 
 
 def test_batches_change_nothing(mini: tuple) -> None:
-    """Alone, in batches by length, or all in the order of the problems: a row's draws are keyed by its number."""
+    """Alone, in batches by length, or all in the order of the problems: a row's draws are keyed by
+    its number.
+    """
     denoiser, tokenizer, task = mini
     longer = load("countdown", numbers=4).examples("test")[:2]
     examples = [longer[0], *task.examples("test")[:3], longer[1]]
@@ -80,12 +100,22 @@ def test_batches_change_nothing(mini: tuple) -> None:
     assert len({len(p) for p in prompts}) > 1
     settings = DecodeConfig(gen_length=24, block_length=8, steps=24, select="entropy")
     options = {"temperature": 1.0, "samples": 2, "seed": 3}
-    by_size = [evaluate(denoiser, tokenizer, task, examples, settings, batch_size=n, **options) for n in (1, 3, 256)]
+    by_size = [
+        evaluate(denoiser, tokenizer, task, examples, settings, batch_size=n, **options)
+        for n in (1, 3, 256)
+    ]
     for other in by_size[1:]:
-        assert [replace(i, seconds=0) for i in other.items] == [replace(i, seconds=0) for i in by_size[0].items]
+        assert [replace(i, seconds=0) for i in other.items] == [
+            replace(i, seconds=0) for i in by_size[0].items
+        ]
     generator = named_generator(3, "eval")
     in_order = decode_blank(
-        denoiser, [p for p in prompts for _ in range(2)], settings, temperature=1.0, row_ids=range(10), generator=generator
+        denoiser,
+        [p for p in prompts for _ in range(2)],
+        settings,
+        temperature=1.0,
+        row_ids=range(10),
+        generator=generator,
     )
     items = by_size[0].items
     assert [item.text for item in items] == decode_texts(tokenizer, in_order.completions())
@@ -99,16 +129,28 @@ def test_batches_change_nothing(mini: tuple) -> None:
 
 @pytest.mark.parametrize("protocol", ["strict", "d1"])
 def test_the_published_judges_see_the_end_of_turn(mini: tuple, protocol: str) -> None:
-    """Under d1 the judged text holds the special tokens up to the first EOS; the kept text never does."""
+    """Under d1 the judged text holds the special tokens up to the first EOS; the kept text never
+    does.
+    """
     denoiser, tokenizer, task = mini
     ends = tokenizer.decode([denoiser.eos_id])
     wrapped = SimpleNamespace(
-        name=task.name, protocol=protocol, rewards={}, prompt=task.prompt, correct=lambda example, text: ends in text
+        name=task.name,
+        protocol=protocol,
+        rewards={},
+        prompt=task.prompt,
+        correct=lambda example, text: ends in text,
     )
     settings = DecodeConfig(gen_length=24, block_length=8, steps=24)
     rollouts: list[Rollout] = []
     result = evaluate(
-        denoiser, tokenizer, cast(Any, wrapped), task.examples("test")[:3], settings, batch_size=3, on_rollout=rollouts.append
+        denoiser,
+        tokenizer,
+        cast(Any, wrapped),
+        task.examples("test")[:3],
+        settings,
+        batch_size=3,
+        on_rollout=rollouts.append,
     )
     ids = rollouts[0].completions()
     ended = [protocol == "d1" and row[-1] == denoiser.eos_id for row in ids]
@@ -120,7 +162,8 @@ def test_the_published_judges_see_the_end_of_turn(mini: tuple, protocol: str) ->
 
 def test_what_is_done_is_left_out_and_the_rest_stays_in_its_batches(mini: tuple) -> None:
     denoiser, tokenizer, task = mini
-    examples, settings = task.examples("test")[:5], DecodeConfig(gen_length=24, block_length=8, steps=12, select="entropy")
+    examples = task.examples("test")[:5]
+    settings = DecodeConfig(gen_length=24, block_length=8, steps=12, select="entropy")
     options = {"temperature": 0.0, "samples": 1, "seed": 0, "batch_size": 2, "head": None}
     whole = list(evaluated_rows(denoiser, tokenizer, task, examples, settings, **options))
     first, second, third = (set(items) for _, items in whole)
@@ -138,7 +181,10 @@ def test_only_what_is_random_may_be_repeated(mini: tuple) -> None:
     with pytest.raises(ValueError, match="2 samples at temperature 0"):
         evaluate(denoiser, tokenizer, task, examples, greedy, samples=2)
     shuffled = DecodeConfig(gen_length=24, block_length=24, steps=24, select="random")
-    texts = [item.text for item in evaluate(denoiser, tokenizer, task, examples, shuffled, samples=4).items]
+    texts = [
+        item.text
+        for item in evaluate(denoiser, tokenizer, task, examples, shuffled, samples=4).items
+    ]
     assert len(set(texts[:4])) > 1
 
 
@@ -149,7 +195,9 @@ def test_logged_decodings_are_those_of_the_first_problems(mini: tuple, tmp_path:
     examples = [*longer, *task.examples("test")[:4]]
     settings = DecodeConfig(gen_length=24, block_length=8, steps=12, select="entropy")
     rollouts: list[Rollout] = []
-    result = evaluate(denoiser, tokenizer, task, examples, settings, batch_size=4, on_rollout=rollouts.append)
+    result = evaluate(
+        denoiser, tokenizer, task, examples, settings, batch_size=4, on_rollout=rollouts.append
+    )
     assert rollouts[0].row_ids.tolist() == [3, 4, 5, 6]
     run = SimpleNamespace(step=7, out=tmp_path, tokenizer=tokenizer, trackers=False)
     log_eval(cast(Any, run), "test", "base", result, rollouts, examples)
@@ -157,7 +205,15 @@ def test_logged_decodings_are_those_of_the_first_problems(mini: tuple, tmp_path:
     assert [row["id"] for row in rows] == [e.id for e in examples[:4]]
     for row, example, item in zip(rows, examples, result.items, strict=False):
         assert row["prompt"] == " ".join(
-            ["numbers", *map(str, example.fields["numbers"]), "target", str(example.fields["target"])]
+            [
+                "numbers",
+                *map(str, example.fields["numbers"]),
+                "target",
+                str(example.fields["target"]),
+            ]
         )
         assert row["completion"] == item.text
-        assert " ".join(row["pieces"][: item.num_tokens]).replace("<|endoftext|>", "").strip() == item.text
+        assert (
+            " ".join(row["pieces"][: item.num_tokens]).replace("<|endoftext|>", "").strip()
+            == item.text
+        )

@@ -22,7 +22,9 @@ def written(path: Path) -> list[str]:
     return path.read_text().splitlines(keepends=True)
 
 
-@pytest.mark.parametrize("rest", ["", '{"row": 3, "te', '{"row": 3}', '{"row"\n', "\0\0\0\n", "7\n"])
+@pytest.mark.parametrize(
+    "rest", ["", '{"row": 3, "te', '{"row": 3}', '{"row"\n', "\0\0\0\n", "7\n"]
+)
 def test_a_last_line_that_is_not_whole_is_dropped_and_cut_off(rest: str, tmp_path: Path) -> None:
     path = tmp_path / "items.jsonl"
     text = "".join(written(path))
@@ -73,6 +75,10 @@ def test_a_model_is_its_weights_and_problems_are_their_content(tmp_path: Path) -
     assert described_model(str(tmp_path / "mini"))["weights"] != described_model("mini")["weights"]
     task = load("countdown")
     examples = task.examples("test")[:4]
-    assert described_problems(task, examples) == described_problems(load("countdown"), list(examples))
+    assert described_problems(task, examples) == described_problems(
+        load("countdown"), list(examples)
+    )
     assert described_problems(task, examples) != described_problems(task, examples[:3])
-    assert described_problems(load("countdown", prompt_style="instruct"), examples) != described_problems(task, examples)
+    assert described_problems(
+        load("countdown", prompt_style="instruct"), examples
+    ) != described_problems(task, examples)

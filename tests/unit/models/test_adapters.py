@@ -1,4 +1,6 @@
-"""LoRA: what is adapted; nothing changes at the start; merging is the same function; the reference is the base; 4-bit bases."""
+"""LoRA: what is adapted; nothing changes at the start; merging is the same function; the reference
+is the base; 4-bit bases.
+"""
 
 from __future__ import annotations
 
@@ -52,17 +54,29 @@ def test_adapters_start_as_the_model_and_are_all_that_learns() -> None:
     assert torch.equal(torch.get_rng_state(), state), "the global generator moved"
     assert torch.equal(denoiser.logits(IDS), before)
     model = denoiser.model
-    sizes = [(layer.base_layer.in_features, layer.base_layer.out_features) for _, layer in lora_layers(model)]
-    blocks, kinds = model.config.n_layers, 7  # type: ignore[union-attr]
+    sizes = [
+        (layer.base_layer.in_features, layer.base_layer.out_features)
+        for _, layer in lora_layers(model)
+    ]
+    blocks = model.config.n_layers  # type: ignore[union-attr]
+    kinds = 7
     assert len(sizes) == blocks * kinds
     assert sum(p.numel() for p in trainable(model).values()) == sum(2 * (a + b) for a, b in sizes)
-    assert not any(name == "model.transformer.ff_out" for name, _ in lora_layers(model)), "the output head is no block's layer"
+    assert not any(name == "model.transformer.ff_out" for name, _ in lora_layers(model)), (
+        "the output head is no block's layer"
+    )
 
 
 def test_targets_are_names_of_the_family() -> None:
     denoiser, _ = adapted(targets=("q_proj", "ff_out"))
-    assert {name.rpartition(".")[2] for name, _ in lora_layers(denoiser.model)} == {"q_proj", "ff_out"}
-    with pytest.raises(ValueError, match=r"no linear layer is called 'o_proj'; the blocks have attn_out, ff_out, ff_proj"):
+    assert {name.rpartition(".")[2] for name, _ in lora_layers(denoiser.model)} == {
+        "q_proj",
+        "ff_out",
+    }
+    with pytest.raises(
+        ValueError,
+        match=r"no linear layer is called 'o_proj'; the blocks have attn_out, ff_out, ff_proj",
+    ):
         adapted(targets=("q_proj", "o_proj"))
 
 
@@ -91,12 +105,17 @@ def test_adapter_folder_is_readable_by_peft(tmp_path: Path) -> None:
     shake(denoiser.model)
     save_adapter(denoiser.model, tmp_path, "base", rank=2, alpha=4.0)
     settings = json.loads((tmp_path / "adapter_config.json").read_text())
-    kept = {k: v for k, v in settings.items() if k not in ("peft_type", "base_model_name_or_path", "revision")}
+    kept = {
+        k: v
+        for k, v in settings.items()
+        if k not in ("peft_type", "base_model_name_or_path", "revision")
+    }
     fresh = tiny_llada()
     with torch.random.fork_rng():  # peft's own initial values are drawn globally
         inject_adapter_in_model(LoraConfig(**kept), fresh.model)
     tensors = {
-        name.removeprefix("base_model.model."): t for name, t in load_file(tmp_path / "adapter_model.safetensors").items()
+        name.removeprefix("base_model.model."): t
+        for name, t in load_file(tmp_path / "adapter_model.safetensors").items()
     }
     loaded = set_peft_model_state_dict(fresh.model, tensors)
     assert not loaded.unexpected_keys
@@ -133,8 +152,12 @@ def test_linear_names_are_those_inside_blocks() -> None:
 
 
 @pytest.mark.parametrize("targets", [None, ("q_proj",)])
-def test_four_bit_base_trains_adapters_and_merges_what_it_computes(tmp_path: Path, targets: tuple[str, ...] | None) -> None:
-    """NF4 blocks: near the base, adapters get gradients, merged weights (of layers without adapters too) give its logits."""
+def test_four_bit_base_trains_adapters_and_merges_what_it_computes(
+    tmp_path: Path, targets: tuple[str, ...] | None
+) -> None:
+    """NF4 blocks: near the base, adapters get gradients, merged weights (of layers without adapters
+    too) give its logits.
+    """
     pytest.importorskip("bitsandbytes")
     base = load_denoiser(asset("mini"))
     denoiser = load_denoiser(asset("mini"))
@@ -150,14 +173,18 @@ def test_four_bit_base_trains_adapters_and_merges_what_it_computes(tmp_path: Pat
     assert 1e-4 < (plain - base.logits(ids)).std() / base.logits(ids).std() < 0.5
     save_model(denoiser.model, tmp_path, tensors=merged_tensors(denoiser.model))
     error = load_denoiser(tmp_path).logits(ids) - logits
-    assert error.norm() < 1e-3 * logits.norm()  # the 4-bit product rounds more coarsely than float32
+    # the 4-bit product rounds more coarsely than float32
+    assert error.norm() < 1e-3 * logits.norm()
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         (["model.quantize=nf4"], "4-bit weights cannot be trained; set model.lora.rank"),
-        (["train.shard=fsdp", "model.quantize=nf4", "model.lora.rank=4"], "4-bit blocks cannot be split"),
+        (
+            ["train.shard=fsdp", "model.quantize=nf4", "model.lora.rank=4"],
+            "4-bit blocks cannot be split",
+        ),
         (["train.shard=zero2", "model.rollout_dtype=bfloat16"], "set rollout_dtype=null"),
         (["model.lora.rnk=4"], "model.lora.rnk: unknown setting; did you mean 'rank'"),
     ],
@@ -169,18 +196,27 @@ def test_settings_that_do_not_go_together(settings: list[str], message: str) -> 
 
 @pytest.mark.parametrize("family", ["GSAI-ML/LLaDA-8B-Instruct", "Dream-org/Dream-v0-Instruct-7B"])
 @pytest.mark.parametrize("lora", [None, LoRAConfig(rank=2)])
-def test_activation_checkpointing_changes_memory_and_no_number(family: str, lora: LoRAConfig | None) -> None:
+def test_activation_checkpointing_changes_memory_and_no_number(
+    family: str, lora: LoRAConfig | None
+) -> None:
     """Same gradients to the bit; what a pass keeps for its backward falls to the blocks' inputs."""
-    saved, grads = {}, {}
+    saved = {}
+    grads = {}
     for recompute in (False, True):
-        section = ModelConfig(path=family, random_init="tiny", lora=lora, activation_checkpointing=recompute)
+        section = ModelConfig(
+            path=family, random_init="tiny", lora=lora, activation_checkpointing=recompute
+        )
         denoiser, _, _ = open_model(section, "cpu")
         sizes: list[int] = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: sizes.append(t.numel()) or t, lambda t: t):
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t, sizes=sizes: sizes.append(t.numel()) or t, lambda t: t
+        ):
             hidden = denoiser.hidden(torch.arange(80).reshape(2, 40))
         hidden.square().sum().backward()
         saved[recompute] = sum(sizes)
-        grads[recompute] = {name: p.grad for name, p in trainable(denoiser.model).items() if p.grad is not None}
+        grads[recompute] = {
+            name: p.grad for name, p in trainable(denoiser.model).items() if p.grad is not None
+        }
     assert saved[True] < 0.3 * saved[False]
     assert grads[True].keys() == grads[False].keys() and len(grads[True]) > 10
     assert all(torch.equal(grads[True][name], grad) for name, grad in grads[False].items())

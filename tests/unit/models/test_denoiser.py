@@ -56,7 +56,8 @@ def edit_config(folder: Path, **changes) -> None:
 def shard(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
-    names, weight_map = sorted(tensors), {}
+    names = sorted(tensors)
+    weight_map = {}
     for i in range(3):
         part = f"model-{i + 1:05d}-of-00003.safetensors"
         save_file({name: tensors[name] for name in names[i::3]}, folder / part)
@@ -66,14 +67,20 @@ def shard(folder: Path) -> None:
 
 
 def assert_same_state(first: ModelDenoiser, second: ModelDenoiser) -> None:
-    a, b = first.model.state_dict(), second.model.state_dict()
+    a = first.model.state_dict()
+    b = second.model.state_dict()
     assert a.keys() == b.keys()
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_ids_and_mode() -> None:
     denoiser = load_denoiser(DATA)
-    assert (denoiser.mask_id, denoiser.eos_id, denoiser.pad_id, denoiser.vocab_size) == (511, 501, 501, 512)
+    assert (denoiser.mask_id, denoiser.eos_id, denoiser.pad_id, denoiser.vocab_size) == (
+        511,
+        501,
+        501,
+        512,
+    )
     assert not denoiser.model.training
     assert all(p.requires_grad for p in denoiser.model.parameters())
 
@@ -103,10 +110,13 @@ def test_loading_and_saving_leave_the_global_generator_alone(tmp_path: Path) -> 
 
 def test_importing_leaves_the_global_generator_alone() -> None:
     code = (
-        "import torch; s = torch.get_rng_state(); import unmaskrl.models.checkpoint, unmaskrl.models.tokenizer, sys; "
+        "import torch; s = torch.get_rng_state(); import unmaskrl.models.checkpoint, "
+        "unmaskrl.models.tokenizer, sys; "
         "assert torch.equal(s, torch.get_rng_state()); assert 'transformers' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
 
 
 def test_weights_do_not_follow_the_file(folder: Path) -> None:
@@ -127,13 +137,18 @@ def test_shards_load_as_one_file(either: Path) -> None:
 
 
 def test_a_large_model_is_saved_in_shards(either: Path, tmp_path: Path) -> None:
-    denoiser, target = load_denoiser(either), tmp_path / "saved"
+    denoiser = load_denoiser(either)
+    target = tmp_path / "saved"
     save_model(denoiser.model, target, max_shard_bytes=150_000)
     files = sorted(p.name for p in target.glob("*.safetensors"))
     assert len(files) > 3
-    assert files == [f"model-{i:05d}-of-{len(files):05d}.safetensors" for i in range(1, len(files) + 1)]
+    assert files == [
+        f"model-{i:05d}-of-{len(files):05d}.safetensors" for i in range(1, len(files) + 1)
+    ]
     index = json.loads((target / "model.safetensors.index.json").read_text())
-    assert index["metadata"]["total_size"] == sum(4 * p.numel() for p in denoiser.model.state_dict().values())
+    assert index["metadata"]["total_size"] == sum(
+        4 * p.numel() for p in denoiser.model.state_dict().values()
+    )
     held = {name: file for file in files for name in load_file(target / file)}
     assert index["weight_map"] == held and held.keys() == denoiser.model.state_dict().keys()
     tensors = [t.numel() * 4 for t in denoiser.model.state_dict().values()]
@@ -157,14 +172,22 @@ def test_saving_again_in_another_layout_leaves_no_old_weights(folder: Path) -> N
 def test_a_stored_table_of_angles_is_passed_over(tmp_path: Path) -> None:
     folder = copy_of(DREAM, tmp_path / "model")
     expected = load_denoiser(folder)
-    edit_tensors(folder, lambda t: t.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(8)}))
+    edit_tensors(
+        folder, lambda t: t.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(8)})
+    )
     assert_same_state(expected, load_denoiser(folder))
 
 
-def test_weights_are_read_straight_into_the_wanted_dtype(either: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_are_read_straight_into_the_wanted_dtype(
+    either: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # float64 would need twice the memory: nothing may be loaded whole and converted afterwards
-    monkeypatch.setattr(torch.nn.Module, "to", lambda *a, **k: pytest.fail("the model was converted as a whole"))
-    assert {p.dtype for p in load_denoiser(either, dtype=torch.bfloat16).model.parameters()} == {torch.bfloat16}
+    monkeypatch.setattr(
+        torch.nn.Module, "to", lambda *a, **k: pytest.fail("the model was converted as a whole")
+    )
+    assert {p.dtype for p in load_denoiser(either, dtype=torch.bfloat16).model.parameters()} == {
+        torch.bfloat16
+    }
 
 
 def test_save_and_load_round_trip(tmp_path: Path) -> None:
@@ -173,7 +196,8 @@ def test_save_and_load_round_trip(tmp_path: Path) -> None:
     saved = tmp_path / "a" / "b"
     assert sorted(p.name for p in saved.iterdir()) == ["config.json", "model.safetensors"]
     assert_same_state(first, load_denoiser(saved))
-    original, written = load_file(DATA / "model.safetensors"), load_file(saved / "model.safetensors")
+    original = load_file(DATA / "model.safetensors")
+    written = load_file(saved / "model.safetensors")
     assert original.keys() == written.keys()
     assert all(torch.equal(original[name], written[name]) for name in original)
     keys = [json.loads((place / "config.json").read_text()) for place in (DATA, saved)]
@@ -184,8 +208,16 @@ def test_save_and_load_round_trip(tmp_path: Path) -> None:
 
 def test_a_tied_head_is_stored_once(tmp_path: Path) -> None:
     sizes = {"d_model": 8, "n_heads": 2, "n_kv_heads": 2, "n_layers": 1, "mlp_hidden_size": 8}
-    ids = {"vocab_size": 6, "embedding_size": 6, "mask_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
-    model = LLaDA(LLaDAConfig(**sizes, **ids, weight_tying=True)).init_weights(torch.Generator().manual_seed(0))
+    ids = {
+        "vocab_size": 6,
+        "embedding_size": 6,
+        "mask_token_id": 0,
+        "eos_token_id": 1,
+        "pad_token_id": 1,
+    }
+    model = LLaDA(LLaDAConfig(**sizes, **ids, weight_tying=True)).init_weights(
+        torch.Generator().manual_seed(0)
+    )
     save_model(model, tmp_path)
     assert HEAD not in load_file(tmp_path / "model.safetensors")
     assert_same_state(ModelDenoiser.from_model(model), load_denoiser(tmp_path))
@@ -222,7 +254,9 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 
 def test_missing_tensors_are_named(folder: Path) -> None:
     edit_tensors(folder, lambda t: t.pop(HEAD))
-    with pytest.raises(ValueError, match=f"lacks tensors {HEAD}; the weights do not fit config.json"):
+    with pytest.raises(
+        ValueError, match=f"lacks tensors {HEAD}; the weights do not fit config.json"
+    ):
         load_denoiser(folder)
 
 
@@ -277,7 +311,9 @@ def test_an_index_without_a_map(folder: Path, index: dict) -> None:
 
 
 def test_not_a_folder() -> None:
-    with pytest.raises(ValueError, match=r"no-such-folder is not a folder, nor a hub id \(owner/name\)"):
+    with pytest.raises(
+        ValueError, match=r"no-such-folder is not a folder, nor a hub id \(owner/name\)"
+    ):
         load_denoiser("no-such-folder")
 
 
@@ -299,7 +335,9 @@ def test_config_errors_name_the_file(folder: Path) -> None:
         load_denoiser(folder)
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "not valid JSON"), ("[]", "a JSON list; expected an object")])
+@pytest.mark.parametrize(
+    ("text", "message"), [("{", "not valid JSON"), ("[]", "a JSON list; expected an object")]
+)
 def test_broken_config(folder: Path, text: str, message: str) -> None:
     (folder / "config.json").write_text(text)
     with pytest.raises(ValueError, match=message):

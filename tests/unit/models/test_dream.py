@@ -1,4 +1,6 @@
-"""The Dream architecture against the reference's logits and the written-out formula, its shift, and what is refused."""
+"""The Dream architecture against the reference's logits and the written-out formula, its shift, and
+what is refused.
+"""
 
 import dataclasses
 import json
@@ -32,11 +34,15 @@ SMALL = DreamConfig(
 
 def small_model(seed: int = 0, **changes) -> Dream:
     """fp64, weights large enough that attention is far from uniform, biases not zero."""
-    model = Dream(dataclasses.replace(SMALL, **changes)).init_weights(seeded(seed), std=0.3).double()
+    model = (
+        Dream(dataclasses.replace(SMALL, **changes)).init_weights(seeded(seed), std=0.3).double()
+    )
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("bias") or "norm" in name:
-                parameter.add_(torch.randn(parameter.shape, generator=seeded(seed), dtype=torch.float64) / 4)
+                parameter.add_(
+                    torch.randn(parameter.shape, generator=seeded(seed), dtype=torch.float64) / 4
+                )
     return model
 
 
@@ -49,17 +55,20 @@ def left_mask(pads: list[int], length: int) -> Tensor:
 
 
 def test_logits_are_the_references_one_row_on() -> None:
-    expected, denoiser = load_file(DATA / "expected.safetensors"), load_denoiser(DATA)
+    expected = load_file(DATA / "expected.safetensors")
+    denoiser = load_denoiser(DATA)
     with torch.no_grad():
         logits = denoiser.logits(expected["input_ids"])
-    ours, columns = logits[..., expected["columns"]], expected["logits"]
+    ours = logits[..., expected["columns"]]
+    columns = expected["logits"]
     assert same_maths(ours[:, 1:], columns[:, :-1])
     assert same_maths(logits.logsumexp(-1)[:, 1:], expected["logits_logsumexp"][:, :-1])
     assert same_maths(ours[:, 0], columns[:, 0])  # the first row stands twice, as in the reference
 
 
 def test_masked_logits_are_the_references_one_row_on() -> None:
-    expected, denoiser = load_file(DATA / "expected.safetensors"), load_denoiser(DATA)
+    expected = load_file(DATA / "expected.safetensors")
+    denoiser = load_denoiser(DATA)
     mask = expected["attention_mask"].bool()
     assert not mask[0, :5].any() and mask[0, 5:].all() and mask[1:].all()
     with torch.no_grad():
@@ -67,24 +76,32 @@ def test_masked_logits_are_the_references_one_row_on() -> None:
     both = mask[:, 1:] & mask[:, :-1]  # rows whose raw row is no pad
     ours = logits[..., expected["columns"]]
     assert same_maths(ours[:, 1:][both], expected["logits_masked"][:, :-1][both])
-    assert same_maths(logits.logsumexp(-1)[:, 1:][both], expected["logits_masked_logsumexp"][:, :-1][both])
+    assert same_maths(
+        logits.logsumexp(-1)[:, 1:][both], expected["logits_masked_logsumexp"][:, :-1][both]
+    )
     assert same_maths(ours[0, 5], expected["logits_masked"][0, 5])
     assert logits.isfinite().all()
 
 
 def test_positions_of_the_fixture_count_from_the_first_real_token() -> None:
-    # Ours are columns: rotary attention sees differences only, so both give the same logits (above).
+    # Ours are columns: rotary attention sees differences only, so both give the same logits
+    # (above).
     expected = load_file(DATA / "expected.safetensors")
     assert expected["position_ids"][0, 5:].tolist() == list(range(35))
 
 
 def by_formula(model: Dream, ids: Tensor) -> Tensor:
     """Raw logits of one row, written out position by position and head by head."""
-    weights, c = model.state_dict(), model.config
+    weights = model.state_dict()
+    c = model.config
     half = c.head_dim // 2
 
     def norm(x: Tensor, name: str) -> Tensor:
-        return x / (x.pow(2).mean(-1, keepdim=True) + c.rms_norm_eps).sqrt() * weights[f"{name}.weight"]
+        return (
+            x
+            / (x.pow(2).mean(-1, keepdim=True) + c.rms_norm_eps).sqrt()
+            * weights[f"{name}.weight"]
+        )
 
     def linear(x: Tensor, name: str) -> Tensor:
         bias = weights.get(f"{name}.bias")
@@ -98,7 +115,8 @@ def by_formula(model: Dream, ids: Tensor) -> Tensor:
             out[i + half] = x[i + half] * math.cos(angle) + x[i] * math.sin(angle)
         return out
 
-    x, length = weights["model.embed_tokens.weight"][ids], len(ids)
+    x = weights["model.embed_tokens.weight"][ids]
+    length = len(ids)
     for layer in range(c.num_hidden_layers):
         at = f"model.layers.{layer}."
         y = norm(x, at + "input_layernorm")
@@ -117,15 +135,18 @@ def by_formula(model: Dream, ids: Tensor) -> Tensor:
 
 
 def test_equals_the_written_out_formula_in_fp64() -> None:
-    model, ids = small_model(), random_ids(2, 9)
+    model = small_model()
+    ids = random_ids(2, 9)
     with torch.no_grad():
-        logits, raw = model(ids), by_formula(model, ids[1])
+        logits = model(ids)
+        raw = by_formula(model, ids[1])
     assert same_maths(logits[1], raw[[0, *range(8)]])
     assert (logits[1] - raw).abs().max() > 0.1
 
 
 def test_left_pads_change_nothing_in_fp64() -> None:
-    model, ids = small_model(), random_ids(3, 12)
+    model = small_model()
+    ids = random_ids(3, 12)
     pads = torch.randint(0, SMALL.vocab_size, (3, 5), generator=seeded(2))
     with torch.no_grad():
         alone = model(ids)
@@ -135,13 +156,15 @@ def test_left_pads_change_nothing_in_fp64() -> None:
 
 
 def test_an_all_true_mask_is_no_mask() -> None:
-    model, ids = small_model(), random_ids(3, 12)
+    model = small_model()
+    ids = random_ids(3, 12)
     with torch.no_grad():
         assert same_maths(model(ids, torch.ones_like(ids, dtype=torch.bool)), model(ids))
 
 
 def test_a_row_of_pads_only_is_finite() -> None:
-    model, ids = small_model(), random_ids(2, 6)
+    model = small_model()
+    ids = random_ids(2, 6)
     logits = model(ids, left_mask([6, 0], 6))
     logits.sum().backward()
     assert logits.isfinite().all()
@@ -149,7 +172,9 @@ def test_a_row_of_pads_only_is_finite() -> None:
 
 
 def test_rows_do_not_depend_on_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, ids, mask = small_model(), random_ids(7, 10), left_mask(list(range(7)), 10)
+    model = small_model()
+    ids = random_ids(7, 10)
+    mask = left_mask(list(range(7)), 10)
     with torch.no_grad():
         together = model(ids, mask)
         rows = torch.cat([model(ids[i : i + 1], mask[i : i + 1]) for i in range(7)])
@@ -160,7 +185,8 @@ def test_rows_do_not_depend_on_the_batch(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_no_token_is_seen_by_a_causal_mask() -> None:
-    model, ids = small_model(), random_ids(1, 8)
+    model = small_model()
+    ids = random_ids(1, 8)
     other = ids.clone()
     other[0, 7] = (ids[0, 7] + 1) % SMALL.vocab_size
     with torch.no_grad():
@@ -169,7 +195,8 @@ def test_no_token_is_seen_by_a_causal_mask() -> None:
 
 def test_bfloat16_is_close() -> None:
     expected = load_file(DATA / "expected.safetensors")
-    exact, rough = load_denoiser(DATA), load_denoiser(DATA, dtype=torch.bfloat16)
+    exact = load_denoiser(DATA)
+    rough = load_denoiser(DATA, dtype=torch.bfloat16)
     mask = expected["attention_mask"].bool()
     with torch.no_grad():
         a, b = (d.logits(expected["input_ids"], mask)[mask] for d in (exact, rough))
@@ -178,7 +205,9 @@ def test_bfloat16_is_close() -> None:
 
 
 def test_too_many_positions_are_refused() -> None:
-    with pytest.raises(ValueError, match="got 9 positions, the model has max_position_embeddings 8"):
+    with pytest.raises(
+        ValueError, match="got 9 positions, the model has max_position_embeddings 8"
+    ):
         small_model(max_position_embeddings=8).hidden(random_ids(1, 9))
 
 
@@ -189,7 +218,9 @@ def test_init_scales_and_generator() -> None:
     assert not torch.equal(first["lm_head.weight"], other["lm_head.weight"])
     layer = "model.layers.3."
     assert first[layer + "self_attn.q_proj.weight"].std().item() == pytest.approx(0.02, rel=0.02)
-    assert first[layer + "self_attn.o_proj.weight"].std().item() == pytest.approx(0.02 / 4, rel=0.02)
+    assert first[layer + "self_attn.o_proj.weight"].std().item() == pytest.approx(
+        0.02 / 4, rel=0.02
+    )
     assert first[layer + "mlp.down_proj.weight"].std().item() == pytest.approx(0.02 / 4, rel=0.02)
     assert bool((first[layer + "input_layernorm.weight"] == 1).all())
     assert bool((first[layer + "self_attn.k_proj.bias"] == 0).all())
@@ -202,7 +233,9 @@ def test_a_tied_model_has_no_second_head(tmp_path: Path) -> None:
     expected = hidden @ model.state_dict()["model.embed_tokens.weight"].T
     assert same_maths(model.head(hidden), expected)
     save_model(model, tmp_path)
-    assert torch.equal(load_denoiser(tmp_path, dtype=torch.float64).head(hidden), model.head(hidden))
+    assert torch.equal(
+        load_denoiser(tmp_path, dtype=torch.float64).head(hidden), model.head(hidden)
+    )
 
 
 def test_save_load_save_gives_equal_files(tmp_path: Path) -> None:
@@ -212,7 +245,8 @@ def test_save_load_save_gives_equal_files(tmp_path: Path) -> None:
     for name in ("config.json", "model.safetensors"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     assert json.loads((tmp_path / "a" / "config.json").read_text()) == published()
-    original, written = load_file(DATA / "model.safetensors"), load_file(tmp_path / "a" / "model.safetensors")
+    original = load_file(DATA / "model.safetensors")
+    written = load_file(tmp_path / "a" / "model.safetensors")
     assert original.keys() == written.keys()
     assert all(torch.equal(original[name], written[name]) for name in original)
 
@@ -248,8 +282,13 @@ def test_plain_rope_parameters_of_newer_transformers_are_read() -> None:
     """transformers 5 saves rope_theta in there; any other kind of rope is refused (below)."""
     raw = published()
     theta = raw.pop("rope_theta")
-    newer = DreamConfig.from_dict(raw | {"rope_parameters": {"rope_type": "default", "rope_theta": theta}})
-    assert newer == DreamConfig.from_dict(raw | {"rope_theta": theta}) and newer.to_dict()["rope_theta"] == theta
+    newer = DreamConfig.from_dict(
+        raw | {"rope_parameters": {"rope_type": "default", "rope_theta": theta}}
+    )
+    assert (
+        newer == DreamConfig.from_dict(raw | {"rope_theta": theta})
+        and newer.to_dict()["rope_theta"] == theta
+    )
 
 
 @pytest.mark.parametrize(
@@ -275,8 +314,14 @@ def test_unsupported_settings_are_refused(key: str, value: object) -> None:
         ({"mask_token_id": None}, "lacks mask_token_id"),
         ({"hidden_size": "64"}, "hidden_size='64'; expected int"),
         ({"num_hidden_layers": 0}, "num_hidden_layers is 0; expected at least 1"),
-        ({"num_attention_heads": 5, "num_key_value_heads": 5}, "hidden_size 64 / num_attention_heads 5"),
-        ({"num_key_value_heads": 3}, "num_attention_heads 4 must be a multiple of num_key_value_heads 3"),
+        (
+            {"num_attention_heads": 5, "num_key_value_heads": 5},
+            "hidden_size 64 / num_attention_heads 5",
+        ),
+        (
+            {"num_key_value_heads": 3},
+            "num_attention_heads 4 must be a multiple of num_key_value_heads 3",
+        ),
         ({"head_dim": 32}, "head_dim=32; only 16 is supported"),
         ({"mask_token_id": 512}, "mask_token_id 512 is not in 0..511"),
     ],

@@ -1,4 +1,6 @@
-"""Where a checkpoint is: folders, hub ids (the download is replaced: no network), and one-line errors."""
+"""Where a checkpoint is: folders, hub ids (the download is replaced: no network), and one-line
+errors.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +21,18 @@ DREAM = Path(__file__).parents[2] / "data" / "dream-tiny"
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict]:
-    """A hub with one repository, ``someone/mini`` (the shipped base and two Python files); returns the calls."""
+    """A hub with one repository, ``someone/mini`` (the shipped base and two Python files); returns
+    the calls.
+    """
     calls: list[dict] = []
 
     def snapshot_download(repo_id: str, *, revision: str | None, allow_patterns: list[str]) -> str:
         calls.append({"repo_id": repo_id, "revision": revision})
         if repo_id != "someone/mini":
             raise FileNotFoundError(f"404 for {repo_id}\nand a second line")
-        names = {p.name: p for p in (ASSETS / "mini").iterdir()} | {"modeling_mini.py": Path(__file__)}
+        names = {p.name: p for p in (ASSETS / "mini").iterdir()} | {
+            "modeling_mini.py": Path(__file__)
+        }
         target = tmp_path / "cache"
         target.mkdir(exist_ok=True)
         for name, source in names.items():
@@ -62,7 +68,8 @@ def test_a_size_needs_config_json_alone(hub: list[dict], tmp_path: Path) -> None
 
 def test_what_cannot_be_downloaded_is_one_line(hub: list[dict]) -> None:
     with pytest.raises(
-        ValueError, match=r"a/b is not a folder and could not be downloaded at main \(FileNotFoundError: 404"
+        ValueError,
+        match=r"a/b is not a folder and could not be downloaded at main \(FileNotFoundError: 404",
     ) as e:
         load_denoiser("a/b", revision="main")
     assert "\n" not in str(e.value) and "run `hf download a/b`" in str(e.value)
@@ -79,7 +86,9 @@ def test_other_paths_never_reach_the_hub(hub: list[dict], path: str) -> None:
     assert hub == []
 
 
-def test_a_misspelt_local_folder_is_no_hub_id(hub: list[dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_misspelt_local_folder_is_no_hub_id(
+    hub: list[dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
     with pytest.raises(ValueError, match="runs/missing is not a folder, nor a hub id"):
@@ -96,7 +105,11 @@ def test_a_revision_belongs_to_a_hub_id() -> None:
 def test_released_models_are_known_by_name(hub: list[dict]) -> None:
     # 8.02B: LLaDA's paper; 7.62B: Qwen2.5-7B's model card
     assert model_size("GSAI-ML/LLaDA-8B-Instruct") == (126464, 8_015_581_184)
-    assert model_size("apple/DiffuCoder-7B-cpGRPO") == model_size("Dream-org/Dream-v0-Base-7B") == (152064, 7_615_616_512)
+    assert (
+        model_size("apple/DiffuCoder-7B-cpGRPO")
+        == model_size("Dream-org/Dream-v0-Base-7B")
+        == (152064, 7_615_616_512)
+    )
     assert hub == []
 
 

@@ -1,4 +1,6 @@
-"""The LLaDA architecture against the reference's logits and the written-out formula, and its invariances."""
+"""The LLaDA architecture against the reference's logits and the written-out formula, and its
+invariances.
+"""
 
 import dataclasses
 import json
@@ -38,11 +40,15 @@ def seeded(seed: int) -> torch.Generator:
 
 def small_model(seed: int = 0, **changes) -> LLaDA:
     """fp64, weights large enough that attention is far from uniform, biases not zero."""
-    model = LLaDA(dataclasses.replace(SMALL, **changes)).init_weights(seeded(seed), std=0.3).double()
+    model = (
+        LLaDA(dataclasses.replace(SMALL, **changes)).init_weights(seeded(seed), std=0.3).double()
+    )
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("bias") or "norm" in name:
-                parameter.add_(torch.randn(parameter.shape, generator=seeded(seed), dtype=torch.float64) / 4)
+                parameter.add_(
+                    torch.randn(parameter.shape, generator=seeded(seed), dtype=torch.float64) / 4
+                )
     return model
 
 
@@ -51,7 +57,8 @@ def random_ids(rows: int, length: int, seed: int = 1) -> Tensor:
 
 
 def test_logits_match_the_reference() -> None:
-    expected, denoiser = load_file(DATA / "expected.safetensors"), load_denoiser(DATA)
+    expected = load_file(DATA / "expected.safetensors")
+    denoiser = load_denoiser(DATA)
     with torch.no_grad():
         logits = denoiser.logits(expected["input_ids"])
     columns = expected["columns"]
@@ -60,7 +67,8 @@ def test_logits_match_the_reference() -> None:
 
 
 def test_masked_logits_match_the_reference() -> None:
-    expected, denoiser = load_file(DATA / "expected.safetensors"), load_denoiser(DATA)
+    expected = load_file(DATA / "expected.safetensors")
+    denoiser = load_denoiser(DATA)
     mask = expected["attention_mask"].bool()
     assert not mask.all()
     with torch.no_grad():
@@ -72,7 +80,8 @@ def test_masked_logits_match_the_reference() -> None:
 
 @pytest.mark.skipif(not GQA.is_dir(), reason="the shared parity fixtures are not here")
 def test_gqa_bias_and_tied_head_match_the_reference() -> None:
-    expected, denoiser = load_file(GQA / "expected.safetensors"), load_denoiser(GQA)
+    expected = load_file(GQA / "expected.safetensors")
+    denoiser = load_denoiser(GQA)
     mask = expected["attention_mask"].bool()
     with torch.no_grad():
         plain = denoiser.logits(expected["input_ids"])
@@ -83,11 +92,16 @@ def test_gqa_bias_and_tied_head_match_the_reference() -> None:
 
 def by_formula(model: LLaDA, ids: Tensor) -> Tensor:
     """Logits of one row, written out position by position and head by head."""
-    weights, c = model.state_dict(), model.config
+    weights = model.state_dict()
+    c = model.config
     half = c.head_dim // 2
 
     def norm(x: Tensor, name: str) -> Tensor:
-        return x / (x.pow(2).mean(-1, keepdim=True) + c.rms_norm_eps).sqrt() * weights[f"{name}.weight"]
+        return (
+            x
+            / (x.pow(2).mean(-1, keepdim=True) + c.rms_norm_eps).sqrt()
+            * weights[f"{name}.weight"]
+        )
 
     def linear(x: Tensor, name: str) -> Tensor:
         bias = weights.get(f"{name}.bias")
@@ -97,16 +111,20 @@ def by_formula(model: LLaDA, ids: Tensor) -> Tensor:
         out = torch.empty_like(x)
         for i in range(half):
             angle = position * c.rope_theta ** (-2 * i / c.head_dim)
-            a, b = x[i], x[i + half]
+            a = x[i]
+            b = x[i + half]
             out[i] = a * math.cos(angle) - b * math.sin(angle)
             out[i + half] = b * math.cos(angle) + a * math.sin(angle)
         return out
 
-    x, length = weights["model.transformer.wte.weight"][ids], len(ids)
+    x = weights["model.transformer.wte.weight"][ids]
+    length = len(ids)
     for layer in range(c.n_layers):
         at = f"model.transformer.blocks.{layer}."
         y = norm(x, at + "attn_norm")
-        q, k, v = (linear(y, at + n).view(length, -1, c.head_dim) for n in ("q_proj", "k_proj", "v_proj"))
+        q, k, v = (
+            linear(y, at + n).view(length, -1, c.head_dim) for n in ("q_proj", "k_proj", "v_proj")
+        )
         heads = []
         for head in range(c.n_heads):
             shared = head // (c.n_heads // c.n_kv_heads)
@@ -121,7 +139,8 @@ def by_formula(model: LLaDA, ids: Tensor) -> Tensor:
 
 
 def test_equals_the_written_out_formula_in_fp64() -> None:
-    model, ids = small_model(), random_ids(2, 9)
+    model = small_model()
+    ids = random_ids(2, 9)
     with torch.no_grad():
         logits = model(ids)
         assert same_maths(logits[1], by_formula(model, ids[1]))
@@ -129,7 +148,8 @@ def test_equals_the_written_out_formula_in_fp64() -> None:
 
 
 def test_left_pads_change_nothing_in_fp64() -> None:
-    model, ids = small_model(), random_ids(3, 12)
+    model = small_model()
+    ids = random_ids(3, 12)
     pads = torch.randint(0, SMALL.vocab_size, (3, 5), generator=seeded(2))
     mask = torch.cat([torch.zeros(3, 5, dtype=torch.bool), torch.ones(3, 12, dtype=torch.bool)], 1)
     with torch.no_grad():
@@ -140,13 +160,15 @@ def test_left_pads_change_nothing_in_fp64() -> None:
 
 
 def test_an_all_true_mask_is_no_mask() -> None:
-    model, ids = small_model(), random_ids(3, 12)
+    model = small_model()
+    ids = random_ids(3, 12)
     with torch.no_grad():
         assert same_maths(model(ids, torch.ones_like(ids, dtype=torch.bool)), model(ids))
 
 
 def test_a_row_of_pads_only_is_finite() -> None:
-    model, ids = small_model(), random_ids(2, 6)
+    model = small_model()
+    ids = random_ids(2, 6)
     mask = torch.tensor([[False] * 6, [True] * 6])
     logits = model(ids, mask)
     logits.sum().backward()
@@ -155,7 +177,8 @@ def test_a_row_of_pads_only_is_finite() -> None:
 
 
 def test_rows_do_not_depend_on_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, ids = small_model(), random_ids(7, 10)
+    model = small_model()
+    ids = random_ids(7, 10)
     mask = torch.arange(10) >= torch.arange(7)[:, None]
     with torch.no_grad():
         together = model(ids, mask)
@@ -167,7 +190,8 @@ def test_rows_do_not_depend_on_the_batch(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_gradients_do_not_depend_on_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    ids, gradients = random_ids(5, 8), []
+    ids = random_ids(5, 8)
+    gradients = []
     for chunk in (2048, 16):
         monkeypatch.setattr(common, "CPU_CHUNK", chunk)
         model = small_model()
@@ -182,7 +206,8 @@ def test_an_empty_batch_gives_empty_logits() -> None:
 
 
 def test_attention_looks_both_ways() -> None:
-    model, ids = small_model(), random_ids(1, 8)
+    model = small_model()
+    ids = random_ids(1, 8)
     other = ids.clone()
     other[0, 7] = (ids[0, 7] + 1) % SMALL.vocab_size
     with torch.no_grad():
@@ -198,9 +223,11 @@ def test_training_works_after_inference_mode() -> None:
 
 
 def test_bfloat16_is_close() -> None:
-    model, ids = small_model().float(), random_ids(2, 12)
+    model = small_model().float()
+    ids = random_ids(2, 12)
     with torch.no_grad():
-        exact, rough = model(ids), model.to(torch.bfloat16)(ids)
+        exact = model(ids)
+        rough = model.to(torch.bfloat16)(ids)
     assert rough.dtype == torch.bfloat16
     assert (rough.float() - exact).norm() / exact.norm() < 0.05
 
@@ -215,7 +242,9 @@ def test_init_uses_the_generator_only() -> None:
     first, second, other = (LLaDA(SMALL).init_weights(seeded(s)).state_dict() for s in (3, 3, 4))
     assert torch.equal(before, torch.get_rng_state())
     assert all(torch.equal(first[name], second[name]) for name in first)
-    assert not torch.equal(first["model.transformer.wte.weight"], other["model.transformer.wte.weight"])
+    assert not torch.equal(
+        first["model.transformer.wte.weight"], other["model.transformer.wte.weight"]
+    )
 
 
 def test_init_scales() -> None:
@@ -226,7 +255,9 @@ def test_init_scales() -> None:
     assert state[block + "attn_out.weight"].std().item() == pytest.approx(0.02 / 4, rel=0.02)
     assert state[block + "ff_out.weight"].std().item() == pytest.approx(0.02 / 4, rel=0.02)
     assert state["model.transformer.ff_out.weight"].std().item() == pytest.approx(0.02, rel=0.05)
-    assert bool((state[block + "ff_norm.weight"] == 1).all()) and bool((state[block + "q_proj.bias"] == 0).all())
+    assert bool((state[block + "ff_norm.weight"] == 1).all()) and bool(
+        (state[block + "q_proj.bias"] == 0).all()
+    )
 
 
 def test_a_new_model_refuses_to_run_without_weights() -> None:
@@ -265,7 +296,12 @@ def test_config_of_a_new_model_reads_back() -> None:
 
 
 def test_absent_keys_mean_what_the_published_class_fills_in() -> None:
-    nulls = {"n_kv_heads": None, "mlp_hidden_size": None, "embedding_size": None, "pad_token_id": None}
+    nulls = {
+        "n_kv_heads": None,
+        "mlp_hidden_size": None,
+        "embedding_size": None,
+        "pad_token_id": None,
+    }
     config = LLaDAConfig.from_dict(published() | nulls)
     assert (config.n_kv_heads, config.mlp_hidden_size) == (config.n_heads, 4 * config.d_model)
     assert (config.embedding_size, config.pad_token_id) == (config.vocab_size, config.eos_token_id)

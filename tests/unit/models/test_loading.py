@@ -45,12 +45,16 @@ def user(content: str) -> list[dict[str, str]]:
 
 @pytest.fixture
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: pytest.fail("a download was started"))
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download", lambda *a, **k: pytest.fail("a download was started")
+    )
 
 
 @pytest.fixture(scope="module")
 def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tokenizer in the layout of Dream's repository: vocab.json and merges.txt, a class that is remote code."""
+    """A tokenizer in the layout of Dream's repository: vocab.json and merges.txt, a class that is
+    remote code.
+    """
     from tokenizers import pre_tokenizers
 
     folder = tmp_path_factory.mktemp("qwen")
@@ -61,9 +65,17 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "vocab.json").write_text(json.dumps(vocabulary))
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
     names = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|beginoftext|>", "<|mask|>"]
-    flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
+    flags = {
+        "lstrip": False,
+        "normalized": False,
+        "rstrip": False,
+        "single_word": False,
+        "special": True,
+    }
     settings = {
-        "added_tokens_decoder": {str(len(vocabulary) + i): {"content": name, **flags} for i, name in enumerate(names)},
+        "added_tokens_decoder": {
+            str(len(vocabulary) + i): {"content": name, **flags} for i, name in enumerate(names)
+        },
         "bos_token": "<|beginoftext|>",
         "eos_token": "<|endoftext|>",
         "pad_token": "<|endoftext|>",
@@ -71,7 +83,8 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "unk_token": None,
         "tokenizer_class": "DreamTokenizer",
         "auto_map": {"AutoTokenizer": ["tokenization_dream.DreamTokenizer", None]},
-        "chat_template": "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+        "chat_template": "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] "
+        "}}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
@@ -91,8 +104,17 @@ def dream_folder(target: Path, tokenizer: Path | None, **changes: Any) -> Path:
 
 def test_vocab_and_merges_load_without_remote_code(qwen: Path) -> None:
     tokenizer = load_tokenizer(qwen)
-    assert pieces(tokenizer, encode_reference(tokenizer, "hello 12", [])[0]) == ["hello", " ", "1", "2"]
-    assert (tokenizer.mask_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (264, 260, 260)
+    assert pieces(tokenizer, encode_reference(tokenizer, "hello 12", [])[0]) == [
+        "hello",
+        " ",
+        "1",
+        "2",
+    ]
+    assert (tokenizer.mask_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (
+        264,
+        260,
+        260,
+    )
     ids = encode_prompt(tokenizer, user("hello"))
     assert [ids[0], ids[-1]] == [261, tokenizer.convert_tokens_to_ids("Ċ")]
     for text in SAYINGS:
@@ -108,7 +130,9 @@ def test_special_tokens_keep_their_ids(qwen: Path, tmp_path: Path) -> None:
     del vocabulary["hello"]
     (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
     (tmp_path / "merges.txt").write_text("#version: 0.2\nh e\nl l\nhe ll\n")
-    with pytest.raises(ValueError, match=r"<\|endoftext\|> has id 259, tokenizer_config.json says 260; download"):
+    with pytest.raises(
+        ValueError, match=r"<\|endoftext\|> has id 259, tokenizer_config.json says 260; download"
+    ):
         load_tokenizer(tmp_path)
 
 
@@ -126,7 +150,11 @@ def test_vocabulary_and_mask_must_be_the_models(qwen: Path, tmp_path: Path) -> N
     with pytest.raises(ValueError, match="mask token has id 264, the model's is 511"):
         load_tokenizer(dream_folder(tmp_path / "mask", qwen))
     with pytest.raises(ValueError, match="has 265 tokens, the model only 250 embeddings"):
-        load_tokenizer(dream_folder(tmp_path / "small", qwen, vocab_size=250, mask_token_id=249, eos_token_id=1))
+        load_tokenizer(
+            dream_folder(
+                tmp_path / "small", qwen, vocab_size=250, mask_token_id=249, eos_token_id=1
+            )
+        )
 
 
 def test_the_byte_tokenizer_writes_any_text() -> None:
@@ -138,7 +166,13 @@ def test_the_byte_tokenizer_writes_any_text() -> None:
         assert protected[0] and not protected[-1]
     special = (MASK, EOS, END_OF_TURN)
     assert len({tokenizer.convert_tokens_to_ids(name) for name in special}) == 3
-    assert pieces(tokenizer, encode_prompt(tokenizer, user("hi"))) == ["<|user|>", "h", "i", END_OF_TURN, "<|assistant|>"]
+    assert pieces(tokenizer, encode_prompt(tokenizer, user("hi"))) == [
+        "<|user|>",
+        "h",
+        "i",
+        END_OF_TURN,
+        "<|assistant|>",
+    ]
 
 
 def test_end_of_turn_is_what_the_template_writes_after_an_answer(qwen: Path) -> None:
@@ -155,9 +189,11 @@ def test_end_of_turn_is_what_the_template_writes_after_an_answer(qwen: Path) -> 
 
 
 def test_end_of_turn_of_a_template_that_always_opens_a_turn(qwen: Path) -> None:
-    tokenizer = load_tokenizer(qwen)  # as LLaDA's: it trims, and the last header does not depend on the flag
+    # as LLaDA's: it trims, and the last header does not depend on the flag
+    tokenizer = load_tokenizer(qwen)
     tokenizer.chat_template = (
-        "{% for m in messages %}{% set text = '<|im_start|>' + m['role'] + '\n\n' + m['content'] | trim + '<|im_end|>' %}"
+        "{% for m in messages %}{% set text = '<|im_start|>' + m['role'] + '\n\n' + m['content'] | "
+        "trim + '<|im_end|>' %}"
         "{{ text }}{% endfor %}{{ '<|im_start|>assistant\n\n' }}"
     )
     assert pieces(tokenizer, end_of_turn_ids(tokenizer)) == ["<|im_end|>"]
@@ -178,15 +214,26 @@ class Chatty(HashDenoiser):
 def test_a_completion_ends_at_the_first_end_token(select: str) -> None:
     denoiser = Chatty()
     canvas = blank_canvas([[0, 1]] * 200, gen_length=12, denoiser=denoiser)
-    settings: dict[str, Any] = {"block_length": 4, "steps": 12, "select": select, "temperature": 1.0}
+    settings: dict[str, Any] = {
+        "block_length": 4,
+        "steps": 12,
+        "select": select,
+        "temperature": 1.0,
+    }
     rollout = decode(denoiser, canvas, generator=seeded(), **settings)
     ends = {3: 0, denoiser.eos_id: 0}
-    for ids, mask, steps, nfe in zip(rollout.ids, rollout.completion_mask, rollout.decoded_step, rollout.nfe, strict=True):
-        answer, kept = ids[2:].tolist(), mask[2:].tolist()
+    for ids, mask, steps, nfe in zip(
+        rollout.ids, rollout.completion_mask, rollout.decoded_step, rollout.nfe, strict=True
+    ):
+        answer = ids[2:].tolist()
+        kept = mask[2:].tolist()
         first = next((i for i, token in enumerate(answer) if token in ends), 11)
         assert kept == [i <= first for i in range(12)]
         never = steps[2:] > nfe
-        assert all(token == denoiser.eos_id for token in ids[2:][never].tolist()) and not never[: first + 1].any()
+        assert (
+            all(token == denoiser.eos_id for token in ids[2:][never].tolist())
+            and not never[: first + 1].any()
+        )
         if answer[first] in ends:
             ends[answer[first]] += 1
     assert min(ends.values()) > 20
@@ -218,11 +265,16 @@ def test_open_checkpoint_is_the_shipped_base() -> None:
         ("Dream", Dream, 1),
     ],
 )
-def test_a_stand_in_for_a_released_model_needs_no_network(hub_id: str, kind: type, kv_heads: int, no_network: None) -> None:
+def test_a_stand_in_for_a_released_model_needs_no_network(
+    hub_id: str, kind: type, kv_heads: int, no_network: None
+) -> None:
     denoiser, tokenizer, folder = open_model(ModelConfig(path=hub_id, random_init="tiny"), "cpu")
     assert isinstance(denoiser.model, kind) and folder is None
     assert denoiser.vocab_size == len(tokenizer) == 262
-    assert (denoiser.mask_id, denoiser.eos_id, denoiser.pad_id) == (tokenizer.mask_token_id, *[tokenizer.eos_token_id] * 2)
+    assert (denoiser.mask_id, denoiser.eos_id, denoiser.pad_id) == (
+        tokenizer.mask_token_id,
+        *[tokenizer.eos_token_id] * 2,
+    )
     assert end_ids(denoiser) == (denoiser.eos_id, tokenizer.convert_tokens_to_ids(END_OF_TURN))
     config: Any = denoiser.model.config
     assert (config.d_model, config.head_dim) == (64, 16)
@@ -231,12 +283,20 @@ def test_a_stand_in_for_a_released_model_needs_no_network(hub_id: str, kind: typ
     keys = next(p for name, p in names.items() if name.endswith("k_proj.weight"))
     assert keys.shape[0] == 16 * kv_heads
     again = open_model(ModelConfig(path=hub_id, random_init="tiny"), "cpu")[0]
-    assert all(torch.equal(p, q) for p, q in zip(names.values(), again.model.parameters(), strict=True))
+    assert all(
+        torch.equal(p, q) for p, q in zip(names.values(), again.model.parameters(), strict=True)
+    )
 
 
-def test_a_stand_in_keeps_the_settings_and_vocabulary_of_a_folder(qwen: Path, tmp_path: Path, no_network: None) -> None:
-    folder = dream_folder(tmp_path / "dream", qwen, mask_token_id=264, rope_theta=5000.0, tie_word_embeddings=True)
-    denoiser, tokenizer, source = open_model(ModelConfig(path=str(folder), random_init="tiny", dtype="bfloat16"), "cpu")
+def test_a_stand_in_keeps_the_settings_and_vocabulary_of_a_folder(
+    qwen: Path, tmp_path: Path, no_network: None
+) -> None:
+    folder = dream_folder(
+        tmp_path / "dream", qwen, mask_token_id=264, rope_theta=5000.0, tie_word_embeddings=True
+    )
+    denoiser, tokenizer, source = open_model(
+        ModelConfig(path=str(folder), random_init="tiny", dtype="bfloat16"), "cpu"
+    )
     config: Any = denoiser.model.config
     assert source == folder and len(tokenizer) == 265 and denoiser.vocab_size == 512
     assert (denoiser.mask_id, config.rope_theta, config.tie_word_embeddings) == (264, 5000.0, True)
@@ -254,7 +314,9 @@ def test_a_stand_in_of_a_folder_without_a_tokenizer_has_a_small_vocabulary(tmp_p
 def test_a_saved_stand_in_loads_by_itself(tmp_path: Path, no_network: None) -> None:
     from unmaskrl import save_model
 
-    denoiser, _, folder = open_model(ModelConfig(path="Dream-org/Dream-v0-Base-7B", random_init="tiny"), "cpu")
+    denoiser, _, folder = open_model(
+        ModelConfig(path="Dream-org/Dream-v0-Base-7B", random_init="tiny"), "cpu"
+    )
     write_tokenizer(folder, tmp_path)
     save_model(denoiser.model, tmp_path)
     again, tokenizer, _ = open_checkpoint(tmp_path)
@@ -266,7 +328,9 @@ def test_a_saved_stand_in_loads_by_itself(tmp_path: Path, no_network: None) -> N
 
 @pytest.mark.parametrize("path", ["someone/else", "mistral", "GSAI-ML/LLaDA-MoE-7B-A1B-Base"])
 def test_an_unknown_model_has_no_stand_in(path: str, no_network: None) -> None:
-    with pytest.raises(ValueError, match=f"{path} is neither a folder with a config.json nor a model known by name"):
+    with pytest.raises(
+        ValueError, match=f"{path} is neither a folder with a config.json nor a model known by name"
+    ):
         random_tiny(path, seeded())
 
 

@@ -27,10 +27,13 @@ from unmaskrl.models.tokenizer import (
 )
 
 DATA = Path(__file__).parents[2] / "data" / "llada-tiny"
-# GPT-2's letters for bytes: printable ones stand for themselves, the others for letters from 256 on.
+# GPT-2's letters for bytes: printable ones stand for themselves, the others for letters from 256
+# on.
 _PLAIN = [*range(33, 127), *range(161, 173), *range(174, 256)]
 _ODD = [b for b in range(256) if b not in _PLAIN]
-BYTES = {chr(b): bytes([b]) for b in _PLAIN} | {chr(256 + n): bytes([b]) for n, b in enumerate(_ODD)}
+BYTES = {chr(b): bytes([b]) for b in _PLAIN} | {
+    chr(256 + n): bytes([b]) for n, b in enumerate(_ODD)
+}
 TEXT = "3 * 7 = 21 ; <answer> ( 3 * 7 ) + 12 </answer>"
 
 
@@ -74,7 +77,15 @@ def test_blanks_do_not_matter(tokenizer: Any) -> None:
 
 
 def test_every_word_is_one_token(tokenizer: Any) -> None:
-    words = ["sudoku", "numbers", "target", "<answer>", "</answer>", *"+-*/()=;,", *map(str, range(101))]
+    words = [
+        "sudoku",
+        "numbers",
+        "target",
+        "<answer>",
+        "</answer>",
+        *"+-*/()=;,",
+        *map(str, range(101)),
+    ]
     ids, _ = encode_reference(tokenizer, " ".join(words), [])
     assert len(set(ids)) == len(words) == len(ids)
     assert decode_texts(tokenizer, [ids]) == [" ".join(words)]
@@ -100,11 +111,21 @@ def test_decode_skips_special_tokens_only(tokenizer: Any) -> None:
 
 def test_the_chat_template(tokenizer: Any) -> None:
     ids = encode_prompt(tokenizer, user("numbers 3 7 12 target 33"))
-    assert pieces(tokenizer, ids) == ["<|user|>", "numbers", "3", "7", "12", "target", "33", "<|assistant|>"]
+    assert pieces(tokenizer, ids) == [
+        "<|user|>",
+        "numbers",
+        "3",
+        "7",
+        "12",
+        "target",
+        "33",
+        "<|assistant|>",
+    ]
 
 
 def test_protected_flags_follow_the_spans(tokenizer: Any) -> None:
-    start, end = TEXT.index("<answer>") + len("<answer>"), TEXT.index("</answer>")
+    start = TEXT.index("<answer>") + len("<answer>")
+    end = TEXT.index("</answer>")
     ids, protected = encode_reference(tokenizer, TEXT, [(start, end)])
     inside = [piece for piece, flag in zip(pieces(tokenizer, ids), protected, strict=True) if flag]
     assert inside == ["(", "3", "*", "7", ")", "+", "12"]
@@ -171,7 +192,10 @@ def test_copying_onto_itself_keeps_the_files(copy: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("tokenizer.json", "holds no tokenizer.json: copy the tokenizer's files"), ("tokenizer_config.json", "does not exist")],
+    [
+        ("tokenizer.json", "holds no tokenizer.json: copy the tokenizer's files"),
+        ("tokenizer_config.json", "does not exist"),
+    ],
 )
 def test_missing_files(copy: Path, name: str, said: str) -> None:
     (copy / name).unlink()
@@ -263,7 +287,8 @@ def byte_level() -> Any:
 
 def characters(data: bytes) -> list[tuple[int, int]]:
     """The bytes (start, end) of every character of data.decode(errors="replace")."""
-    spans, at = [], 0
+    spans = []
+    at = 0
     while at < len(data):
         for size in (1, 2, 3, 4):
             try:
@@ -278,8 +303,12 @@ def characters(data: bytes) -> list[tuple[int, int]]:
     return spans
 
 
-@pytest.mark.parametrize("text", [TEXT, "x <answer> 12 </answer>\n", "\u6f22 <answer>\u00e9\u5b57</answer> \U0001f600!"])
-def test_spans_of_kept_ids_are_those_of_encoding_where_both_exist(text: str, byte_level: Any) -> None:
+@pytest.mark.parametrize(
+    "text", [TEXT, "x <answer> 12 </answer>\n", "\u6f22 <answer>\u00e9\u5b57</answer> \U0001f600!"]
+)
+def test_spans_of_kept_ids_are_those_of_encoding_where_both_exist(
+    text: str, byte_level: Any
+) -> None:
     encoded = byte_level(text, return_offsets_mapping=True)
     assert token_spans(byte_level, encoded["input_ids"]) == encoded["offset_mapping"]
 
@@ -287,7 +316,8 @@ def test_spans_of_kept_ids_are_those_of_encoding_where_both_exist(text: str, byt
 def test_every_token_with_a_byte_in_the_span_is_protected(byte_level: Any) -> None:
     """Random tokens, broken characters included, against bytes counted by hand."""
     pieces_of = {i: byte_level.backend_tokenizer.id_to_token(i) for i in range(len(byte_level))}
-    size_of = {i: len(piece) for i, piece in pieces_of.items()}  # one letter of the piece stands for one byte
+    # one letter of the piece stands for one byte
+    size_of = {i: len(piece) for i, piece in pieces_of.items()}
     some = byte_level("\u6f22\u00e9\U0001f600 <answer> 12</answer>")["input_ids"]
     generator = random.Random(3)
     broken = 0
@@ -319,15 +349,24 @@ def test_protected_words_are_those_of_encoding(tokenizer: Any) -> None:
     span = [(TEXT.index("<answer>") + 8, TEXT.index("</answer>"))]
     ids, wanted = encode_reference(tokenizer, TEXT, span)
     assert protected_tokens(tokenizer, ids, span) == wanted and 0 < sum(wanted) < len(ids)
-    assert protected_tokens(tokenizer, [], []) == pieces(tokenizer, []) == decode_texts(tokenizer, []) == []
+    assert (
+        protected_tokens(tokenizer, [], [])
+        == pieces(tokenizer, [])
+        == decode_texts(tokenizer, [])
+        == []
+    )
 
 
 def test_a_pair_is_encoded_as_one_text(tokenizer: Any, byte_level: Any) -> None:
     context, answer = encode_pair(tokenizer, "3 * 7 =", " 21 ; 5")
-    assert (pieces(tokenizer, context), pieces(tokenizer, answer)) == (["3", "*", "7", "="], ["21", ";", "5"])
+    assert (pieces(tokenizer, context), pieces(tokenizer, answer)) == (
+        ["3", "*", "7", "="],
+        ["21", ";", "5"],
+    )
     assert encode_pair(tokenizer, "3 * 7 = ", "21 ; 5") == (context, answer)
     assert encode_pair(tokenizer, "", "3") == ([], encode_reference(tokenizer, "3", [])[0])
-    for before, after in (("a", " 12"), ("a ", "12"), ("<an", "swer> 12")):  # a token across the seam is scored
+    # a token across the seam is scored
+    for before, after in (("a", " 12"), ("a ", "12"), ("<an", "swer> 12")):
         first, second = encode_pair(byte_level, before, after)
         assert first + second == byte_level(before + after)["input_ids"]
         assert "".join(pieces(byte_level, first)) == before[0]

@@ -1,4 +1,6 @@
-"""Which combinations of settings are refused, with what to change; which are only warned about; what a recipe costs."""
+"""Which combinations of settings are refused, with what to change; which are only warned about;
+what a recipe costs.
+"""
 
 from __future__ import annotations
 
@@ -22,15 +24,35 @@ PRUNED = ["prior.name=anchors", "decode.exit_at=0.95"]
     ("recipe", "overrides", "words"),
     [
         ("tracerl", ["train.num_iterations=1"], "that KL is 0.*use kl_to=ref, or more iterations"),
-        ("spg_mix", ["loss.name=token_clip"], "a bound does not give; use loss.name=reinforce, or estimator.name=elbo"),
+        (
+            "spg_mix",
+            ["loss.name=token_clip"],
+            "a bound does not give; use loss.name=reinforce, or estimator.name=elbo",
+        ),
         ("spg_eubo", ["loss={name: linear_bound}"], "estimator sandwich bounds log-likelihoods"),
         ("spg_mix", ["loss.kl_coef=0.1"], "estimator sandwich has no KL.*set loss.kl_coef=0"),
-        ("spg_mix", ["estimator.block_length=32"], "block_length 32 does not divide decode.gen_length 20.*mask=random"),
+        (
+            "spg_mix",
+            ["estimator.block_length=32"],
+            "block_length 32 does not divide decode.gen_length 20.*mask=random",
+        ),
         ("spg_mix", ["estimator.block_length=7"], "block_length 7 does not divide"),
-        ("wd1", ["loss={name: sequence_clip}"], "weighs log-likelihoods; use loss.name=reinforce, not sequence_clip"),
-        ("d2_stepmerge", ["estimator.num_segments=16"], "num_segments 16 exceeds the 10 calls of a rollout; lower it"),
+        (
+            "wd1",
+            ["loss={name: sequence_clip}"],
+            "weighs log-likelihoods; use loss.name=reinforce, not sequence_clip",
+        ),
+        (
+            "d2_stepmerge",
+            ["estimator.num_segments=16"],
+            "num_segments 16 exceeds the 10 calls of a rollout; lower it",
+        ),
         ("d2_stepmerge", ["estimator.shrink=2"], "num_segments and shrink both say"),
-        ("tracerl", [*PRUNED, "prior.hide_in_views=true"], "replays what the policy saw.*set prior.hide_in_views=false"),
+        (
+            "tracerl",
+            [*PRUNED, "prior.hide_in_views=true"],
+            "replays what the policy saw.*set prior.hide_in_views=false",
+        ),
         ("stp", ["prior.keep=0"], "nothing is anchored"),
         (
             "diffpo-2mf-is",
@@ -39,29 +61,63 @@ PRUNED = ["prior.name=anchors", "decode.exit_at=0.95"]
         ),
         ("diffpo-mf-is", ["estimator.p_mask_prompt=0.15"], "set estimator.p_mask_prompt=0"),
         *(
-            ("diffpo-2mf-is", [f"estimator.name={name}"], f"is_cap with estimator {name}: its token scores are no probab")
+            (
+                "diffpo-2mf-is",
+                [f"estimator.name={name}"],
+                f"is_cap with estimator {name}: its token scores are no probab",
+            )
             for name in ("elbo", "espo", "coupled", "gauss", "unigrpo")
         ),
-        ("diffpo-2mf-is", ["estimator={name: elbo, visible: true}"], "are no probabilities of the drawn tokens"),
-        ("diffpo-2mf-is", ["estimator={name: trajectory, p_mask_prompt: 0.1}"], "set estimator.p_mask_prompt=0"),
-        ("diffpo-2mf-is", ["estimator.name=left_to_right"], "set decode.select=left_to_right decode.steps=<gen_length>"),
-        ("diffpo-2mf-is", [*IN_ORDER, "decode.exit_at=0.9"], "tokens one by one in reading order, and rollouts"),
-        ("diffpo-2mf-is", [*IN_ORDER, "decode.steps=10"], "tokens one by one in reading order, and rollouts"),
+        (
+            "diffpo-2mf-is",
+            ["estimator={name: elbo, visible: true}"],
+            "are no probabilities of the drawn tokens",
+        ),
+        (
+            "diffpo-2mf-is",
+            ["estimator={name: trajectory, p_mask_prompt: 0.1}"],
+            "set estimator.p_mask_prompt=0",
+        ),
+        (
+            "diffpo-2mf-is",
+            ["estimator.name=left_to_right"],
+            "set decode.select=left_to_right decode.steps=<gen_length>",
+        ),
+        (
+            "diffpo-2mf-is",
+            [*IN_ORDER, "decode.exit_at=0.9"],
+            "tokens one by one in reading order, and rollouts",
+        ),
+        (
+            "diffpo-2mf-is",
+            [*IN_ORDER, "decode.steps=10"],
+            "tokens one by one in reading order, and rollouts",
+        ),
         ("diffpo-2mf-is", ["loss.is_cap=0.5"], "must be at least 1, got 0.5"),
         ("diffpo-joint", ["threshold.gammas=[0.1, 1]"], "threshold.gammas must start with 0"),
         ("diffpo-joint", ["threshold.gammas=[0, 1, 0.5]"], "and increase"),
-        ("diffpo-joint", ["threshold.start=0.2"], "threshold.start is the gamma that training begins with"),
+        (
+            "diffpo-joint",
+            ["threshold.start=0.2"],
+            "threshold.start is the gamma that training begins with",
+        ),
         ("diffpo-joint", ["decode.gamma=0.1"], "set decode.select=eb decode.gamma=null"),
         ("diffpo-sampler", ["decode.select=threshold"], "needs decode.gamma"),
         ("elbo_grpo", ["decode.gamma=0.1"], "has a quota: set gamma=null"),
         ("stp", ["prior.keep_end=0", "prior.adapt_to=0.4"], "both steer prior.keep"),
         ("elbo_grpo", ["decode.temperature=0"], "all rollouts of a group would be the same"),
-        ("elbo_grpo", ["estimator.num_mc=3", "estimator.antithetic=true"], "estimator elbo: antithetic views come in pairs"),
+        (
+            "elbo_grpo",
+            ["estimator.num_mc=3", "estimator.antithetic=true"],
+            "estimator elbo: antithetic views come in pairs",
+        ),
         ("espo", ["loss.normaliser=mean"], "loss sequence_clip: normaliser must be one of"),
         ("rloo", ["advantage.name=leave_one"], "unknown 'leave_one'; did you mean 'leave_one_out'"),
     ],
 )
-def test_refused_combinations_say_what_to_change(recipe: str, overrides: list[str], words: str) -> None:
+def test_refused_combinations_say_what_to_change(
+    recipe: str, overrides: list[str], words: str
+) -> None:
     with pytest.raises(ValueError, match=words) as error:
         load_recipe(recipe, overrides)
     assert "\n" not in str(error.value)
@@ -111,7 +167,11 @@ def test_shipped_presets_are_quiet_but_for_what_the_papers_do(name: str) -> None
 @pytest.mark.parametrize("name", METHODS)
 def test_two_keys_give_the_stp_version(name: str) -> None:
     recipe = load_recipe(name, PRUNED)
-    assert recipe.prior.name == "anchors" and recipe.prior.keep == 0.1 and not recipe.prior.hide_in_views
+    assert (
+        recipe.prior.name == "anchors"
+        and recipe.prior.keep == 0.1
+        and not recipe.prior.hide_in_views
+    )
     assert recipe.prior.select == "most_predictable" and recipe.decode.exit_at == 0.95
     hidden = [*PRUNED, "prior.hide_in_views=true"]
     if recipe.estimator["name"] == "trajectory":
@@ -125,11 +185,16 @@ def test_a_step_is_split_by_policy_and_update() -> None:
     cost = step_cost(load_recipe("diffu_grpo"))
     rows = 16 * 6
     assert (cost.rollout, cost.old, cost.ref, cost.new) == (rows * 10, rows * 7, rows * 8, rows * 8)
-    assert cost.per_update(cost.rollout) == 120 and cost.per_update(cost.old) == 84 and cost.per_update(cost.new) == 96
+    assert (
+        cost.per_update(cost.rollout) == 120
+        and cost.per_update(cost.old) == 84
+        and cost.per_update(cost.new) == 96
+    )
     assert cost.forwards == 960 + 672 + 768 + 3 * 768
     assert cost.logits_bytes == 4 * rows * 20 * 120
     pruned = step_cost(load_recipe("elbo_grpo", [*PRUNED, "decode.steps=20"]))
-    assert pruned.rollout == rows * 18 and pruned.new == rows * 4 * 4  # one more view for the exit call
+    # one more view for the exit call
+    assert pruned.rollout == rows * 18 and pruned.new == rows * 4 * 4
     assert step_cost(load_recipe("wd1")).old == step_cost(load_recipe("wd1")).ref == 0
 
 
@@ -147,14 +212,26 @@ def test_a_step_is_split_by_policy_and_update() -> None:
     ],
 )
 def test_counted_canvases_are_those_that_are_run(name: str, overrides: list[str]) -> None:
-    """Two groups of three rows of 20 tokens, one token a call: canvases that a group shares count once."""
-    size = ["train.prompts_per_step=2", "train.group_size=3", "train.num_iterations=2", "decode.steps=20"]
+    """Two groups of three rows of 20 tokens, one token a call: canvases that a group shares count
+    once.
+    """
+    size = [
+        "train.prompts_per_step=2",
+        "train.group_size=3",
+        "train.num_iterations=2",
+        "decode.steps=20",
+    ]
     recipe = load_recipe(name, [*size, *overrides])
-    denoiser, length = tiny_llada(), 20
+    denoiser = tiny_llada()
+    length = 20
     ids = torch.randint(0, 11, (6, length), generator=seeded(1))
     ids[:, 0] = torch.arange(6)  # no two rows begin alike
     done = finished_rollout(
-        ids.tolist(), [list(range(1, length + 1))] * 6, eos_id=denoiser.eos_id, prompt=40, row_ids=list(range(6))
+        ids.tolist(),
+        [list(range(1, length + 1))] * 6,
+        eos_id=denoiser.eos_id,
+        prompt=40,
+        row_ids=list(range(6)),
     )
     done.ids[3:, 0] = 1  # another prompt
     done.group_ids[3:] = 1

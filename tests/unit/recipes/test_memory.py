@@ -1,4 +1,6 @@
-"""The memory plan: counts by hand, limits, verdicts, and what a model really keeps, measured on CPU."""
+"""The memory plan: counts by hand, limits, verdicts, and what a model really keeps, measured on
+CPU.
+"""
 
 from __future__ import annotations
 
@@ -96,14 +98,20 @@ class Allocations(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.live, self.peak = 0, 0
+        self.live = 0
+        self.peak = 0
         self.known: dict[int, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        given = {
+            t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)
+        }
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in self.known.keys() | given:
+            if (
+                isinstance(tensor, Tensor)
+                and tensor.untyped_storage()._cdata not in self.known.keys() | given
+            ):
                 storage = tensor.untyped_storage()
                 self.known[storage._cdata] = storage.nbytes()
                 self.live += storage.nbytes()
@@ -116,13 +124,16 @@ class Allocations(TorchDispatchMode):
 
 
 def saved_storages(model: nn.Module, ids: Tensor) -> int:
-    """Bytes of the distinct storages that a forward pass saves for the backward pass, weights apart."""
+    """Bytes of the distinct storages that a forward pass saves for the backward pass, weights
+    apart.
+    """
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, Tensor] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         if tensor.untyped_storage().data_ptr() not in weights:
-            kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)  # alive, so that no address is used twice
+            # alive, so that no address is used twice
+            kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
         return tensor
 
     body: Any = model
@@ -147,19 +158,39 @@ def shape_of(denoiser: ModelDenoiser) -> ModelShape:
 
 def on_cpu(dtype: torch.dtype, rows: int, length: int, gen: int, **other: Any) -> Setup:
     """A setup of ``rows`` canvases, all of whose completion is scored."""
-    size = {"dtype": dtype.itemsize, "rollout_dtype": dtype.itemsize, "canvases": rows, "max_canvases": rows}
-    canvas = {"length": length, "gen_length": gen, "scored": gen, "window": gen // 2, "train_rows": rows, "eval_rows": rows}
+    size = {
+        "dtype": dtype.itemsize,
+        "rollout_dtype": dtype.itemsize,
+        "canvases": rows,
+        "max_canvases": rows,
+    }
+    canvas = {
+        "length": length,
+        "gen_length": gen,
+        "scored": gen,
+        "window": gen // 2,
+        "train_rows": rows,
+        "eval_rows": rows,
+    }
     return replace(FULL, **size, **canvas, cuda=False, **other)
 
 
-@pytest.mark.parametrize(("config", "parameters"), [(LLADA_8B, 8_015_581_184), (DREAM_7B, 7_615_616_512)])
+@pytest.mark.parametrize(
+    ("config", "parameters"), [(LLADA_8B, 8_015_581_184), (DREAM_7B, 7_615_616_512)]
+)
 def test_published_sizes(config: dict[str, Any], parameters: int) -> None:
     assert ModelShape.of(config).parameters == parameters
 
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"kv": 2}, {"weight_tying": True}, {"include_bias": True}, {"include_qkv_bias": True, "kv": 2}],
+    [
+        {},
+        {"kv": 2},
+        {"weight_tying": True},
+        {"include_bias": True},
+        {"include_qkv_bias": True, "kv": 2},
+    ],
 )
 def test_parameters_are_those_of_the_module(settings: dict[str, Any]) -> None:
     denoiser = wide(torch.float32, **settings)
@@ -167,7 +198,8 @@ def test_parameters_are_those_of_the_module(settings: dict[str, Any]) -> None:
 
 
 def test_shipped_models_have_a_shape_and_others_are_refused() -> None:
-    cost, shape = step_cost(load_recipe("sudoku-mini")), model_shape("mini")
+    cost = step_cost(load_recipe("sudoku-mini"))
+    shape = model_shape("mini")
     assert (shape.vocab, shape.parameters) == (120, cost.parameters)
     with pytest.raises(ValueError, match=r"nowhere is not a folder, nor a hub id"):
         model_shape("nowhere")
@@ -177,16 +209,23 @@ def test_shipped_models_have_a_shape_and_others_are_refused() -> None:
 
 def test_adapters_are_rank_times_inputs_and_outputs() -> None:
     shape = ModelShape.of(DREAM_7B)
-    d, kv, mlp = 3584, 512, 18944
+    d = 3584
+    kv = 512
+    mlp = 18944
     attention = 2 * (d + d) + 2 * (d + kv)
     assert shape.adapter_parameters(16, ALL) == 28 * 16 * (attention + 3 * (d + mlp))
-    assert shape.adapter_parameters(8, adapted_layers(("q_proj", "v_proj"))) == 28 * 8 * (d + d + d + kv)
+    assert shape.adapter_parameters(8, adapted_layers(("q_proj", "v_proj"))) == 28 * 8 * (
+        d + d + d + kv
+    )
     assert adapted_layers(("attn_out", "o_proj")) == ("out",)
     with pytest.raises(ValueError, match=r"'q' is no linear layer of a block; known: q_proj, "):
         adapted_layers(("q",))
     stays = memory_plan(shape, replace(LORA, rank=16)).stays
     count = shape.adapter_parameters(16, ALL)
-    assert stays["adapters"] == stays["gradients"] == 4 * count and stays["optimiser state (AdamW)"] == 8 * count
+    assert (
+        stays["adapters"] == stays["gradients"] == 4 * count
+        and stays["optimiser state (AdamW)"] == 8 * count
+    )
     assert stays["weights"] == 2 * shape.parameters and "reference copy" not in stays
 
 
@@ -198,26 +237,46 @@ def test_adamw_keeps_two_numbers_in_the_precision_of_the_weights(dtype: torch.dt
     optimizer.step()
     state = [t for key, t in optimizer.state[weight].items() if key != "step"]
     held = sum(t.numel() * t.element_size() for t in state)
-    shape, setup = ModelShape.of(LLADA_8B), replace(FULL, dtype=dtype.itemsize)
+    shape = ModelShape.of(LLADA_8B)
+    setup = replace(FULL, dtype=dtype.itemsize)
     planned = memory_plan(shape, setup).stays["optimiser state (AdamW)"] / shape.parameters
     assert held / weight.numel() == planned == 2 * dtype.itemsize
 
 
 def test_sharding_divides_what_it_says() -> None:
-    """The blocks' share of every kind of state; embedding and head stay whole; zero2 has whole blocks during a pass."""
+    """The blocks' share of every kind of state; embedding and head stay whole; zero2 has whole
+    blocks during a pass.
+    """
     shape = ModelShape.of(LLADA_8B)
     outer = 2 * 126464 * 4096 + 4096
     blocks = shape.parameters - outer
-    per_parameter = {"weights": 2, "gradients": 2, "optimiser state (AdamW)": 4, "weight average (EMA)": 4}
+    per_parameter = {
+        "weights": 2,
+        "gradients": 2,
+        "optimiser state (AdamW)": 4,
+        "weight average (EMA)": 4,
+    }
 
     def stays(**changes: Any) -> dict[str, float]:
         return memory_plan(shape, replace(FULL, processes=8, **changes)).stays
 
-    for shard, held in {"none": shape.parameters, "fsdp": outer + blocks / 8, "zero2": outer + blocks / 8}.items():
+    for shard, held in {
+        "none": shape.parameters,
+        "fsdp": outer + blocks / 8,
+        "zero2": outer + blocks / 8,
+    }.items():
         plan = stays(shard=shard)
-        assert {name: plan[name] for name in per_parameter} == {name: size * held for name, size in per_parameter.items()}
-    assert stays(shard="zero2")["gathered blocks"] == 16 * stays(shard="fsdp")["gathered blocks"] == 2 * blocks
-    assert stays(shard="fsdp", gather_rollout=True)["whole copy for rollouts"] == 2 * shape.parameters
+        assert {name: plan[name] for name in per_parameter} == {
+            name: size * held for name, size in per_parameter.items()
+        }
+    assert (
+        stays(shard="zero2")["gathered blocks"]
+        == 16 * stays(shard="fsdp")["gathered blocks"]
+        == 2 * blocks
+    )
+    assert (
+        stays(shard="fsdp", gather_rollout=True)["whole copy for rollouts"] == 2 * shape.parameters
+    )
     adapted = memory_plan(shape, replace(LORA, processes=8, shard="fsdp")).stays
     assert adapted["adapters"] == memory_plan(shape, LORA).stays["adapters"] / 8
     assert "weight average (EMA)" not in stays(ema=False)
@@ -226,7 +285,8 @@ def test_sharding_divides_what_it_says() -> None:
 def test_4_bits_and_the_reference_copy() -> None:
     shape = ModelShape.of(LLADA_8B)
     linear = 32 * (4 * 4096**2 + 3 * 4096 * 12288)
-    plain, small = memory_plan(shape, LORA).stays, memory_plan(shape, replace(LORA, nf4=True)).stays
+    plain = memory_plan(shape, LORA).stays
+    small = memory_plan(shape, replace(LORA, nf4=True)).stays
     assert plain["weights"] - small["weights"] == linear * (2 - 0.5625)
     copied = memory_plan(shape, replace(FULL, reference=True)).stays
     assert copied["reference copy"] == copied["weights"]
@@ -239,15 +299,22 @@ def test_more_canvases_need_more_until_all_are_alive(base: Setup) -> None:
     assert all(a < b for a, b in itertools.pairwise(totals[15:72])) and sorted(totals) == totals
     assert len(set(totals[71:])) == 1  # 72 canvases are all
     limit = totals[19]
-    assert largest_max_canvases(shape, base, limit) == 20 and largest_max_canvases(shape, base, totals[0] - 1) == 0
+    assert (
+        largest_max_canvases(shape, base, limit) == 20
+        and largest_max_canvases(shape, base, totals[0] - 1) == 0
+    )
     assert largest_max_canvases(shape, base, 1e15) == 72
 
 
 def test_checkpointing_and_adapters_need_less() -> None:
     shape = ModelShape.of(LLADA_8B)
-    assert memory_plan(shape, replace(FULL, checkpointing=True)).activations < 0.2 * memory_plan(shape, FULL).activations
+    assert (
+        memory_plan(shape, replace(FULL, checkpointing=True)).activations
+        < 0.2 * memory_plan(shape, FULL).activations
+    )
     assert memory_plan(shape, LORA).total < memory_plan(shape, FULL).total / 2
-    # adapters in fp32 under bf16 weights convert and keep the input of every layer; in bf16 they share it
+    # adapters in fp32 under bf16 weights convert and keep the input of every layer; in bf16 they
+    # share it
     block, _ = saved_per_token(shape, LORA)
     shared, _ = saved_per_token(shape, replace(LORA, adapter_dtype=2))
     assert block - shared == 4 * (6 * 4096 + 12288) - 2 * (2 * 4096 + 12288) + 7 * 128 * (4 - 2)
@@ -259,7 +326,10 @@ def test_verdicts_say_what_fits_and_what_to_change() -> None:
     need = memory_plan(shape, setup).total / GIB
     fits = verdict(shape, setup, "80 GB", 80)
     most = largest_max_canvases(shape, setup, HEADROOM * 80 * GIB)
-    assert fits == f"80 GB: fits ({need:.1f} GiB); train.max_canvases may be up to {most} (an update has 72)"
+    assert (
+        fits == f"80 GB: fits ({need:.1f} GiB); train.max_canvases may be up to {most} (an update "
+        "has 72)"
+    )
     said = verdict(shape, setup, "24 GB", 24)
     assert said.startswith(f"24 GB: does not fit ({need:.1f} GiB); smaller: train.max_canvases=")
     assert said.endswith(" model.quantize=nf4") and "lora" not in said
@@ -273,10 +343,13 @@ def test_split_weights_are_not_put_into_4_bits() -> None:
     assert "nf4" not in verdict(shape, split, "24 GB", 24) + verdict(shape, split, "8 GB", 8)
 
 
-@pytest.mark.parametrize("base", [FULL, replace(FULL, processes=8), LORA, replace(LORA, eval_rows=4096)])
+@pytest.mark.parametrize(
+    "base", [FULL, replace(FULL, processes=8), LORA, replace(LORA, eval_rows=4096)]
+)
 @pytest.mark.parametrize("gib", [12, 16, 24, 48, 80])
 def test_suggested_settings_fit(base: Setup, gib: int) -> None:
-    shape, limit = ModelShape.of(LLADA_8B), HEADROOM * gib * GIB
+    shape = ModelShape.of(LLADA_8B)
+    limit = HEADROOM * gib * GIB
     if memory_plan(shape, base).total <= limit:
         return
     text = smaller_settings(shape, base, limit)
@@ -299,18 +372,39 @@ def test_suggested_settings_fit(base: Setup, gib: int) -> None:
 
 
 def test_a_recipe_becomes_a_setup() -> None:
-    size = ["train.prompts_per_step=3", "train.group_size=4", "train.max_canvases=5", "eval.batch_size=7", "decode.exit_at=0.9"]
-    recipe = load_recipe("sudoku-mini-elbo", [*size, "model.lora={rank: 8, targets: [q_proj]}", "model.dtype=bfloat16"])
+    size = [
+        "train.prompts_per_step=3",
+        "train.group_size=4",
+        "train.max_canvases=5",
+        "eval.batch_size=7",
+        "decode.exit_at=0.9",
+    ]
+    recipe = load_recipe(
+        "sudoku-mini-elbo",
+        [*size, "model.lora={rank: 8, targets: [q_proj]}", "model.dtype=bfloat16"],
+    )
     setup = Setup.of(recipe, processes=2, prompt_tokens=19, cuda=False)
     assert (setup.dtype, setup.adapter_dtype, setup.rank, setup.roles) == (2, 4, 8, ("q",))
-    assert (setup.train_rows, setup.eval_rows, setup.alive, setup.length, setup.window) == (8, 7, 5, 39, 20)
+    assert (setup.train_rows, setup.eval_rows, setup.alive, setup.length, setup.window) == (
+        8,
+        7,
+        5,
+        39,
+        20,
+    )
     assert not setup.reference and setup.shard == "none"
     plan = memory_plan(model_shape("mini"), setup)
     assert plan.logits == 5 * 20 * 120 * 6  # logits in bf16 and in fp32
     whole = Setup.of(load_recipe("sudoku-mini-elbo", ["loss.kl_coef=0.04"]))
-    assert whole.reference and whole.alive == whole.canvases == step_cost(load_recipe("sudoku-mini-elbo")).new // 4
+    assert (
+        whole.reference
+        and whole.alive == whole.canvases == step_cost(load_recipe("sudoku-mini-elbo")).new // 4
+    )
     one = Setup.of(load_recipe("sudoku-mini"))
-    assert memory_plan(model_shape("mini"), one).logits == step_cost(load_recipe("sudoku-mini")).logits_bytes
+    assert (
+        memory_plan(model_shape("mini"), one).logits
+        == step_cost(load_recipe("sudoku-mini")).logits_bytes
+    )
 
 
 def test_cpu_batches_are_cut_as_the_plan_says() -> None:
@@ -343,18 +437,27 @@ def test_saved_activations_of_the_mini_base() -> None:
     ],
 )
 @pytest.mark.filterwarnings("ignore")
-def test_saved_activations_with_adapters(dtype: torch.dtype, adapter_dtype: torch.dtype, targets: Any) -> None:
+def test_saved_activations_with_adapters(
+    dtype: torch.dtype, adapter_dtype: torch.dtype, targets: Any
+) -> None:
     peft = pytest.importorskip("peft")
     denoiser = wide(dtype, n_layers=6)
     names = targets or ["q_proj", "k_proj", "v_proj", "attn_out", "ff_proj", "up_proj", "ff_out"]
     head = ["model.transformer.ff_out"]
-    config = peft.LoraConfig(r=16, lora_alpha=8, target_modules=list(names), exclude_modules=head, init_lora_weights=False)
+    config = peft.LoraConfig(
+        r=16,
+        lora_alpha=8,
+        target_modules=list(names),
+        exclude_modules=head,
+        init_lora_weights=False,
+    )
     with torch.random.fork_rng():
         peft.inject_adapter_in_model(config, denoiser.model)
     for name, parameter in denoiser.model.named_parameters():
         if "lora_" in name:
             parameter.data = parameter.data.to(adapter_dtype)
-    shape, roles = ModelShape.of({**LLADA_8B, **_sizes(denoiser)}), adapted_layers(targets)
+    shape = ModelShape.of({**LLADA_8B, **_sizes(denoiser)})
+    roles = adapted_layers(targets)
     trained = sum(p.numel() for p in denoiser.model.parameters() if p.requires_grad)
     assert trained == shape.adapter_parameters(16, roles)
     ids = torch.randint(2, 5000, (6, 80), generator=seeded(1))
@@ -369,23 +472,31 @@ def _sizes(denoiser: ModelDenoiser) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize(("dtype", "vocab"), [(torch.float32, 5000), (torch.bfloat16, 5000), (torch.bfloat16, 100_000)])
+@pytest.mark.parametrize(
+    ("dtype", "vocab"), [(torch.float32, 5000), (torch.bfloat16, 5000), (torch.bfloat16, 100_000)]
+)
 def test_the_peak_of_an_update(dtype: torch.dtype, vocab: int, checkpointing: bool) -> None:
-    """All storages alive in forward and backward, beside weights and gradients; at 100,000 tokens there are 2 chunks.
+    """All storages alive in forward and backward, beside weights and gradients; at 100,000 tokens
+    there are 2 chunks.
 
-    There the head is frozen, as with adapters: this way of measuring makes torch add its gradients out of place.
+    There the head is frozen, as with adapters: this way of measuring makes torch add its gradients
+    out of place.
     """
-    denoiser, (rows, length, gen) = wide(dtype, vocab=vocab), (6, 120, 60 if vocab == 5000 else 20)
+    denoiser = wide(dtype, vocab=vocab)
+    (rows, length, gen) = (6, 120, 60 if vocab == 5000 else 20)
     model: Any = denoiser.model
     parts = model.model["transformer"]
     if checkpointing:
         for block in parts["blocks"]:
             forward = block.forward
-            block.forward = lambda *given, f=forward: checkpoint(f, *given, use_reentrant=False, preserve_rng_state=False)
+            block.forward = lambda *given, f=forward: checkpoint(
+                f, *given, use_reentrant=False, preserve_rng_state=False
+            )
     ids = torch.randint(2, vocab, (rows, length), generator=seeded(1))
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    setup, shape = on_cpu(dtype, rows, length, gen, checkpointing=checkpointing), shape_of(denoiser)
+    setup = on_cpu(dtype, rows, length, gen, checkpointing=checkpointing)
+    shape = shape_of(denoiser)
     plan = memory_plan(shape, setup)
     planned = plan.update
     if vocab > 5000:
@@ -399,12 +510,17 @@ def test_the_peak_of_an_update(dtype: torch.dtype, vocab: int, checkpointing: bo
     assert memory.peak == pytest.approx(planned, rel=TOLERANCE)
 
 
-@pytest.mark.parametrize(("dtype", "vocab"), [(torch.float32, 100_000), (torch.bfloat16, 100_000), (torch.bfloat16, 500)])
+@pytest.mark.parametrize(
+    ("dtype", "vocab"), [(torch.float32, 100_000), (torch.bfloat16, 100_000), (torch.bfloat16, 500)]
+)
 def test_the_peak_of_a_rollout(dtype: torch.dtype, vocab: int) -> None:
     """At 100,000 tokens it is a chunk of logits, at 500 a block on 2,048 tokens."""
-    denoiser, (rows, length, gen) = wide(dtype, vocab=vocab, n_layers=1), (20, 120, 16)
+    denoiser = wide(dtype, vocab=vocab, n_layers=1)
+    (rows, length, gen) = (20, 120, 16)
     canvas = blank_canvas([[2] * (length - gen)] * rows, gen_length=gen, denoiser=denoiser)
     with Allocations() as memory:
-        decode(denoiser, canvas, block_length=gen // 2, steps=2, temperature=0.7, generator=seeded(1))
+        decode(
+            denoiser, canvas, block_length=gen // 2, steps=2, temperature=0.7, generator=seeded(1)
+        )
     planned = rollout_bytes(shape_of(denoiser), on_cpu(dtype, rows, length, gen))
     assert memory.peak == pytest.approx(planned, rel=TOLERANCE)

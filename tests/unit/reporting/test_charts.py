@@ -8,7 +8,16 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from unmaskrl.reporting.charts import Chart, Line, describe, figure_html, short_number, smooth, thin, ticks
+from unmaskrl.reporting.charts import (
+    Chart,
+    Line,
+    describe,
+    figure_html,
+    short_number,
+    smooth,
+    thin,
+    ticks,
+)
 
 
 def test_line_chart_maps_values_linearly() -> None:
@@ -20,17 +29,22 @@ def test_line_chart_maps_values_linearly() -> None:
 
 
 @pytest.mark.parametrize(
-    "points", [[(3.0, 0.5)], [(1.0, 0.0), (2.0, 0.0)], [(1.0, -2.0), (2.0, -2.0)], [(1.0, 1e-9), (2.0, 1e9)]]
+    "points",
+    [[(3.0, 0.5)], [(1.0, 0.0), (2.0, 0.0)], [(1.0, -2.0), (2.0, -2.0)], [(1.0, 1e-9), (2.0, 1e9)]],
 )
 def test_any_data_can_be_drawn(points: list[tuple[float, float]]) -> None:
     text = figure_html(Chart(title="t", lines=[Line(label="a", points=points)], floor=0.0))
     ElementTree.fromstring(text)
-    numbers = [float(x) for d in re.findall(r' d="([^"]*)"', text) for x in re.findall(r"[-\d.]+", d)]
+    numbers = [
+        float(x) for d in re.findall(r' d="([^"]*)"', text) for x in re.findall(r"[-\d.]+", d)
+    ]
     assert numbers and all(-1 <= x <= 401 for x in numbers)
 
 
 def test_description_names_both_ends() -> None:
-    chart = Chart(title="Loss", lines=[Line(label="a", points=[(1.0, 0.5), (2.0, 0.25)])], is_share=True)
+    chart = Chart(
+        title="Loss", lines=[Line(label="a", points=[(1.0, 0.5), (2.0, 0.25)])], is_share=True
+    )
     assert describe(chart) == "Loss by step: a from 50.0% at 1 to 25.0% at 2."
 
 

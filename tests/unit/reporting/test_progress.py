@@ -36,7 +36,14 @@ BASE = {
     "nfe": 14.84,
     "tokens_per_call": 1.45,
 }
-AFTER = {**BASE, "weights": "ema", "step": 120, "accuracy": 0.623, "accuracy_low": 0.58, "accuracy_high": 0.664}
+AFTER = {
+    **BASE,
+    "weights": "ema",
+    "step": 120,
+    "accuracy": 0.623,
+    "accuracy_low": 0.58,
+    "accuracy_high": 0.664,
+}
 
 
 class Clock:
@@ -94,7 +101,10 @@ def test_a_log_gets_the_first_and_last_step_and_one_line_in_ten_seconds() -> Non
     progress.stop()
     lines = file.getvalue().splitlines()
     assert lines[0] == "run: 30 steps"
-    assert [int(re.match(r"step (\d+)/30", line).group(1)) for line in lines[1:]] == [*range(1, 30, 3), 30]
+    assert [int(re.match(r"step (\d+)/30", line).group(1)) for line in lines[1:]] == [
+        *range(1, 30, 3),
+        30,
+    ]
 
 
 def test_evals_and_notes_are_always_printed_each_on_one_line() -> None:
@@ -120,7 +130,9 @@ def test_the_line_averages_the_last_ten_steps_and_says_what_is_left() -> None:
     progress.start(20, "run")
     for step in range(1, 13):
         clock.now += 2.0
-        progress.step(metrics(step, **{"reward/mean": float(step), "seconds/eval": 5.0} if step == 12 else {}))
+        progress.step(
+            metrics(step, **{"reward/mean": float(step), "seconds/eval": 5.0} if step == 12 else {})
+        )
     progress.eval(AFTER)
     line = file.getvalue().splitlines()[-2]
     assert line.startswith("step 12/20 | reward 1.650 |")  # (9 * 0.5 + 12) / 10
@@ -142,7 +154,9 @@ def test_time_left_of_a_resumed_run_counts_only_its_own_steps() -> None:
     assert file.getvalue().splitlines()[-1].endswith("left 0:54")
 
 
-@pytest.mark.parametrize("row", [{}, {"step": 3}, {"step": 1, "reward/mean": None, "nfe/mean": float("nan")}])
+@pytest.mark.parametrize(
+    "row", [{}, {"step": 3}, {"step": 1, "reward/mean": None, "nfe/mean": float("nan")}]
+)
 def test_missing_metrics_are_left_out(row: dict[str, Any]) -> None:
     console, file = plain()
     progress = TrainProgress(console, clock=Clock())
@@ -166,7 +180,10 @@ def test_a_terminal_shows_bar_numbers_and_the_log_above() -> None:
     progress.stop()
     progress.stop()
     text = file.getvalue()
-    assert "eval test base step 0: accuracy 18.9%, 95% interval 15.7-22.5%, 512 problems, 14.8 calls each" in text
+    assert (
+        "eval test base step 0: accuracy 18.9%, 95% interval 15.7-22.5%, 512 problems, 14.8 calls "
+        "each" in text
+    )
     assert "saved" in text
     frame = last_frame(text)
     for part in (
@@ -201,7 +218,14 @@ def test_sft_shows_losses_rate_and_notes() -> None:
     progress.step({"note": "a broken checkpoint was skipped"})
     for step in (10, 20):
         clock.now += 5.0
-        row = {"step": step, "steps": 300, "loss": 0.51234, "loss/0_sudoku": 0.25, "lr": 0.00123, "seconds": 5.0}
+        row = {
+            "step": step,
+            "steps": 300,
+            "loss": 0.51234,
+            "loss/0_sudoku": 0.25,
+            "lr": 0.00123,
+            "seconds": 5.0,
+        }
         progress.step(row)
     progress.stop()
     lines = file.getvalue().splitlines()
@@ -220,9 +244,17 @@ def test_sft_on_a_terminal() -> None:
     assert "accuracy 50.0%" in file.getvalue()
 
 
-def test_all_displays_have_the_same_methods_and_silence_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
-    public = [{n: inspect.signature(f) for n, f in vars(kind).items() if not n.startswith("_") and callable(f)}
-              for kind in (TrainProgress, SFTProgress, SilentProgress)]  # fmt: skip
+def test_all_displays_have_the_same_methods_and_silence_is_silent(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    public = [
+        {
+            name: inspect.signature(f)
+            for name, f in vars(kind).items()
+            if not name.startswith("_") and callable(f)
+        }
+        for kind in (TrainProgress, SFTProgress, SilentProgress)
+    ]
     assert list(public[0]) == ["start", "step", "eval", "note", "warn", "stop"]
     assert public[0] == public[1] == public[2]
     silent = SilentProgress()
@@ -236,12 +268,19 @@ def test_all_displays_have_the_same_methods_and_silence_is_silent(capsys: pytest
 
 def test_the_closing_table_says_everything() -> None:
     console, file = plain(width=120)
-    console.print(summary_table(BASE, {"raw": {**AFTER, "accuracy": 0.6}, "ema": AFTER}, 8.2, Path("runs/a/report.html")))
+    console.print(
+        summary_table(
+            BASE, {"raw": {**AFTER, "accuracy": 0.6}, "ema": AFTER}, 8.2, Path("runs/a/report.html")
+        )
+    )
     text = file.getvalue()
     assert "512 problems" in text
     assert re.search(r"before\s+.\s+18\.9%\s+.\s+15\.7-22\.5%\s+.\s+14\.8\s+.\s+1\.45", text)
-    assert re.search(r"after \(raw\)\s+.\s+60\.0%", text) and re.search(r"after \(ema\)\s+.\s+62\.3%", text)
-    assert "The 95% intervals do not overlap (+43.4 points)." in text  # of the exported weights, EMA
+    assert re.search(r"after \(raw\)\s+.\s+60\.0%", text) and re.search(
+        r"after \(ema\)\s+.\s+62\.3%", text
+    )
+    # of the exported weights, EMA
+    assert "The 95% intervals do not overlap (+43.4 points)." in text
     assert "Wall time 8:12" in text and "Report runs/a/report.html" in text
 
 
@@ -279,8 +318,23 @@ def test_the_exported_weights_are_preferred() -> None:
 
 
 def test_small_formats() -> None:
-    assert [duration(s) for s in (0.4, 59.6, 3599.0, 3600.0)] == ["0:00", "1:00", "59:59", "1:00:00"]
-    assert [number({"k": v}, "k") for v in (1, 2.5, True, None, "3", float("inf"))] == [1, 2.5, None, None, None, None]
+    assert [duration(s) for s in (0.4, 59.6, 3599.0, 3600.0)] == [
+        "0:00",
+        "1:00",
+        "59:59",
+        "1:00:00",
+    ]
+    assert [number({"k": v}, "k") for v in (1, 2.5, True, None, "3", float("inf"))] == [
+        1,
+        2.5,
+        None,
+        None,
+        None,
+        None,
+    ]
     assert mean([1.0, None, 3.0]) == 2 and mean([None]) is None
     assert interval({"accuracy_low": 0.5}) == "-"
-    assert eval_line({"split": "test", "weights": "ema", "accuracy": 0.5}) == "eval test ema: accuracy 50.0%"
+    assert (
+        eval_line({"split": "test", "weights": "ema", "accuracy": 0.5})
+        == "eval test ema: accuracy 50.0%"
+    )

@@ -1,4 +1,6 @@
-"""The report of a run folder: complete, cut short, hostile, or no run at all; and the small charts in it."""
+"""The report of a run folder: complete, cut short, hostile, or no run at all; and the small charts
+in it.
+"""
 
 from __future__ import annotations
 
@@ -110,10 +112,16 @@ def eval_row(step: int, split: str, weights: str, accuracy: float, n: int) -> di
     }
 
 
-def sample(step: int, split: str, puzzle: int, anchored: bool = False, ended: bool = True) -> dict[str, Any]:
-    pieces = "12 * 2 = 24 ; 24 - 7 = 17 ; <answer> ( 12 * 2 ) - 7 </answer>".split() + ["<|endoftext|>"] * 4
+def sample(
+    step: int, split: str, puzzle: int, anchored: bool = False, ended: bool = True
+) -> dict[str, Any]:
+    pieces = (
+        "12 * 2 = 24 ; 24 - 7 = 17 ; <answer> ( 12 * 2 ) - 7 </answer>".split()
+        + ["<|endoftext|>"] * 4
+    )
     given = {1, 5, 9} if anchored else set()
-    steps, call = [], 0
+    steps = []
+    call = 0
     for position in range(len(pieces)):
         call += position < 15 and position not in given
         steps.append(0 if position in given else call + 1 if position >= 22 and ended else call)
@@ -152,7 +160,13 @@ def make_run(folder: Path, steps: int = 120) -> Path:
         "name": "countdown-mini",
         "model": {"path": "mini", "dtype": "float32"},
         "task": {"name": "countdown", "numbers": 3},
-        "prior": {"name": "anchors", "select": "protect_answer", "keep": 0.1, "keep_end": None, "share": 0.5},
+        "prior": {
+            "name": "anchors",
+            "select": "protect_answer",
+            "keep": 0.1,
+            "keep_end": None,
+            "share": 0.5,
+        },
         "decode": {
             "gen_length": 24,
             "block_length": 8,
@@ -164,15 +178,31 @@ def make_run(folder: Path, steps: int = 120) -> Path:
         "estimator": {"name": "elbo", "num_mc": 3},
         "advantage": {"name": "group_mean_std"},
         "loss": {"name": "token_clip"},
-        "train": {"steps": steps, "group_size": 8, "prompts_per_step": 16, "lr": 1e-4, "ema": 0.9, "seed": 0},
+        "train": {
+            "steps": steps,
+            "group_size": 8,
+            "prompts_per_step": 16,
+            "lr": 1e-4,
+            "ema": 0.9,
+            "seed": 0,
+        },
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     write_lines(folder / "metrics.jsonl", [metrics_row(i + 1, rng) for i in range(steps)])
     before = eval_row(0, "test", "base", 0.189, 512)
-    after = {"raw": eval_row(steps, "test", "raw", 0.601, 512), "ema": eval_row(steps, "test", "ema", 0.623, 512)}
-    during = [eval_row(s, "validation", "ema", 0.2 + 0.42 * s / steps, 128) for s in range(20, steps, 20)]
+    after = {
+        "raw": eval_row(steps, "test", "raw", 0.601, 512),
+        "ema": eval_row(steps, "test", "ema", 0.623, 512),
+    }
+    during = [
+        eval_row(s, "validation", "ema", 0.2 + 0.42 * s / steps, 128) for s in range(20, steps, 20)
+    ]
     write_lines(folder / "eval.jsonl", [before, *during, *after.values()])
-    tests = [sample(s, f"test-{w}", p) for s, w in ((0, "base"), (steps, "raw"), (steps, "ema")) for p in range(4)]
+    tests = [
+        sample(s, f"test-{w}", p)
+        for s, w in ((0, "base"), (steps, "raw"), (steps, "ema"))
+        for p in range(4)
+    ]
     train = [sample(s, "train", p, anchored=p == 0) for s in range(0, steps, 20) for p in range(2)]
     write_lines(folder / "samples.jsonl", tests[:4] + train + tests[4:])
     summary = {
@@ -207,9 +237,20 @@ def read_report(run: Path) -> str:
 def test_report_holds_every_section(run: Path) -> None:
     text = read_report(run)
     words = " ".join(Outline(text).text)
-    for part in ("countdown-mini", "Learning", "Cost", "Health", "Decoding order", "Resolved config"):
+    for part in (
+        "countdown-mini",
+        "Learning",
+        "Cost",
+        "Health",
+        "Decoding order",
+        "Resolved config",
+    ):
         assert part in words
-    for row in ("before 18.9% 15.5-22.3%", "after, raw 60.1% 55.9-64.3%", "after, ema 62.3% 58.1-66.5%"):
+    for row in (
+        "before 18.9% 15.5-22.3%",
+        "after, raw 60.1% 55.9-64.3%",
+        "after, ema 62.3% 58.1-66.5%",
+    ):
         assert row in words
     assert "do not overlap (+43.4 points)" in words
     assert "wall time 8:12 | 120 steps | 480 updates" in words
@@ -220,8 +261,18 @@ def test_report_holds_every_section(run: Path) -> None:
 def test_report_needs_no_network_and_no_script(run: Path) -> None:
     text = read_report(run)
     outline = Outline(text)
-    assert not {tag for tag, _, _ in outline.attributes} & {"script", "link", "img", "iframe", "object"}
-    assert not [a for a in outline.attributes if a[1] in ("src", "href", "xlink:href") or a[1].startswith("on")]
+    assert not {tag for tag, _, _ in outline.attributes} & {
+        "script",
+        "link",
+        "img",
+        "iframe",
+        "object",
+    }
+    assert not [
+        a
+        for a in outline.attributes
+        if a[1] in ("src", "href", "xlink:href") or a[1].startswith("on")
+    ]
     assert "http" not in text and "url(" not in text and "@import" not in text
 
 
@@ -233,7 +284,11 @@ def test_report_is_the_same_twice_and_leaves_nothing_else(run: Path) -> None:
 
 
 def test_every_figure_is_described(run: Path) -> None:
-    labels = [value for tag, key, value in Outline(read_report(run)).attributes if (tag, key) == ("svg", "aria-label")]
+    labels = [
+        value
+        for tag, key, value in Outline(read_report(run)).attributes
+        if (tag, key) == ("svg", "aria-label")
+    ]
     assert len(labels) == 16
     assert any(x.startswith("Groups with reward spread by step: share from 7") for x in labels)
     assert all(" from " in x for x in labels)
@@ -243,21 +298,36 @@ def test_decodings_pair_first_and_last_and_show_anchors(run: Path) -> None:
     words = " ".join(Outline(read_report(run)).text)
     assert words.count("test-base") == words.count("test-ema") == 3
     assert "test-raw" not in words
-    assert words.count("step 0 | test-base countdown-0") == words.count("step 120 | test-ema countdown-0") == 1
+    assert (
+        words.count("step 0 | test-base countdown-0")
+        == words.count("step 120 | test-ema countdown-0")
+        == 1
+    )
     assert "step 100 | train countdown-0" in words and "step 100 | train countdown-1" in words
     assert words.count(" given ") == 1 + 3  # the legend's and the anchored rollout's
 
 
 def test_numbers_in_the_report_are_never_nan(run: Path) -> None:
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    rows[3]["reward/mean"], rows[4]["kl/ref"], rows[5]["nfe/mean"] = float("nan"), float("inf"), None
+    rows[3]["reward/mean"], rows[4]["kl/ref"], rows[5]["nfe/mean"] = (
+        float("nan"),
+        float("inf"),
+        None,
+    )
     write_lines(run / "metrics.jsonl", rows)
     coordinates = re.findall(r' d="([^"]*)"', read_report(run))
     assert coordinates and not [d for d in coordinates if re.search(r"nan|inf|None", d)]
 
 
 @pytest.mark.parametrize(
-    "kept", [["config.yaml"], ["metrics.jsonl"], ["eval.jsonl"], ["summary.json"], ["config.yaml", "samples.jsonl"]]
+    "kept",
+    [
+        ["config.yaml"],
+        ["metrics.jsonl"],
+        ["eval.jsonl"],
+        ["summary.json"],
+        ["config.yaml", "samples.jsonl"],
+    ],
 )
 def test_any_one_file_makes_a_report(run: Path, kept: list[str]) -> None:
     for path in run.iterdir():
@@ -265,15 +335,23 @@ def test_any_one_file_makes_a_report(run: Path, kept: list[str]) -> None:
             path.unlink()
     words = " ".join(Outline(read_report(run)).text)
     assert (run.name if kept[0] in ("metrics.jsonl", "eval.jsonl") else "countdown-mini") in words
-    assert "62.3%" in words if kept[0] in ("eval.jsonl", "summary.json") else "no final evaluation" in words
+    assert (
+        "62.3%" in words
+        if kept[0] in ("eval.jsonl", "summary.json")
+        else "no final evaluation" in words
+    )
     plot_png(run, run / "plot.png")
     assert (run / "plot.png").stat().st_size > 5_000
 
 
 def test_a_run_cut_short_shows_what_there_is(run: Path) -> None:
     (run / "summary.json").unlink()
-    (run / "metrics.jsonl").write_text(json.dumps({"step": 1, "reward/mean": 0.5}) + '\n{"step": 2, "rew')
-    (run / "eval.jsonl").write_text(json.dumps({"step": 0, "split": "test", "weights": "base", "accuracy": 0.2}) + "\n")
+    (run / "metrics.jsonl").write_text(
+        json.dumps({"step": 1, "reward/mean": 0.5}) + '\n{"step": 2, "rew'
+    )
+    (run / "eval.jsonl").write_text(
+        json.dumps({"step": 0, "split": "test", "weights": "base", "accuracy": 0.2}) + "\n"
+    )
     (run / "samples.jsonl").write_text('{"split": "test"}\n[1]\nnull\n')
     text = read_report(run)
     words = " ".join(Outline(text).text)
@@ -293,7 +371,9 @@ def test_a_broken_config_is_still_shown(run: Path, broken: str) -> None:
 
 
 def test_a_summary_with_holes(run: Path) -> None:
-    (run / "summary.json").write_text(json.dumps({"name": None, "before": None, "after": {"raw": None}, "minutes": "x"}))
+    (run / "summary.json").write_text(
+        json.dumps({"name": None, "before": None, "after": {"raw": None}, "minutes": "x"})
+    )
     words = " ".join(Outline(read_report(run)).text)
     assert "before 18.9%" in words and "after, ema 62.3%" in words  # from eval.jsonl
     assert "wall time 8:12" in words  # from metrics.jsonl
@@ -306,7 +386,9 @@ def test_everything_from_the_logs_is_escaped(run: Path) -> None:
     write_lines(run / "eval.jsonl", [{**eval_row(0, "test", evil, 0.5, 9), "num_problems": evil}])
     metrics = {**metrics_row(1, random.Random(0)), f"reward/{evil}": 0.5, "updates": evil}
     write_lines(run / "metrics.jsonl", [metrics])
-    (run / "config.yaml").write_text(yaml.safe_dump({"name": evil, "task": {"name": evil, evil: evil}}))
+    (run / "config.yaml").write_text(
+        yaml.safe_dump({"name": evil, "task": {"name": evil, evil: evil}})
+    )
     after = {evil: {**eval_row(1, "test", evil, 0.5, 9), "num_problems": evil}}
     (run / "summary.json").write_text(json.dumps({"name": evil, "after": after, "device": evil}))
     text = read_report(run)
@@ -317,7 +399,8 @@ def test_no_run_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "samples.jsonl").write_text("")
     for write in (write_report, load_run, lambda folder: plot_png(folder, tmp_path / "x.png")):
         with pytest.raises(
-            ValueError, match=r"is no run folder \(none of config.yaml, .* pass what `unmaskrl train` wrote"
+            ValueError,
+            match=r"is no run folder \(none of config.yaml, .* pass what `unmaskrl train` wrote",
         ) as error:
             write(tmp_path)
         assert "\n" not in str(error.value)
@@ -339,7 +422,8 @@ def test_blank_rollouts_are_shown_apart_only_if_some_are_anchored(run: Path) -> 
 
 def test_held_out_curves_start_at_the_base_and_know_their_cost(run: Path) -> None:
     sections = charts(load_run(run))
-    by_step, by_cost = sections["Learning"][0], sections["Cost"][-1]
+    by_step = sections["Learning"][0]
+    by_cost = sections["Cost"][-1]
     assert [(line.label, line.dashed) for line in by_step.lines] == [
         ("validation, ema", False), ("test, ema", True), ("test, raw", True),
     ]  # fmt: skip
@@ -351,7 +435,13 @@ def test_held_out_curves_start_at_the_base_and_know_their_cost(run: Path) -> Non
 
 def test_phases_are_stacked_and_a_missing_phase_takes_no_time(run: Path) -> None:
     rows = [
-        {"step": s, "seconds/rollout": 1.0, "seconds/update": 2.0, **({"seconds/eval": 4.0} if s == 2 else {})} for s in (1, 2)
+        {
+            "step": s,
+            "seconds/rollout": 1.0,
+            "seconds/update": 2.0,
+            **({"seconds/eval": 4.0} if s == 2 else {}),
+        }
+        for s in (1, 2)
     ]
     write_lines(run / "metrics.jsonl", rows)
     chart = next(c for c in charts(load_run(run))["Cost"] if c.stacked)
@@ -383,5 +473,8 @@ def test_png_of_a_run_is_the_same_twice(run: Path) -> None:
 
 
 def test_importing_the_report_does_not_load_matplotlib() -> None:
-    code = "import sys, unmaskrl.reporting.html, unmaskrl.reporting.progress; sys.exit('matplotlib' in sys.modules)"
+    code = (
+        "import sys, unmaskrl.reporting.html, unmaskrl.reporting.progress; "
+        "sys.exit('matplotlib' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,4 +1,6 @@
-"""One decoding as a grid: the row made from a rollout, its cells, and the terminal, HTML and PNG views."""
+"""One decoding as a grid: the row made from a rollout, its cells, and the terminal, HTML and PNG
+views.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,11 @@ def test_sample_row_is_the_completion_of_one_rollout_row(tmp_path: Path) -> None
     tokenizer = load_tokenizer(tmp_path)
     ids = tokenizer.convert_tokens_to_ids(["3", "*", "7", "<|endoftext|>"])
     rollout = finished_rollout(
-        [ids[::-1], ids], [[1, 2, 3, 4], [1, 0, 2, 2]], eos_id=tokenizer.eos_token_id, left_pad=1, exit_step=[0, 2]
+        [ids[::-1], ids],
+        [[1, 2, 3, 4], [1, 0, 2, 2]],
+        eos_id=tokenizer.eos_token_id,
+        left_pad=1,
+        exit_step=[0, 2],
     )
     rollout.behavior_logps[1, -4:] = rollout.behavior_logps.new_tensor([-0.123456789, 0, -1, -2])
     made = sample_row(
@@ -80,8 +86,18 @@ def test_sample_row_is_the_completion_of_one_rollout_row(tmp_path: Path) -> None
     assert made["anchor"] == [False, True, False, False]
     assert made["exit"] == [False, False, True, True]
     assert made["logps"] == [-0.12346, 0, -1, -2]
-    assert (made["nfe"], made["temperature"], made["anchored"], made["reward"]) == (2, 1.0, True, 1.0)
-    assert (made["id"], made["split"], made["prompt"], made["completion"]) == ("a", "train", "p", "c")
+    assert (made["nfe"], made["temperature"], made["anchored"], made["reward"]) == (
+        2,
+        1.0,
+        True,
+        1.0,
+    )
+    assert (made["id"], made["split"], made["prompt"], made["completion"]) == (
+        "a",
+        "train",
+        "p",
+        "c",
+    )
     assert json.loads(json.dumps(made)) == made
     assert is_sample(made)
 
@@ -127,7 +143,13 @@ def test_columns_of_a_wrong_length_are_ignored() -> None:
 
 
 @pytest.mark.parametrize(
-    "broken", [{}, {"pieces": ["a"]}, {"pieces": ["a"], "decoded_step": [1, 2]}, {"pieces": [], "decoded_step": []}]
+    "broken",
+    [
+        {},
+        {"pieces": ["a"]},
+        {"pieces": ["a"], "decoded_step": [1, 2]},
+        {"pieces": [], "decoded_step": []},
+    ],
 )
 def test_a_row_that_is_no_sample_is_refused(broken: dict[str, Any]) -> None:
     assert not is_sample(broken)
@@ -139,7 +161,12 @@ def test_colours_grow_lighter_and_their_ink_can_be_read() -> None:
     ramp = [colour(i / 50) for i in range(51)]
     lightness = [luminance(c) for c in ramp]
     assert lightness == sorted(lightness)
-    assert (ramp[0], ramp[-1], colour(-1.0), colour(2.0)) == ("#440154", "#fde725", "#440154", "#fde725")
+    assert (ramp[0], ramp[-1], colour(-1.0), colour(2.0)) == (
+        "#440154",
+        "#fde725",
+        "#440154",
+        "#fde725",
+    )
     for background in ramp:
         low, high = sorted((luminance(background), luminance(ink_on(background))))
         assert (high + 0.05) / (low + 0.05) >= 4.5, background
@@ -167,7 +194,15 @@ def test_visible_shortens() -> None:
 
 def test_terminal_view_in_words() -> None:
     text = shown(trajectory_text(row()))
-    for part in ("numbers 3 7 target 21", "correct: yes", "3 calls", "reward 1.10", "T=1", "3*", "x 2"):
+    for part in (
+        "numbers 3 7 target 21",
+        "correct: yes",
+        "3 calls",
+        "reward 1.10",
+        "T=1",
+        "3*",
+        "x 2",
+    ):
         assert part in text
     assert "given anchor" in text and "exit call" in text and "never revealed" in text
     assert "correct: no" in shown(trajectory_text(row(correct=False)))
@@ -179,8 +214,11 @@ def test_terminal_legend_names_only_what_occurs() -> None:
 
 
 def test_terminal_cells_are_coloured_by_call_and_anchors_stand_out() -> None:
-    text = shown(trajectory_text(row(), listing=False), force_terminal=True, color_system="truecolor")
-    assert "\x1b[38;2;255;255;255;48;2;68;1;84m 7 " in text  # call 1 of 3, white on the darkest colour
+    text = shown(
+        trajectory_text(row(), listing=False), force_terminal=True, color_system="truecolor"
+    )
+    # call 1 of 3, white on the darkest colour
+    assert "\x1b[38;2;255;255;255;48;2;68;1;84m 7 " in text
     assert "48;2;253;231;37" in text  # the last call
     assert "\x1b[1;4m*\x1b" in text  # the anchor, bold and underlined, without background
     assert "\x1b[2m pad " in text
@@ -202,7 +240,9 @@ def test_listing_names_every_revealed_token_once() -> None:
 
 
 def test_markup_in_tokens_stays_text() -> None:
-    text = shown(trajectory_text(row(pieces=["[bold]", *row()["pieces"][1:]], prompt="[red]p[/red]")))
+    text = shown(
+        trajectory_text(row(pieces=["[bold]", *row()["pieces"][1:]], prompt="[red]p[/red]"))
+    )
     assert "[bold]" in text and "[red]p[/red]" in text
 
 
@@ -216,11 +256,14 @@ def test_print_trajectory_can_leave_the_grade_out() -> None:
 
 def test_html_is_escaped_and_names_every_mark() -> None:
     hostile = "<script>alert(1)</script>"
-    text = trajectory_html(row(pieces=[hostile, *row()["pieces"][1:]], id='"><img src=x>', split="<b>"))
+    text = trajectory_html(
+        row(pieces=[hostile, *row()["pieces"][1:]], id='"><img src=x>', split="<b>")
+    )
     assert "<script" not in text and "<img" not in text and "<b>" not in text
     assert "&lt;script&gt;" in text
     assert 'aria-label="4 tokens revealed in 3 denoiser calls"' in text
-    assert text.count(">given</span>") == 3 and text.count(">3*</span>") == 2  # with the legend's example
+    # with the legend's example
+    assert text.count(">given</span>") == 3 and text.count(">3*</span>") == 2
     assert f"background:{colour(0.5)};color:{ink_on(colour(0.5))}" in text
     assert "class=" not in text and "http" not in text
 

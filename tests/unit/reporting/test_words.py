@@ -1,4 +1,6 @@
-"""What commands say: recipes as they are, the nearest names, no traceback for odd files, no metadata needed."""
+"""What commands say: recipes as they are, the nearest names, no traceback for odd files, no
+metadata needed.
+"""
 
 from __future__ import annotations
 
@@ -25,15 +27,21 @@ from unmaskrl.utils.torch_setup import installed
 SOURCE = Path(__file__).parents[3] / "src"
 
 
-def test_check_prints_the_recipe_as_it_is(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_check_prints_the_recipe_as_it_is(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     assert main(["check", "sudoku-mini", "train.reward_functions=[/x]"]) == 0
     said = capsys.readouterr().out
     assert "log_with: [tensorboard]" in said and "reward_functions: [/x]" in said
     assert max(map(len, said.splitlines())) > 80, "not wrapped: it can be copied"
 
 
-@pytest.mark.parametrize("name", [*(n for n in recipe_names() if not n.endswith("-base")), "llada-8b-gsm8k-stp"])
-def test_check_yaml_is_a_recipe_file(name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name", [*(n for n in recipe_names() if not n.endswith("-base")), "llada-8b-gsm8k-stp"]
+)
+def test_check_yaml_is_a_recipe_file(
+    name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     assert main(["check", name, "--yaml"]) == 0
     (tmp_path / "my.yaml").write_text(capsys.readouterr().out)
     assert load_recipe(str(tmp_path / "my.yaml")) == load_recipe(name)
@@ -45,7 +53,10 @@ def test_check_yaml_is_a_recipe_file(name: str, capsys: pytest.CaptureFixture[st
         (("nosuch.yaml",), "recipe file nosuch.yaml not found"),
         (("some/folder/recipe",), "recipe file some/folder/recipe not found"),
         (("sudoko-mini",), "no recipe 'sudoko-mini'; the nearest are sudoku-mini, "),
-        (("sudoku-mini", "train.lerning_rate=1"), "train.lerning_rate: unknown setting; did you mean 'lr'?"),
+        (
+            ("sudoku-mini", "train.lerning_rate=1"),
+            "train.lerning_rate: unknown setting; did you mean 'lr'?",
+        ),
         (("sudoku-mini", "train.num_generations=4"), "did you mean 'group_size'?"),
         (("sudoku-mini", "lr=1e-4"), "lr: unknown setting; did you mean 'train.lr'?"),
         (("sudoku-mini", "train.exit_at=0.9"), "did you mean 'decode.exit_at'?"),
@@ -53,13 +64,17 @@ def test_check_yaml_is_a_recipe_file(name: str, capsys: pytest.CaptureFixture[st
         (("sudoku-mini", f"decode.steps={'[' * 5000}"), "the value is not valid YAML"),
     ],
 )
-def test_what_was_meant(argv: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_was_meant(
+    argv: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["check", *argv]) == 2
     err = capsys.readouterr().err
     assert said in err and err.count("\n") == 1 and err.count(",") < 8
 
 
-def test_thousands_of_brackets_in_each_other_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_thousands_of_brackets_in_each_other_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "config.json").write_text('{"a":' * 100_000)
     with pytest.raises(ValueError, match=r"config\.json is not valid JSON"):
         read_json(tmp_path / "config.json")
@@ -68,14 +83,19 @@ def test_thousands_of_brackets_in_each_other_are_one_line(tmp_path: Path, capsys
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_an_error_with_escapes_reaches_the_terminal_as_text(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_error_with_escapes_reaches_the_terminal_as_text(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert main(["check", "sudoku-mini", "train.\x1b[31mred\n=1"]) == 2
     err = capsys.readouterr().err
     assert "\x1b" not in err and "\\x1b[31mred\\n" in err and err.count("\n") == 1
 
 
 def test_versions_are_known_without_metadata() -> None:
-    assert installed("unmaskrl", "no-such-package") == {"unmaskrl": "0.1.0", "no-such-package": "unknown"}
+    assert installed("unmaskrl", "no-such-package") == {
+        "unmaskrl": "0.1.0",
+        "no-such-package": "unknown",
+    }
     code = (
         "import importlib.metadata as m, sys\n"
         "real = m.version\n"
@@ -87,7 +107,9 @@ def test_versions_are_known_without_metadata() -> None:
         "import benchmarks.speed.bench, unmaskrl.training.log\n"
         "assert versions()['unmaskrl'] == '0.1.0'\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(SOURCE)})
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(SOURCE)}
+    )
 
 
 def test_silence_is_not_for_what_went_wrong(capsys: pytest.CaptureFixture[str]) -> None:
@@ -100,7 +122,11 @@ def test_silence_is_not_for_what_went_wrong(capsys: pytest.CaptureFixture[str]) 
 @pytest.mark.parametrize(
     ("words", "resumable", "hint"),
     [
-        (["train", "sudoku-mini", "--force", "train.lr=1e-3"], True, "train sudoku-mini train.lr=1e-3 --resume"),
+        (
+            ["train", "sudoku-mini", "--force", "train.lr=1e-3"],
+            True,
+            "train sudoku-mini train.lr=1e-3 --resume",
+        ),
         (["train", "sudoku-mini"], False, "no step was begun: start it again with "),
         (["sft", "mini-base", "--resume"], True, "sft mini-base --resume"),
         (["eval", "mini", "--task", "sudoku"], False, "with --json or --items it can go on"),
@@ -118,17 +144,28 @@ def test_a_stopped_evaluation_names_its_file(tmp_path: Path) -> None:
     from unmaskrl.cli.main import parse
 
     for words, kept in (
-        (["eval", "mini", "--task", "sudoku", "--json", str(tmp_path / "r.json")], tmp_path / "r.items.jsonl"),
-        (["prior", "mini", "--task", "sudoku", "--out", str(tmp_path / "p.jsonl")], tmp_path / "p.jsonl.partial"),
+        (
+            ["eval", "mini", "--task", "sudoku", "--json", str(tmp_path / "r.json")],
+            tmp_path / "r.items.jsonl",
+        ),
+        (
+            ["prior", "mini", "--task", "sudoku", "--out", str(tmp_path / "p.jsonl")],
+            tmp_path / "p.jsonl.partial",
+        ),
     ):
         assert "nothing is kept" in way_on(Stopped(2), parse(words), words)
         kept.write_text("")
-        assert f"what is finished is in {kept}: go on with the same command" in way_on(Stopped(15), parse(words), words)
+        assert f"what is finished is in {kept}: go on with the same command" in way_on(
+            Stopped(15), parse(words), words
+        )
 
 
 def test_a_report_of_a_long_run_takes_seconds_and_holds_no_control(tmp_path: Path) -> None:
     """100,000 steps: time is linear in them (it was quadratic: 100 s were not enough)."""
-    rows = [{"step": n, "reward/mean": (n % 97) / 97, "grad_norm": 1.0, "seconds/rollout": 1.0} for n in range(1, 100_001)]
+    rows = [
+        {"step": n, "reward/mean": (n % 97) / 97, "grad_norm": 1.0, "seconds/rollout": 1.0}
+        for n in range(1, 100_001)
+    ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "config.yaml").write_text("name: a\x1b[31mb\u202ec\n", encoding="utf-8")
     began = time.process_time()

@@ -1,4 +1,6 @@
-r"""The judges in both directions: known cases, one-place changes that must be wrong, rewritings that must be right."""
+r"""The judges in both directions: known cases, one-place changes that must be wrong, rewritings
+that must be right.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ pytest.importorskip("math_verify")
 
 # Every third change of every answer; all of them, in about a minute, with UNMASKRL_ALL_CHANGES=1.
 STRIDE = 1 if os.environ.get("UNMASKRL_ALL_CHANGES") else 3
-CASES = [json.loads(line) for line in (FOLDER / "cases.jsonl").read_text(encoding="utf-8").splitlines()]
+CASES = [
+    json.loads(line) for line in (FOLDER / "cases.jsonl").read_text(encoding="utf-8").splitlines()
+]
 FIELDS: dict[str, Any] = {
     "math": lambda case: {"problem": "p", "answer": case["gold"]},
     "gsm8k": lambda case: {"question": case["question"], "answer": f"#### {case['gold']}"},
@@ -37,12 +41,17 @@ FIELDS: dict[str, Any] = {
 def test_known_cases(case: dict[str, Any]) -> None:
     task = tasks.load(case["task"])
     text = case.get("text") or f"<answer> \\boxed{{{case['answer']}}} </answer>"
-    assert task.correct(Example(id="case", fields=FIELDS[case["task"]](case)), text) is case["right"]
+    assert (
+        task.correct(Example(id="case", fields=FIELDS[case["task"]](case)), text) is case["right"]
+    )
 
 
 def test_no_change_of_one_place_is_right() -> None:
-    """Numbers, signs, brackets, variables, functions, members, hedges and words: none of thousands is taken for the answer."""
-    counts, wrongly_right = Counter(), []
+    """Numbers, signs, brackets, variables, functions, members, hedges and words: none of thousands
+    is taken for the answer.
+    """
+    counts = Counter()
+    wrongly_right = []
     for number, gold in enumerate(golds()):
         for place, (kind, changed) in enumerate(mutations(gold)):
             if (place + number) % STRIDE == 0:
@@ -50,12 +59,18 @@ def test_no_change_of_one_place_is_right() -> None:
                 if equivalent(gold, changed):
                     wrongly_right.append((kind, gold, changed))
     assert wrongly_right == []
-    assert sum(counts.values()) * STRIDE > 9000 and min(counts.values()) * STRIDE > 40 and len(counts) == 8
+    assert (
+        sum(counts.values()) * STRIDE > 9000
+        and min(counts.values()) * STRIDE > 40
+        and len(counts) == 8
+    )
     assert ALGEBRA.crashes == 0
 
 
 def test_every_answer_is_its_own_rewritings() -> None:
-    """In dollars, boxes, bold, fences, after a name, with a full stop, in Unicode: thousands, all right, and quick."""
+    """In dollars, boxes, bold, fences, after a name, with a full stop, in Unicode: thousands, all
+    right, and quick.
+    """
     start = time.perf_counter()
     pairs = [(name, gold, text) for gold in golds() for name, text in rewritings(gold).items()]
     assert [pair for pair in pairs if not equivalent(pair[1], pair[2])] == []
@@ -185,7 +200,12 @@ BAD: list[tuple[str, dict[str, str], object, str]] = [
     ("math", {}, "\\frac{1}{2", "the judge calls the row's own answer"),
     ("math", {}, "{}", "the judge calls the row's own answer"),
     ("math", {"protocol": "d1"}, " ", "got an empty answer"),
-    ("jsonl", {"verifier": "number"}, "5 dollars", "the judge calls the row's own answer '5 dollars' wrong"),
+    (
+        "jsonl",
+        {"verifier": "number"},
+        "5 dollars",
+        "the judge calls the row's own answer '5 dollars' wrong",
+    ),
     ("jsonl", {"verifier": "number"}, "seven", "the judge calls the row's own answer"),
     ("jsonl", {"verifier": "number"}, True, "the judge calls the row's own answer 'True' wrong"),
     ("jsonl", {"verifier": "number"}, "1e400", "the judge calls the row's own answer"),
@@ -201,7 +221,9 @@ def test_a_gold_that_nothing_could_match_is_refused(
     name: str, settings: dict[str, str], answer: object, words: str, tmp_path: Path
 ) -> None:
     problem = next(iter(ROWS[name][0]))
-    data = write_rows(tmp_path / "rows.jsonl", [*ROWS[name], {problem: "What else?", "answer": answer}])
+    data = write_rows(
+        tmp_path / "rows.jsonl", [*ROWS[name], {problem: "What else?", "answer": answer}]
+    )
     with pytest.raises(ValueError) as info:
         tasks.load(name, data=data, **settings).examples("train")
     assert f"rows.jsonl:61: {words}" in str(info.value) and "\n" not in str(info.value)
@@ -214,18 +236,26 @@ def test_numbers_are_read_as_people_write_them(answer: object, tmp_path: Path) -
     example = task.examples("train")[0]
     reference = task.reference(example)
     assert reference is not None and task.correct(example, reference)
-    assert task.correct(example, "<answer>\\boxed{45}</answer>") and not task.correct(example, "<answer>40</answer>")
+    assert task.correct(example, "<answer>\\boxed{45}</answer>") and not task.correct(
+        example, "<answer>40</answer>"
+    )
     big = Example(id="big", fields={"prompt": "p", "answer": 1e20})
     assert task.reference(big) == "<answer> 100000000000000000000 </answer>"
 
 
 def hub(monkeypatch: pytest.MonkeyPatch, **splits: list[dict[str, object]]) -> None:
-    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=lambda name, config: splits))
+    monkeypatch.setitem(
+        sys.modules, "datasets", types.SimpleNamespace(load_dataset=lambda name, config: splits)
+    )
 
 
 @pytest.mark.parametrize("protocol", ["strict", "d1"])
-def test_bad_rows_of_the_hub_are_left_out_and_counted(protocol: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    good: list[dict[str, object]] = [{"problem": f"p {n}", "solution": f"It is $\\boxed{{{n}}}$."} for n in range(60)]
+def test_bad_rows_of_the_hub_are_left_out_and_counted(
+    protocol: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good: list[dict[str, object]] = [
+        {"problem": f"p {n}", "solution": f"It is $\\boxed{{{n}}}$."} for n in range(60)
+    ]
     odd: list[dict[str, object]] = [
         {"problem": "q 1", "solution": "It is $\\boxed 2$."},
         {"problem": "q 2", "solution": "It is $\\fbox{5}$."},
@@ -234,16 +264,24 @@ def test_bad_rows_of_the_hub_are_left_out_and_counted(protocol: str, monkeypatch
     ]
     hub(monkeypatch, train=[*good, *odd], test=good[:5])
     task: Any = tasks.load("math", data=f"some/math-{protocol}", protocol=protocol)
-    found = {e.fields["problem"]: e.fields["answer"] for split in SPLITS for e in task.examples(split)}
+    found = {
+        e.fields["problem"]: e.fields["answer"] for split in SPLITS for e in task.examples(split)
+    }
     assert found["q 1"] == "2" and found["q 2"] == "5" and not {"q 3", "q 4"} & set(found)
     (note,) = task.notes
     assert "2 of 64 rows" in note or "2 of 62 rows" in note or "2 of 59 rows" in note
-    assert f"of some/math-{protocol} can never be right and are left out; first: some/math-{protocol}/train:6" in note
+    assert (
+        f"of some/math-{protocol} can never be right and are left out; first: "
+        f"some/math-{protocol}/train:6" in note
+    )
 
 
 def test_a_data_set_for_another_task_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     hub(monkeypatch, test=[{"problem": f"p {n}", "solution": "no box"} for n in range(9)])
-    with pytest.raises(ValueError, match=r"some/prose/test:\d: got a solution without .* \(9 of 9 rows are like this: is"):
+    with pytest.raises(
+        ValueError,
+        match=r"some/prose/test:\d: got a solution without .* \(9 of 9 rows are like this: is",
+    ):
         tasks.load("math", data="some/prose").examples("test")
 
 
@@ -251,7 +289,10 @@ def test_judging_golds_is_quick(tmp_path: Path) -> None:
     """As many rows as MATH has for training, each with its worked solution."""
     answers = golds()
     rows = [
-        {"problem": f"Find number {n}.", "solution": f"{'We compute. ' * 40}So it is $\\boxed{{{answers[n % len(answers)]}}}$."}
+        {
+            "problem": f"Find number {n}.",
+            "solution": f"{'We compute. ' * 40}So it is $\\boxed{{{answers[n % len(answers)]}}}$.",
+        }
         for n in range(7500)
     ]
     task = tasks.load("math", data=write_rows(tmp_path / "rows.jsonl", rows))

@@ -1,4 +1,6 @@
-"""Calls of other people's functions: what they change is put back, and none of them can end or double the process."""
+"""Calls of other people's functions: what they change is put back, and none of them can end or
+double the process.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +24,23 @@ from unmaskrl.tasks.contained import run_contained
 
 CHANGES: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
     "torch's grad mode": (torch.is_grad_enabled, lambda: torch.set_grad_enabled(False)),
-    "torch's default dtype": (torch.get_default_dtype, lambda: torch.set_default_dtype(torch.float64)),
+    "torch's default dtype": (
+        torch.get_default_dtype,
+        lambda: torch.set_default_dtype(torch.float64),
+    ),
     "torch's default device": (torch.get_default_device, lambda: torch.set_default_device("meta")),
-    "torch's number of threads": (torch.get_num_threads, lambda: torch.set_num_threads(torch.get_num_threads() + 1)),
+    "torch's number of threads": (
+        torch.get_num_threads,
+        lambda: torch.set_num_threads(torch.get_num_threads() + 1),
+    ),
     "torch's deterministic flag": (
         torch.are_deterministic_algorithms_enabled,
         lambda: torch.use_deterministic_algorithms(True),
     ),
-    "torch's anomaly detection": (torch.is_anomaly_enabled, lambda: torch.set_anomaly_enabled(True)),
+    "torch's anomaly detection": (
+        torch.is_anomaly_enabled,
+        lambda: torch.set_anomaly_enabled(True),
+    ),
     "torch's precision of products": (
         torch.get_float32_matmul_precision,
         lambda: torch.set_float32_matmul_precision("medium"),
@@ -44,7 +55,10 @@ CHANGES: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
         lambda: signal.getsignal(signal.SIGINT),
         lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
     ),
-    "the alarm clock": (lambda: signal.getitimer(signal.ITIMER_REAL)[0] > 0, lambda: signal.alarm(1000)),
+    "the alarm clock": (
+        lambda: signal.getitimer(signal.ITIMER_REAL)[0] > 0,
+        lambda: signal.alarm(1000),
+    ),
 }
 
 
@@ -77,12 +91,15 @@ def test_random_numbers_are_the_functions_own() -> None:
         torch.manual_seed(0)
 
     run_contained(seed)
-    first, second = run_contained(draws)[0], run_contained(draws)[0]
+    first = run_contained(draws)[0]
+    second = run_contained(draws)[0]
     assert first != second, "a function that draws must not draw the same at every step"
     run_contained(seed)
     assert run_contained(lambda: (draws(), draws()))[0] == (first, second)
     assert random.getstate() == states[0] and torch.equal(torch.get_rng_state(), states[2])
-    assert all(numpy.array_equal(a, b) for a, b in zip(states[1], numpy.random.get_state(), strict=True))
+    assert all(
+        numpy.array_equal(a, b) for a, b in zip(states[1], numpy.random.get_state(), strict=True)
+    )
 
 
 def leave_with_os(**_: Any) -> list[float]:
@@ -109,14 +126,19 @@ def cancel(**_: Any) -> list[float]:
     ("function", "words"),
     [
         (leave_with_sys, "SystemExit: 0"),
-        (leave_with_os, "EndOfProcess: os._exit was called, which would have ended the whole process"),
+        (
+            leave_with_os,
+            "EndOfProcess: os._exit was called, which would have ended the whole process",
+        ),
         (become_another, "EndOfProcess: os.execv was called"),
         (abort, "EndOfProcess: os.abort was called"),
         (cancel, "CancelledError"),
     ],
 )
 def test_no_reward_ends_the_process(function: Callable[..., list[float]], words: str) -> None:
-    with pytest.raises(ValueError, match=rf"reward '{function.__name__}' raised .*: {words}") as info:
+    with pytest.raises(
+        ValueError, match=rf"reward '{function.__name__}' raised .*: {words}"
+    ) as info:
         trl_reward_parts([function], ["?"], ["a"], {})
     assert "\n" not in str(info.value)
     assert os._exit.__module__ == "posix"
@@ -131,7 +153,9 @@ def test_the_users_interrupt_passes() -> None:
 
 
 @pytest.mark.parametrize("line", ["sys.exit(0)", "os._exit(0)", "raise KeyError('x')"])
-def test_a_module_that_ends_when_it_is_imported_is_named(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_module_that_ends_when_it_is_imported_is_named(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     name = f"ends_{abs(hash(line))}"
     (tmp_path / f"{name}.py").write_text(f"import os, sys\n{line}\n")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -176,10 +200,13 @@ def test_forks_and_closed_streams(tmp_path: Path) -> None:
     (package / "tasks" / "contained.py").symlink_to(source)
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     code = textwrap.dedent(SCRIPT)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False
+    )
     assert done.stdout.splitlines() == ["once [1]", "['file descriptor 1', 'sys.stderr']"]
     assert done.stderr.splitlines() == [
-        "unmaskrl: a function that was called forked, and its copy came back: the copy is ended here",
+        "unmaskrl: a function that was called forked, and its copy came back: the copy is ended "
+        "here",
         "seen",
     ]
     assert done.returncode == 3

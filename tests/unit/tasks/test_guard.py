@@ -1,4 +1,6 @@
-"""The guard: limits of time and memory, restarts, what it refuses, and that nothing is left behind."""
+"""The guard: limits of time and memory, restarts, what it refuses, and that nothing is left
+behind.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ def test_values_and_errors_come_back(guard: Guard) -> None:
     assert guard.errors == errors + 4
 
 
-@pytest.mark.parametrize("text", ["\x00", "\ud800", "\u202e\u0661", "a\nb\r\n", "\U0001f600", '"\\', "x" * 10**6])
+@pytest.mark.parametrize(
+    "text", ["\x00", "\ud800", "\u202e\u0661", "a\nb\r\n", "\U0001f600", '"\\', "x" * 10**6]
+)
 def test_texts_of_every_kind_pass_unchanged(text: str) -> None:
     # A target that returns what it is given, so that both directions are tested.
     same = Guard("copy:copy", seconds=5.0)
@@ -51,7 +55,9 @@ def test_texts_of_every_kind_pass_unchanged(text: str) -> None:
 
 
 def test_a_call_that_takes_too_long_is_stopped_and_the_next_one_works(guard: Guard) -> None:
-    first, timeouts, start = pid(guard), guard.timeouts, time.monotonic()
+    first = pid(guard)
+    timeouts = guard.timeouts
+    start = time.monotonic()
     # One C call that holds the interpreter for hours: no signal handler could end it.
     assert guard.call("9**9**9", default=-1.0) == -1.0
     assert 1.0 <= time.monotonic() - start < 4.0
@@ -74,7 +80,8 @@ def test_memory_is_bounded(guard: Guard) -> None:
 
 
 def test_a_crash_gives_the_default_and_a_new_worker(guard: Guard) -> None:
-    first, crashes = pid(guard), guard.crashes
+    first = pid(guard)
+    crashes = guard.crashes
     assert guard.call("__import__('signal').raise_signal(11)", default="crashed") == "crashed"
     assert guard.crashes == crashes + 1
     # Killed between two calls: this one fails as well, and says so.
@@ -107,7 +114,9 @@ def test_printing_and_reading_do_not_mix_with_the_protocol(guard: Guard) -> None
 
 def test_it_works_from_other_threads_at_once(guard: Guard) -> None:
     found: list[int] = []
-    threads = [threading.Thread(target=lambda n=n: found.append(guard.call(f"{n} * 10"))) for n in range(8)]
+    threads = [
+        threading.Thread(target=lambda n=n: found.append(guard.call(f"{n} * 10"))) for n in range(8)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -167,7 +176,9 @@ def alive(process: int) -> bool:
 
 
 def test_no_worker_outlives_its_process(tmp_path: Path) -> None:
-    """Neither after a normal end nor after SIGKILL, and a forked copy does not end the parent's worker."""
+    """Neither after a normal end nor after SIGKILL, and a forked copy does not end the parent's
+    worker.
+    """
     code = (
         "import os, signal, sys\n"
         "from unmaskrl.tasks.sandbox.guard import Guard\n"
@@ -190,16 +201,24 @@ def test_no_worker_outlives_its_process(tmp_path: Path) -> None:
     (package / "tasks").symlink_to(Path(sys.modules["unmaskrl.tasks"].__path__[0]))
     for how in ("end", "kill"):
         environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-        done = subprocess.run([sys.executable, "-c", code, how], capture_output=True, text=True, env=environment, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", code, how],
+            capture_output=True,
+            text=True,
+            env=environment,
+            check=False,
+        )
         assert done.returncode == (0 if how == "end" else -signal.SIGKILL), done.stderr
-        worker, deadline = int(done.stdout), time.monotonic() + 5.0
+        worker = int(done.stdout)
+        deadline = time.monotonic() + 5.0
         while alive(worker) and time.monotonic() < deadline:
             time.sleep(0.02)
         assert not alive(worker)
 
 
-# Texts of a hostile completion, run by the most hostile scorer. Each tries to leave a mark ({mark}), to change the file
-# {kept}, or to have a later call answered with what it wrote. An expression that runs statements is exec'd.
+# Texts of a hostile completion, run by the most hostile scorer. Each tries to leave a mark
+# ({mark}), to change the file {kept}, or to have a later call answered with what it wrote. An
+# expression that runs statements is exec'd.
 FORGED = r"""b'{"value": 0.999}\n' * 9"""
 ATTACKS = {
     "truncate by a flag": "import os; os.open('{kept}', os.O_RDONLY | os.O_TRUNC)",
@@ -210,9 +229,12 @@ ATTACKS = {
     "a device": "import os; os.mknod('{mark}')",
     "a link": "import os; os.symlink('{kept}', '{mark}')",
     "a name that was imported": "import shutil, os; shutil.os.mkfifo('{mark}')",
-    "fork_exec": "import _posixsubprocess as p, os; r, w = os.pipe(); p.fork_exec([b'sh', b'-c', b'echo > {mark}'], "
-    "[b'/bin/sh'], True, (w,), None, None, -1, -1, -1, -1, -1, -1, r, w, True, False, -1, None, None, None, -1, None, True)",
-    "subprocess's fork_exec": "import subprocess as s; s._fork_exec([b'touch', b'{mark}'], [b'/bin/touch'])",
+    "fork_exec": "import _posixsubprocess as p, os; r, w = os.pipe(); p.fork_exec([b'sh', b'-c', "
+    "b'echo > {mark}'], "
+    "[b'/bin/sh'], True, (w,), None, None, -1, -1, -1, -1, -1, -1, r, w, True, False, -1, None, "
+    "None, None, -1, None, True)",
+    "subprocess's fork_exec": "import subprocess as s; s._fork_exec([b'touch', b'{mark}'], "
+    "[b'/bin/touch'])",
     "posix_spawn": "import os; os.posix_spawn('/bin/touch', ['touch', '{mark}'], {{}})",
     "spawnv": "import os; os.spawnv(os.P_WAIT, '/bin/touch', ['touch', '{mark}'])",
     "fork": "import os; os.fork() or open('{mark}', 'w')",
@@ -220,14 +242,19 @@ ATTACKS = {
     "exec": "import os; os.execv('/bin/touch', ['touch', '{mark}'])",
     "popen": "import os; os.popen('touch {mark}').read()",
     "a database": "import sqlite3; sqlite3.connect('{mark}').execute('create table a (b)')",
-    "the same module again": "import sys; del sys.modules['posix']; import posix; posix.mkfifo('{mark}')",
-    "a module made anew": "import _imp, importlib.util as u; m = _imp.create_builtin(u.find_spec('posix')); m.mkfifo('{mark}')",
+    "the same module again": "import sys; del sys.modules['posix']; import posix; "
+    "posix.mkfifo('{mark}')",
+    "a module made anew": "import _imp, importlib.util as u; m = "
+    "_imp.create_builtin(u.find_spec('posix')); m.mkfifo('{mark}')",
     "reload": "import importlib, posix; importlib.reload(posix).mkfifo('{mark}')",
-    "another interpreter": "import _xxsubinterpreters as x; i = x.create(); x.run_string(i, 'open(\\'{mark}\\', \\'w\\')')",
+    "another interpreter": "import _xxsubinterpreters as x; i = x.create(); x.run_string(i, "
+    "'open(\\'{mark}\\', \\'w\\')')",
     "C": "import ctypes; ctypes.CDLL(None).system(b'touch {mark}')",
-    "shared memory": "from multiprocessing.shared_memory import SharedMemory as S; S('{name}', True, 10)",
+    "shared memory": "from multiprocessing.shared_memory import SharedMemory as S; S('{name}', "
+    "True, 10)",
     "a semaphore": "import _multiprocessing as m; m.SemLock(0, 1, 1, '{name}', False)",
-    "a signal to the parent": "import os, signal; signal.pidfd_send_signal(os.pidfd_open(os.getppid()), 15)",
+    "a signal to the parent": "import os, signal; "
+    "signal.pidfd_send_signal(os.pidfd_open(os.getppid()), 15)",
     "a higher limit": "import resource as r; r.setrlimit(r.RLIMIT_FSIZE, (9, 9))",
     "a socket": "import socket; socket.socketpair()",
 }
@@ -238,15 +265,19 @@ FORGERIES = {
     "open": "open({n}, 'wb', buffering=0, closefd=False).write({forged})",
     "FileIO": "import io; io.FileIO({n}, 'w', closefd=False).write({forged})",
     "by /proc": "open('/proc/self/fd/{n}', 'wb', buffering=0).write({forged})",
-    "all objects": "import gc; [o for o in gc.get_objects() if hasattr(o, 'fileno')][{n}].write({forged})",
-    "other threads": "import sys; list(sys._current_frames().values())[{n} - 3].f_locals['replies'].write({forged})",
-    "callers": "import sys; f = sys._getframe({n}); (f.f_locals.get('replies') or f.f_locals['channel']).write({forged})",
+    "all objects": "import gc; [o for o in gc.get_objects() if hasattr(o, "
+    "'fileno')][{n}].write({forged})",
+    "other threads": "import sys; list(sys._current_frames().values())[{n} - "
+    "3].f_locals['replies'].write({forged})",
+    "callers": "import sys; f = sys._getframe({n}); (f.f_locals.get('replies') or "
+    "f.f_locals['channel']).write({forged})",
 }
 
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_what_text_may_not_do(guard: Guard, name: str, tmp_path: Path) -> None:
-    kept, mark = tmp_path / "kept", tmp_path / "mark"
+    kept = tmp_path / "kept"
+    mark = tmp_path / "mark"
     kept.write_text("thesis")
     names = {"kept": kept, "mark": mark, "name": f"unmaskrl-{os.getpid()}"}
     code = ATTACKS[name].format(**names)

@@ -1,6 +1,8 @@
-"""Every parser and reward against hostile completions: finite, in range, never right by accident, fast, and small.
+"""Every parser and reward against hostile completions: finite, in range, never right by accident,
+fast, and small.
 
-A task is covered by one line in TASKS_UNDER_TEST: (name, factory, least and greatest sum of its rewards).
+A task is covered by one line in TASKS_UNDER_TEST: (name, factory, least and greatest sum of its
+rewards).
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ import pytest
 from unmaskrl.tasks import Countdown, Example, ReasoningGym, Sudoku, Task
 
 COUNT = 10_000
-# Every 50th of them where some texts run into the time limit, each of which costs that limit and a new worker.
+# Every 50th of them where some texts run into the time limit, each of which costs that limit and a
+# new worker.
 THINNED = {"gym-spiral_matrix": 50, "gym-polynomial": 50}
 SMALL = {"train_size": 8, "eval_size": 8}
 Row = tuple[str, Callable[[], Task], float, float]
@@ -35,8 +38,18 @@ GYM: list[Row] = [
     ("gym-mini_sudoku", lambda: ReasoningGym(dataset="mini_sudoku", **SMALL), 0.0, 1.1),
     ("gym-word_sorting", lambda: ReasoningGym(dataset="word_sorting", **SMALL), 0.0, 1.1),
     # Scored by eval of the text, and by sympy's parser, which is eval as well.
-    ("gym-spiral_matrix", lambda: ReasoningGym(dataset="spiral_matrix", seconds=0.5, **SMALL), 0.0, 1.1),
-    ("gym-polynomial", lambda: ReasoningGym(dataset="polynomial_multiplication", seconds=0.5, **SMALL), 0.0, 1.1),
+    (
+        "gym-spiral_matrix",
+        lambda: ReasoningGym(dataset="spiral_matrix", seconds=0.5, **SMALL),
+        0.0,
+        1.1,
+    ),
+    (
+        "gym-polynomial",
+        lambda: ReasoningGym(dataset="polynomial_multiplication", seconds=0.5, **SMALL),
+        0.0,
+        1.1,
+    ),
 ]
 if importlib.util.find_spec("reasoning_gym") is not None:
     TASKS_UNDER_TEST += GYM
@@ -47,15 +60,24 @@ MEGABYTES = 400
 MILLION = 10**6
 
 PIECES = [
-    "<answer>", "</answer>", "<answer>", "</answer>", "<answer", "</answer", "<Answer>", "answer>", "<reasoning>",
-    "</reasoning>", "9**9**9", "2**-1", "7//2", "1" * 5000, "-" * 50, "(" * 300, ")" * 300, "(" * 16 + "1" + ")" * 16,
-    "1+" * 40, "0/0", "1/0", "3*7+12", "=33", "1e999", "nan", "-inf", "0x10", "1_000", "1,234", "012", ".5", "1.", "3.7",
-    "#### 42", "$5", "5%", "1234341221434321", "3214142323414132", "123456789" * 9, "1 2 3 4 ", "0" * 16, "5" * 81,
-    r"\boxed{", r"\boxed{3*7+12}", r"\boxed 1$", r"\fbox{", r"\frac{1}{2}", r"\frac", r"\sqrt[3]{", r"\left(", "}", "{",
-    "$$", r"\times", r"\div", "^{\\circ}", "```", "```\n1234\n```", "<|endoftext|>", "<|eot_id|>", "x**2 + 3*x",
-    "[[1,2],[3,4]]", "__import__('os').system('true')", "eval('1')", "exec('x=1')", "().__class__.__bases__", "lambda: 0",
-    "raise", "{}", "%s", "%n", "\x00", "\ud800", "\udfff", "\u202e", "\u2066", "\u0661\u0662\u0663", "\uff13", "\u00b2",
-    "\u00bd", "\u4e09", "e\u0301", "\U0001f600", "\ufeff", "\u2028", "\x0b", "\x1c", "\r\n", "\n", "\t", " ", "'", '"',
+    "<answer>", "</answer>", "<answer>", "</answer>", "<answer", "</answer", "<Answer>",
+    "answer>", "<reasoning>",
+    "</reasoning>", "9**9**9", "2**-1", "7//2", "1" * 5000, "-" * 50, "(" * 300, ")" * 300,
+    "(" * 16 + "1" + ")" * 16,
+    "1+" * 40, "0/0", "1/0", "3*7+12", "=33", "1e999", "nan", "-inf", "0x10", "1_000", "1,234",
+    "012", ".5", "1.", "3.7",
+    "#### 42", "$5", "5%", "1234341221434321", "3214142323414132", "123456789" * 9, "1 2 3 4 ",
+    "0" * 16, "5" * 81,
+    r"\boxed{", r"\boxed{3*7+12}", r"\boxed 1$", r"\fbox{", r"\frac{1}{2}", r"\frac",
+    r"\sqrt[3]{", r"\left(", "}", "{",
+    "$$", r"\times", r"\div", "^{\\circ}", "```", "```\n1234\n```", "<|endoftext|>", "<|eot_id|>",
+    "x**2 + 3*x",
+    "[[1,2],[3,4]]", "__import__('os').system('true')", "eval('1')", "exec('x=1')",
+    "().__class__.__bases__", "lambda: 0",
+    "raise", "{}", "%s", "%n", "\x00", "\ud800", "\udfff", "\u202e", "\u2066",
+    "\u0661\u0662\u0663", "\uff13", "\u00b2",
+    "\u00bd", "\u4e09", "e\u0301", "\U0001f600", "\ufeff", "\u2028", "\x0b", "\x1c", "\r\n", "\n",
+    "\t", " ", "'", '"',
     "\\", "\\u0000",
 ]  # fmt: skip
 
@@ -66,7 +88,9 @@ def around(body: str) -> str:
 
 @lru_cache(maxsize=1)
 def completions() -> tuple[str, ...]:
-    """Every piece as an answer, then mixtures: of pieces, of pieces in tags, and of single characters."""
+    """Every piece as an answer, then mixtures: of pieces, of pieces in tags, and of single
+    characters.
+    """
     rng = random.Random(0)
     characters = [chr(code) for code in (*range(128), 0x661, 0xFF13, 0x202E, 0xD800, 0x1F600)]
     texts = [around(piece) for piece in PIECES]
@@ -81,16 +105,31 @@ def completions() -> tuple[str, ...]:
 def giants() -> list[str]:
     """About a million characters each."""
     bombs = [
-        "(" * MILLION + "1" + ")" * MILLION, "[" * MILLION, "{" * MILLION, "-" * MILLION, "1+" * (MILLION // 2) + "1",
-        "9" * MILLION, "9" * 10**5, " " * MILLION, "1" + " " * MILLION + "x", "\n" * MILLION, "\x00" * MILLION,
-        "\ud800" * MILLION, "\u0663" * MILLION, "a" * MILLION, "1 " * (MILLION // 2), "1=" * (MILLION // 2),
-        "1x" * (MILLION // 2), "`" * MILLION, "``` " * (MILLION // 4), "```" + " 1" * (MILLION // 2), "\\" * MILLION,
+        "(" * MILLION + "1" + ")" * MILLION, "[" * MILLION, "{" * MILLION, "-" * MILLION,
+        "1+" * (MILLION // 2) + "1",
+        "9" * MILLION, "9" * 10**5, " " * MILLION, "1" + " " * MILLION + "x", "\n" * MILLION,
+        "\x00" * MILLION,
+        "\ud800" * MILLION, "\u0663" * MILLION, "a" * MILLION, "1 " * (MILLION // 2),
+        "1=" * (MILLION // 2),
+        "1x" * (MILLION // 2), "`" * MILLION, "``` " * (MILLION // 4),
+        "```" + " 1" * (MILLION // 2), "\\" * MILLION,
         "9**" * (MILLION // 3) + "9", "\u202e" * MILLION, r"\frac{1}{" * 10**5 + "2" + "}" * 10**5,
-        r"\boxed{" * 10**5 + "2" + "}" * 10**5, r"\boxed{" * 10**5, r"\boxed " * 10**5, r"\sqrt{" * 10**5,
+        r"\boxed{" * 10**5 + "2" + "}" * 10**5, r"\boxed{" * 10**5, r"\boxed " * 10**5,
+        r"\sqrt{" * 10**5,
         "<|endoftext|>" * 10**5, "1234" * (MILLION // 4), "0." * (MILLION // 2),
     ]  # fmt: skip
-    tags = ["<answer>" * 10**5, "</answer>" * 10**5, "<answer></answer>" * 50_000, "</answer><answer>" * 50_000]
-    tags += ["<answer>" * 50_000 + "</answer>" * 50_000, "<answer>1" * 10**5, "<reasoning>" * 10**5, "<" * MILLION]
+    tags = [
+        "<answer>" * 10**5,
+        "</answer>" * 10**5,
+        "<answer></answer>" * 50_000,
+        "</answer><answer>" * 50_000,
+    ]
+    tags += [
+        "<answer>" * 50_000 + "</answer>" * 50_000,
+        "<answer>1" * 10**5,
+        "<reasoning>" * 10**5,
+        "<" * MILLION,
+    ]
     # Inside one block, and after an answer.
     return [*map(around, bombs), *(around("1") + bomb for bomb in bombs[::3]), *tags]
 
@@ -119,8 +158,12 @@ def peak_megabytes() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-@pytest.mark.parametrize(("name", "factory", "low", "high"), TASKS_UNDER_TEST, ids=[row[0] for row in TASKS_UNDER_TEST])
-def test_ten_thousand_hostile_completions(name: str, factory: Callable[[], Task], low: float, high: float) -> None:
+@pytest.mark.parametrize(
+    ("name", "factory", "low", "high"), TASKS_UNDER_TEST, ids=[row[0] for row in TASKS_UNDER_TEST]
+)
+def test_ten_thousand_hostile_completions(
+    name: str, factory: Callable[[], Task], low: float, high: float
+) -> None:
     task = factory()
     example = task.examples("test")[0]
     reference = task.reference(example)
@@ -129,19 +172,26 @@ def test_ten_thousand_hostile_completions(name: str, factory: Callable[[], Task]
     throw(task, example, "", low, high)
     before = peak_megabytes()
     assert len(completions()) >= COUNT
-    slowest = max(throw(task, example, text, low, high) for text in completions()[:: THINNED.get(name, 1)])
+    slowest = max(
+        throw(task, example, text, low, high) for text in completions()[:: THINNED.get(name, 1)]
+    )
     assert slowest < allowed
     assert peak_megabytes() - before < MEGABYTES
     # The last word is a right answer: nothing that came before has broken the judge.
     assert reference is not None and task.correct(example, reference)
 
 
-@pytest.mark.parametrize(("name", "factory", "low", "high"), TASKS_UNDER_TEST, ids=[row[0] for row in TASKS_UNDER_TEST])
-def test_a_million_characters_take_less_than_a_second(name: str, factory: Callable[[], Task], low: float, high: float) -> None:
+@pytest.mark.parametrize(
+    ("name", "factory", "low", "high"), TASKS_UNDER_TEST, ids=[row[0] for row in TASKS_UNDER_TEST]
+)
+def test_a_million_characters_take_less_than_a_second(
+    name: str, factory: Callable[[], Task], low: float, high: float
+) -> None:
     task = factory()
     example = task.examples("test")[0]
     throw(task, example, "", low, high)
-    texts, before = giants(), peak_megabytes()
+    texts = giants()
+    before = peak_megabytes()
     for text in texts:
         seconds = throw(task, example, text, low, high)
         assert seconds < SECONDS, (seconds, ascii(text[:60]))

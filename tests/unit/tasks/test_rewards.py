@@ -1,4 +1,6 @@
-"""TRL's contract for reward functions: what they are given, what they may return, and what happens to those that misbehave."""
+"""TRL's contract for reward functions: what they are given, what they may return, and what happens
+to those that misbehave.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,19 @@ import pytest
 from tests import rewards_d1_style as d1
 from tests import rewards_trl_style as trl
 from unmaskrl import tasks
-from unmaskrl.tasks import CallContext, Example, TrainerState, completion_text, grade, trl_reward_parts
+from unmaskrl.tasks import (
+    CallContext,
+    Example,
+    TrainerState,
+    completion_text,
+    grade,
+    trl_reward_parts,
+)
 
-ROWS = [Example(id=str(n), fields={"numbers": [3, 7, 12], "target": 33, "answer": "33"}) for n in range(3)]
+ROWS = [
+    Example(id=str(n), fields={"numbers": [3, 7, 12], "target": 33, "answer": "33"})
+    for n in range(3)
+]
 TEXTS = ["<answer>33</answer>", "<answer>3*7+12</answer>", "none"]
 
 
@@ -31,7 +43,9 @@ def test_files_of_d1s_style_run_unchanged() -> None:
 
 
 def test_files_of_trls_style_run_unchanged() -> None:
-    found = parts_of(trl.by_tokens, trl.opens_with_tag, trl.as_array, trl.as_tensor, trl.as_iterator, trl.counted)
+    found = parts_of(
+        trl.by_tokens, trl.opens_with_tag, trl.as_array, trl.as_tensor, trl.as_iterator, trl.counted
+    )
     assert found == [[2, 1, 0], [1, 1, 0], [0, 1, 2], [0, 0.5, 1], [0, 1, 2], [1, 1, 1]]
     assert all(isinstance(score, float) for part in found for score in part)
 
@@ -73,9 +87,14 @@ def test_async_functions_wait_together_on_one_loop() -> None:
     trl.LOOPS.clear()
     for _ in range(2):
         start = time.monotonic()
-        assert trl_reward_parts([trl.slow_one, trl.slow_two], ["?"], ["a"], {}) == {"slow_one": [1.0], "slow_two": [0.0]}
+        assert trl_reward_parts([trl.slow_one, trl.slow_two], ["?"], ["a"], {}) == {
+            "slow_one": [1.0],
+            "slow_two": [0.0],
+        }
         assert time.monotonic() - start < 0.55
-    assert len(set(trl.LOOPS)) == 1, "clients of servers belong to the loop that they were first used on"
+    assert len(set(trl.LOOPS)) == 1, (
+        "clients of servers belong to the loop that they were first used on"
+    )
 
     async def inside() -> dict[str, list[float | None]]:  # as in a notebook, whose loop is running
         return trl_reward_parts([trl.slow_two], ["?"], ["a"], {})
@@ -98,9 +117,13 @@ async def leaves() -> None:
     raise SystemExit(0)
 
 
-@pytest.mark.parametrize(("function", "words"), [(fails, "KeyError: 'gold'"), (exits, "SystemExit: 0")])
+@pytest.mark.parametrize(
+    ("function", "words"), [(fails, "KeyError: 'gold'"), (exits, "SystemExit: 0")]
+)
 def test_async_functions_that_raise_are_named(function: Callable[..., Any], words: str) -> None:
-    with pytest.raises(ValueError, match=rf"reward '{function.__name__}' raised .*test_rewards.py:\d+: {words}"):
+    with pytest.raises(
+        ValueError, match=rf"reward '{function.__name__}' raised .*test_rewards.py:\d+: {words}"
+    ):
         trl_reward_parts([trl.slow_two, function], ["?"], ["a"], {})
     assert trl_reward_parts([trl.slow_two], ["?"], ["a"], {}) == {"slow_two": [0.0]}
 
@@ -134,7 +157,9 @@ def test_a_column_named_step_is_the_users() -> None:
 
 
 def test_what_a_function_changes_in_place_stays_its_own() -> None:
-    def changes(prompts: list[Any], completions: list[Any], numbers: list[list[int]], **_: Any) -> list[float]:
+    def changes(
+        prompts: list[Any], completions: list[Any], numbers: list[list[int]], **_: Any
+    ) -> list[float]:
         prompts.clear()
         for completion in completions:
             completion.clear()

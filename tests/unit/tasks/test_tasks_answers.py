@@ -12,7 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unmaskrl.tasks.math import equivalence
-from unmaskrl.tasks.math.answers import boxed_spans, is_balanced, last_boxed, merged_spans, parse_number
+from unmaskrl.tasks.math.answers import (
+    boxed_spans,
+    is_balanced,
+    last_boxed,
+    merged_spans,
+    parse_number,
+)
 from unmaskrl.tasks.math.equivalence import equivalent
 from unmaskrl.tasks.math.latex import normalise
 from unmaskrl.tasks.math.units import words_of
@@ -112,7 +118,11 @@ def test_numbers_by_hand(text: str, value: Fraction | int | None) -> None:
 @given(st.integers(-(10**9), 10**9), st.integers(0, 6))
 def test_written_numbers_are_read_back(number: int, places: int) -> None:
     exact = Fraction(number, 10**places)
-    written = f"{abs(number) // 10**places:,}.{abs(number) % 10**places:0{places}d}" if places else f"{abs(number):,}"
+    written = (
+        f"{abs(number) // 10**places:,}.{abs(number) % 10**places:0{places}d}"
+        if places
+        else f"{abs(number):,}"
+    )
     assert parse_number(("-" if number < 0 else "") + written) == exact
 
 
@@ -123,7 +133,8 @@ def test_no_text_is_read_as_more_than_one_number(text: str) -> None:
         # From the first digit to the last one: a run, two around a slash, or a mixed number.
         core = re.search(r"[0-9.](?:.*[0-9])?", text, re.DOTALL)
         assert core is not None
-        run, slashed = r"(?:[0-9.,]|\\,)+", r"[ ,$\\]*/[ ,$\\]*[0-9]+"
+        run = r"(?:[0-9.,]|\\,)+"
+        slashed = r"[ ,$\\]*/[ ,$\\]*[0-9]+"
         assert re.fullmatch(rf"{run}(?:{slashed})?|[0-9]+[ $\\]+[0-9]+{slashed}", core[0]), core[0]
 
 
@@ -150,11 +161,16 @@ def test_boxes_by_hand(text: str, bodies: list[str]) -> None:
 
 
 @given(
-    st.text(alphabet="\\{}boxed1 ", max_size=60) | st.lists(st.sampled_from(["\\boxed{", "{", "}", "\\}", "1"])).map("".join)
+    st.text(alphabet="\\{}boxed1 ", max_size=60)
+    | st.lists(st.sampled_from(["\\boxed{", "{", "}", "\\}", "1"])).map("".join)
 )
 def test_the_inside_of_a_box_is_balanced(text: str) -> None:
     for start, end in boxed_spans(text):
-        assert text[end] == "}" and text[:start].rstrip().endswith("{") and is_balanced(text[start:end])
+        assert (
+            text[end] == "}"
+            and text[:start].rstrip().endswith("{")
+            and is_balanced(text[start:end])
+        )
     merged = merged_spans(boxed_spans(text))
     covered = {i for start, end in boxed_spans(text) for i in range(start, end)}
     assert {i for start, end in merged for i in range(start, end)} == covered
@@ -167,7 +183,15 @@ def test_giants_are_quick() -> None:
     assert last_boxed(deep) == "1" and len(boxed_spans(deep)) == 10**5
     assert last_boxed("\\boxed{" * 10**5) is None
     assert last_boxed("\\boxed" + " " * 10**6) is None
-    for text in (deep, "{" * 10**5, "1" * 10**6, "\\frac" * 10**5, "9^" * 10**5 + "9", "\\sqrt" * 10**5, "-" * 10**6):
+    for text in (
+        deep,
+        "{" * 10**5,
+        "1" * 10**6,
+        "\\frac" * 10**5,
+        "9^" * 10**5 + "9",
+        "\\sqrt" * 10**5,
+        "-" * 10**6,
+    ):
         assert not equivalent("1", text)
     assert time.perf_counter() - begin < 5
 
@@ -177,7 +201,9 @@ def test_normalising_never_fails_and_settles(text: str) -> None:
     once = normalise(text)
     assert len(once) <= 8 * len(text) + 16
     assert "$" not in once and "  " not in once and once == once.strip()
-    assert [digit for digit in once if digit.isdigit()] == [digit for digit in text if digit.isdigit()]
+    assert [digit for digit in once if digit.isdigit()] == [
+        digit for digit in text if digit.isdigit()
+    ]
 
 
 @pytest.mark.parametrize(
@@ -245,5 +271,7 @@ BOMBS = [
 @pytest.mark.parametrize("text", BOMBS)
 def test_bombs_never_reach_the_algebra(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of them took seconds or did not end when math-verify was asked."""
-    monkeypatch.setattr(equivalence, "verify_latex", lambda gold, answer: pytest.fail(f"asked about {answer}"))
+    monkeypatch.setattr(
+        equivalence, "verify_latex", lambda gold, answer: pytest.fail(f"asked about {answer}")
+    )
     assert not equivalent("\\sqrt{2}+x", text)

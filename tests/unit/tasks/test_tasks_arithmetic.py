@@ -1,4 +1,6 @@
-"""The grammar against hand cases and an independent oracle; trees and templates against brute force."""
+"""The grammar against hand cases and an independent oracle; trees and templates against brute
+force.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unmaskrl.tasks.puzzles import arithmetic
-from unmaskrl.tasks.puzzles.arithmetic import MAX_CHARACTERS, MAX_DEPTH, MAX_TOKENS, parse, templates
+from unmaskrl.tasks.puzzles.arithmetic import (
+    MAX_CHARACTERS,
+    MAX_DEPTH,
+    MAX_TOKENS,
+    parse,
+    templates,
+)
 
 
 @pytest.mark.parametrize(
@@ -78,21 +86,30 @@ LEVEL = {"+": 1, "-": 1, "*": 2, "/": 2}
 
 
 def _combine(left: Oracle, op: str, right: Oracle, blank: str) -> Oracle:
-    """Write only the parentheses that are needed; compute the value on the way (None: undefined)."""
+    """Write only the parentheses that are needed; compute the value on the way (None:
+    undefined).
+    """
     level = LEVEL[op]
     a = left[0] if left[2] >= level else f"({left[0]})"
     b = right[0] if right[2] > level else f"({blank}{right[0]})"
     text = f"{a}{blank}{op}{blank}{b}"
     if left[1] is None or right[1] is None or (op == "/" and right[1] == 0):
         return text, None, level
-    value = {"+": left[1].__add__, "-": left[1].__sub__, "*": left[1].__mul__, "/": left[1].__truediv__}
+    value = {
+        "+": left[1].__add__,
+        "-": left[1].__sub__,
+        "*": left[1].__mul__,
+        "/": left[1].__truediv__,
+    }
     return text, value[op](right[1]), level
 
 
 ATOMS = st.integers(0, 999).map(lambda number: (str(number), Fraction(number), 3))
 ORACLES = st.recursive(
     ATOMS,
-    lambda inner: st.builds(_combine, inner, st.sampled_from("+-*/"), inner, st.sampled_from(["", " ", "\t "])),
+    lambda inner: st.builds(
+        _combine, inner, st.sampled_from("+-*/"), inner, st.sampled_from(["", " ", "\t "])
+    ),
     max_leaves=12,
 )
 
@@ -109,7 +126,9 @@ def test_parser_agrees_with_random_trees(oracle: Oracle) -> None:
 @settings(max_examples=300, deadline=None)
 @given(st.text(alphabet="0123456789+-*/() ", max_size=40))
 def test_accepted_texts_agree_with_python_syntax(text: str) -> None:
-    """What we accept, Python reads as the same kind of expression (ast only; nothing is evaluated)."""
+    """What we accept, Python reads as the same kind of expression (ast only; nothing is
+    evaluated).
+    """
     if parse(text) is not None:
         kinds = {type(node) for node in ast.walk(ast.parse(text.strip(), mode="eval"))}
         allowed = {ast.Expression, ast.BinOp, ast.Constant, ast.Add, ast.Sub, ast.Mult, ast.Div}
@@ -156,7 +175,10 @@ def test_ratio_never_hides_a_division_by_zero() -> None:
 
 
 def test_whole_steps_by_hand() -> None:
-    assert arithmetic.whole_steps(("+", ("*", 3, 7), 12), 100) == [(3, "*", 7, 21), (21, "+", 12, 33)]
+    assert arithmetic.whole_steps(("+", ("*", 3, 7), 12), 100) == [
+        (3, "*", 7, 21),
+        (21, "+", 12, 33),
+    ]
     assert arithmetic.whole_steps(("+", ("*", 3, 7), 12), 32) is None
     assert arithmetic.whole_steps(("+", ("-", 3, 7), 12), 100) is None
     assert arithmetic.whole_steps(("+", ("-", 7, 7), 12), 100) is None
@@ -188,5 +210,7 @@ def test_solution_search_finds_every_target_a_template_reaches() -> None:
 
 
 def test_canonical_ignores_swaps_only() -> None:
-    assert arithmetic.canonical(("+", 2, ("*", 5, 3))) == arithmetic.canonical(("+", ("*", 3, 5), 2))
+    assert arithmetic.canonical(("+", 2, ("*", 5, 3))) == arithmetic.canonical(
+        ("+", ("*", 3, 5), 2)
+    )
     assert arithmetic.canonical(("-", 2, 5)) != arithmetic.canonical(("-", 5, 2))

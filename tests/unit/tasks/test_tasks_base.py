@@ -37,15 +37,25 @@ def test_every_task_keeps_the_protocol(name: str, tmp_path: Path) -> None:
     reference = task.reference(example)
     assert reference is not None
     assert sum(part(example, reference) for part in task.rewards.values()) == pytest.approx(1.1)
-    assert len(task.answer_spans(reference)) == (2 if name == "math" else 1)  # its worked solution boxes the answer too
+    # its worked solution boxes the answer too
+    assert len(task.answer_spans(reference)) == (2 if name == "math" else 1)
 
 
 @pytest.mark.parametrize(
     ("name", "kwargs", "message"),
     [
         ("sudoko", {}, "unknown task 'sudoko': did you mean 'sudoku'"),
-        ("chess", {}, "unknown task 'chess': expected one of countdown, sudoku, gsm8k, math, reasoning_gym, jsonl"),
-        ("countdown", {"number": 3}, "task 'countdown' has no setting 'number': did you mean 'numbers'"),
+        (
+            "chess",
+            {},
+            "unknown task 'chess': expected one of countdown, sudoku, gsm8k, math, reasoning_gym, "
+            "jsonl",
+        ),
+        (
+            "countdown",
+            {"number": 3},
+            "task 'countdown' has no setting 'number': did you mean 'numbers'",
+        ),
         ("sudoku", {"numbers": 3}, "task 'sudoku' has no setting 'numbers'"),
         ("countdown", {"numbers": 5}, "numbers is 5, expected an integer in 3..4"),
         ("countdown", {"numbers": "3"}, "numbers is '3', expected an integer"),
@@ -55,7 +65,11 @@ def test_every_task_keeps_the_protocol(name: str, tmp_path: Path) -> None:
         ("countdown", {"max_number": 1}, "max_number is 1"),
         ("countdown", {"max_target": 101}, "max_target is 101"),
         ("sudoku", {"max_blanks": 13}, "max_blanks is 13, expected an integer in 1..12"),
-        ("sudoku", {"min_blanks": 9, "max_blanks": 8}, "min_blanks is 9, expected an integer in 1..8"),
+        (
+            "sudoku",
+            {"min_blanks": 9, "max_blanks": 8},
+            "min_blanks is 9, expected an integer in 1..8",
+        ),
     ],
 )
 def test_bad_settings_are_refused(name: str, kwargs: dict[str, object], message: str) -> None:
@@ -65,7 +79,9 @@ def test_bad_settings_are_refused(name: str, kwargs: dict[str, object], message:
 
 @pytest.mark.parametrize("name", sorted(tasks.TASKS))
 def test_unknown_split_names_the_nearest(name: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"split 'valid' is not one of .* did you mean 'validation'"):
+    with pytest.raises(
+        ValueError, match=r"split 'valid' is not one of .* did you mean 'validation'"
+    ):
         offline_task(name, tmp_path).examples("valid")
 
 
@@ -102,7 +118,9 @@ def test_answer_tags(text: str, last: str | None, only: str | None, spans: list[
 
 
 def test_stable_hash_is_pinned() -> None:
-    """Splits rest on this number: changing it would leak test problems into training sets made earlier."""
+    """Splits rest on this number: changing it would leak test problems into training sets made
+    earlier.
+    """
     # printf 'sudoku/1234341221434321' | b2sum -l 64
     assert stable_hash("sudoku/1234341221434321") == 0xEA0EE16F686DAF21
 
@@ -117,7 +135,11 @@ def test_trl_rewards_equal_the_parts(name: str, tmp_path: Path) -> None:
     examples = task.examples("train")
     wrong = "<answer> \\boxed{0} </answer>" if name == "math" else "<answer> 0 </answer>"
     completions = [
-        task.reference(e) if row % 2 == 0 else task.lazy(e) if isinstance(task, tasks.LazyTask) else wrong
+        task.reference(e)
+        if row % 2 == 0
+        else task.lazy(e)
+        if isinstance(task, tasks.LazyTask)
+        else wrong
         for row, e in enumerate(examples)
     ]
     prompts = [task.prompt(example) for example in examples]
@@ -134,7 +156,9 @@ def test_trl_reward_ignores_what_is_no_column_and_names_what_is_missing() -> Non
     task = tasks.load("countdown")
     reward = as_trl_reward(task, "correct")
     texts = ["<answer>3*7+12</answer>"]
-    assert reward(prompts=[""], completions=texts, numbers=[[3, 7, 12]], target=[33], trainer_state=None) == [1.0]
+    assert reward(
+        prompts=[""], completions=texts, numbers=[[3, 7, 12]], target=[33], trainer_state=None
+    ) == [1.0]
     with pytest.raises(ValueError, match="no column 'target' with 1 rows"):
         reward(prompts=[""], completions=texts, numbers=[[3, 7, 12]], target=[33, 33])
     with pytest.raises(ValueError, match="has no reward 'corect': did you mean 'correct'"):
@@ -163,7 +187,10 @@ def returning(value: object) -> Callable[..., object]:
         ([10**308 * 10, 0.0], r"'odd' returned 1000.*\(310 characters\) for row 0"),
         ([0.0, -(10**5000)], "'odd' returned a int that is too long to write for row 1"),
         ([Fraction(10**400, 3), 0.0], "'odd' returned Fraction.* for row 0"),
-        ([1e39, 0.0], r"'odd' returned 1e\+39 for row 0, expected a finite float of at most 3.4e\+38"),
+        (
+            [1e39, 0.0],
+            r"'odd' returned 1e\+39 for row 0, expected a finite float of at most 3.4e\+38",
+        ),
         ([0.0, numpy.float64(-1e308)], "'odd' returned .*1e.308.* for row 1"),
         (torch.tensor([0.0, math.nan]), "'odd' returned nan for row 1"),
     ],
@@ -174,7 +201,9 @@ def test_bad_trl_rewards_are_named(value: object, message: str) -> None:
 
 
 def test_trl_rewards_are_summed_and_names_are_unique() -> None:
-    def length(prompts: list[str], completions: list[str], bonus: list[int], **_: object) -> list[float]:
+    def length(
+        prompts: list[str], completions: list[str], bonus: list[int], **_: object
+    ) -> list[float]:
         return [len(text) + extra for text, extra in zip(completions, bonus, strict=True)]
 
     functions = [length, returning([1, True])]

@@ -21,7 +21,9 @@ SPLITS = ("train", "validation", "test")
 
 
 def make(numbers: list[int], target: int) -> Example:
-    return Example(id="hand", fields={"numbers": numbers, "target": target, "solution": None, "kind": ""})
+    return Example(
+        id="hand", fields={"numbers": numbers, "target": target, "solution": None, "kind": ""}
+    )
 
 
 @pytest.fixture(scope="module", params=[3, 4])
@@ -96,7 +98,9 @@ def test_template_coverage_by_hand() -> None:
 
 def test_multiplication_and_division_are_well_represented(task: Countdown) -> None:
     examples = task.examples("train")
-    used = Counter(op for example in examples for op in set(example.fields["solution"]) & set("+-*/"))
+    used = Counter(
+        op for example in examples for op in set(example.fields["solution"]) & set("+-*/")
+    )
     kinds = Counter(example.fields["kind"] for example in examples)
     assert used["*"] > 0.25 * len(examples)
     assert used["/"] > 0.2 * len(examples)
@@ -105,7 +109,8 @@ def test_multiplication_and_division_are_well_represented(task: Countdown) -> No
 
 def test_kind_is_what_search_says(task: Countdown) -> None:
     for example in task.examples("test")[:60]:
-        numbers, target = example.fields["numbers"], example.fields["target"]
+        numbers = example.fields["numbers"]
+        target = example.fields["target"]
         values = {
             arithmetic.ratio(tree, numbers)
             for tree in arithmetic.templates(len(numbers))
@@ -135,18 +140,27 @@ def test_the_layout_token_by_token() -> None:
     task = Countdown()
     example = Example(
         id="hand",
-        fields={"numbers": [3, 7, 12], "target": 33, "solution": "( 3 * 7 ) + 12", "kind": "muldiv"},
+        fields={
+            "numbers": [3, 7, 12],
+            "target": 33,
+            "solution": "( 3 * 7 ) + 12",
+            "kind": "muldiv",
+        },
     )
     reference = "3 * 7 = 21 ; 21 + 12 = 33 ; <answer> ( 3 * 7 ) + 12 </answer>"
     assert task.reference(example) == reference
     assert task.lazy(example) == "3 + 7 = 10 ; 10 + 12 = 22 ; <answer> ( 3 + 7 ) + 12 </answer>"
-    assert [reference[start:end] for start, end in task.answer_spans(reference)] == [" ( 3 * 7 ) + 12 "]
+    assert [reference[start:end] for start, end in task.answer_spans(reference)] == [
+        " ( 3 * 7 ) + 12 "
+    ]
     assert task.prompt(example) == [{"role": "user", "content": "numbers 3 7 12 target 33"}]
 
 
 def test_instruct_prompt_states_the_problem() -> None:
     content = Countdown(prompt_style="instruct").prompt(make([3, 7, 12], 33))[0]["content"]
-    assert "3, 7, 12" in content and "33" in content and "<answer>" in content and "{" not in content
+    assert (
+        "3, 7, 12" in content and "33" in content and "<answer>" in content and "{" not in content
+    )
 
 
 @pytest.mark.parametrize(
@@ -187,7 +201,8 @@ def test_instruct_prompt_states_the_problem() -> None:
     ],
 )
 def test_judge_by_hand(text: str, correct: bool, formatted: bool) -> None:
-    task, example = Countdown(), make([3, 7, 12], 33)
+    task = Countdown()
+    example = make([3, 7, 12], 33)
     assert task.correct(example, text) is correct
     assert task.rewards["correct"](example, text) == float(correct)
     assert task.rewards["format"](example, text) == (0.1 if formatted else 0.0)
@@ -211,7 +226,11 @@ def test_same_problems_in_another_process() -> None:
     digests = {
         subprocess.run(
             [sys.executable, "-c", code],
-            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            env={
+                **os.environ,
+                "PYTHONHASHSEED": seed,
+                "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            },
             capture_output=True,
             text=True,
             check=True,
@@ -222,7 +241,8 @@ def test_same_problems_in_another_process() -> None:
 
 
 def test_seed_changes_the_problems_and_calls_do_not() -> None:
-    first, again = Countdown(train_size=200).examples("train"), Countdown(train_size=200).examples("train")
+    first = Countdown(train_size=200).examples("train")
+    again = Countdown(train_size=200).examples("train")
     assert first == again
     assert first is not again
     assert first != Countdown(train_size=200, seed=1).examples("train")
@@ -230,7 +250,9 @@ def test_seed_changes_the_problems_and_calls_do_not() -> None:
 
 def test_sizes_beyond_what_exists_are_refused_with_a_size_that_works() -> None:
     settings = {"max_number": 8, "max_target": 20}
-    with pytest.raises(ValueError, match=r"only about \d+ balanced train problems .* got a size of 50000") as info:
+    with pytest.raises(
+        ValueError, match=r"only about \d+ balanced train problems .* got a size of 50000"
+    ) as info:
         Countdown(train_size=50_000, **settings).examples("train")
     available = int(re.findall(r"about (\d+)", str(info.value))[0])
     assert available > 100
@@ -262,9 +284,13 @@ def test_rows_replace_every_split(tmp_path: Path) -> None:
 
 def test_a_problem_without_solution_is_refused(tmp_path: Path) -> None:
     path = rows_file(
-        tmp_path, json.dumps({"numbers": [3, 7, 12], "target": 33}), json.dumps({"numbers": [1, 1, 1], "target": 50})
+        tmp_path,
+        json.dumps({"numbers": [3, 7, 12], "target": 33}),
+        json.dumps({"numbers": [1, 1, 1], "target": 50}),
     )
-    with pytest.raises(ValueError, match=r"rows\.jsonl:2: no expression of the numbers \[1, 1, 1\] is 50"):
+    with pytest.raises(
+        ValueError, match=r"rows\.jsonl:2: no expression of the numbers \[1, 1, 1\] is 50"
+    ):
         Countdown(data=path).examples("train")
 
 

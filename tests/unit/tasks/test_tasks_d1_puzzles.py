@@ -1,4 +1,6 @@
-"""d1's protocol for countdown and sudoku: prompts, rewards and parsers with their quirks, against hand-worked cases."""
+"""d1's protocol for countdown and sudoku: prompts, rewards and parsers with their quirks, against
+hand-worked cases.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +23,23 @@ from unmaskrl.tasks.d1.d1_puzzles import (
     sudoku_prompt,
 )
 
-PUZZLE, SOLUTION = "3014002020004130", "3214142323414132"
-COUNTDOWN, SUDOKU = Countdown(protocol="d1"), Sudoku(protocol="d1")
+PUZZLE = "3014002020004130"
+SOLUTION = "3214142323414132"
+COUNTDOWN = Countdown(protocol="d1")
+SUDOKU = Sudoku(protocol="d1")
 
 
 def numbers(*given: int, target: int) -> Example:
-    return Example(id="hand", fields={"numbers": list(given), "target": target, "solution": None, "kind": "", "split": "train"})
+    return Example(
+        id="hand",
+        fields={
+            "numbers": list(given),
+            "target": target,
+            "solution": None,
+            "kind": "",
+            "split": "train",
+        },
+    )
 
 
 def sudoku(puzzle: str = PUZZLE, solution: str | None = SOLUTION) -> Example:
@@ -38,13 +51,25 @@ def digest(messages: list[dict[str, str]]) -> str:
 
 
 def test_prompts_are_the_published_ones() -> None:
-    """Digests of the strings that the published functions build (facebookresearch/SPG spg/data_utils.py, eval/; d1 eval/)."""
+    """Digests of the strings that the published functions build (facebookresearch/SPG
+    spg/data_utils.py, eval/; d1 eval/).
+    """
     assert digest(countdown_prompt([3, 7, 12], 33, True)) == "d8882791b6949c7b"
     assert digest(countdown_prompt([3, 7, 12], 33, False)) == "627d46281f669dea"
     training = [digest(sudoku_prompt(PUZZLE, shots, True)) for shots in range(4)]
     evaluation = [digest(sudoku_prompt(PUZZLE, shots, False)) for shots in range(4)]
-    assert training == ["9b45af9ef7d2ab87", "47ed9508ca4ec115", "53efe56177b25399", "75bd25432a8cc518"]
-    assert evaluation == ["9b45af9ef7d2ab87", "77c5c360c028649c", "b15b47e84f525759", "3927a9685707a1a9"]
+    assert training == [
+        "9b45af9ef7d2ab87",
+        "47ed9508ca4ec115",
+        "53efe56177b25399",
+        "75bd25432a8cc518",
+    ]
+    assert evaluation == [
+        "9b45af9ef7d2ab87",
+        "77c5c360c028649c",
+        "b15b47e84f525759",
+        "3927a9685707a1a9",
+    ]
 
 
 def test_the_split_chooses_the_prompt() -> None:
@@ -52,8 +77,15 @@ def test_the_split_chooses_the_prompt() -> None:
         Countdown(protocol="d1", train_size=3, eval_size=3),
         Sudoku(protocol="d1", train_size=3, eval_size=3, few_shot=3),
     ):
-        roles = {split: [m["role"] for m in task.prompt(task.examples(split)[0])] for split in ("train", "validation", "test")}
-        assert roles == {"train": ["user"], "validation": ["user", "assistant"], "test": ["user", "assistant"]}
+        roles = {
+            split: [m["role"] for m in task.prompt(task.examples(split)[0])]
+            for split in ("train", "validation", "test")
+        }
+        assert roles == {
+            "train": ["user"],
+            "validation": ["user", "assistant"],
+            "test": ["user", "assistant"],
+        }
         assert task.prompt(task.examples("test")[0])[1]["content"] == "<reasoning>"
         assert "split" not in type(task)(train_size=3, eval_size=3).examples("test")[0].fields
 
@@ -81,14 +113,20 @@ def test_the_split_chooses_the_prompt() -> None:
 def test_countdown_training_reward(body: str, score: float) -> None:
     example = numbers(3, 7, 12, target=33)
     assert COUNTDOWN.rewards["score"](example, f"<answer>\n{body}\n</answer>") == score
-    assert COUNTDOWN.rewards["score"](example, f"<answer>1</answer> or <answer>{body}</answer></answer>") == score
+    assert (
+        COUNTDOWN.rewards["score"](
+            example, f"<answer>1</answer> or <answer>{body}</answer></answer>"
+        )
+        == score
+    )
 
 
 def test_powers_floors_decimals_and_the_tolerance_count() -> None:
     assert countdown_score("<answer>2**3</answer>", [2, 3], 8) == 1.0
     assert countdown_score("<answer>7//2</answer>", [2, 7], 3) == 1.0
     assert countdown_score("<answer>3.7*2</answer>", [2, 3, 7], 7) == 0.1
-    assert countdown_score("<answer>2.5*4</answer>", [2, 4, 5], 10) == 1.0  # 2 and 5 were to be two numbers
+    # 2 and 5 were to be two numbers
+    assert countdown_score("<answer>2.5*4</answer>", [2, 4, 5], 10) == 1.0
     # 33 + 1/200000: wrong, yet within 1e-5; one more than that is not.
     assert countdown_score("<answer>33+1/200000</answer>", [1, 33, 200_000], 33) == 1.0
     assert countdown_score("<answer>33+1/90000</answer>", [1, 33, 90_000], 33) == 0.1
@@ -97,7 +135,8 @@ def test_powers_floors_decimals_and_the_tolerance_count() -> None:
 
 def test_countdown_answer_blocks_pair_up_as_a_lazy_pattern_does() -> None:
     assert countdown_score("<answer>3*7+12", [3, 7, 12], 33) == 0.0
-    # From the first opening tag: the body holds a tag, so it is no arithmetic. The strict parser takes the last one.
+    # From the first opening tag: the body holds a tag, so it is no arithmetic. The strict parser
+    # takes the last one.
     text = "<answer>1<answer>3*7+12</answer>"
     assert countdown_score(text, [3, 7, 12], 33) == 0.1
     assert Countdown().correct(numbers(3, 7, 12, target=33), text)
@@ -118,7 +157,8 @@ def test_countdown_answer_blocks_pair_up_as_a_lazy_pattern_does() -> None:
         ("3 * 7 = 21 ; 21 + 12 = 33 <answer>3*7+12</answer>", False),  # then the first one
         ("3 * 7 + 12 = 33 <answer>no idea</answer>", True),
         (r"\boxed{3*7+12", False),
-        (r"<answer>3*7+12</answer> \boxed{", True),  # only braces that never close lead to the answer block
+        # only braces that never close lead to the answer block
+        (r"<answer>3*7+12</answer> \boxed{", True),
         (r"\boxed 3*7+12$ done", True),
         (r"\fbox{3*7+12}", False),  # found, but its frame stays
         (r"\boxed{{3*7+12}}", False),
@@ -130,7 +170,10 @@ def test_countdown_evaluation(text: str, right: bool) -> None:
 
 
 def test_references_satisfy_reward_and_evaluation() -> None:
-    for task in (Countdown(protocol="d1", train_size=40), Sudoku(protocol="d1", train_size=40, steps=True)):
+    for task in (
+        Countdown(protocol="d1", train_size=40),
+        Sudoku(protocol="d1", train_size=40, steps=True),
+    ):
         for example in task.examples("train"):
             reference = task.reference(example)
             assert reference is not None and task.correct(example, reference)
@@ -141,7 +184,23 @@ def test_references_satisfy_reward_and_evaluation() -> None:
 def test_values_are_pythons_own() -> None:
     """Against eval, on short texts whose powers stay small."""
     rng = random.Random(0)
-    pieces = ["1", "2", "3", "0", "00", "01", "2.", ".5", "1.5", *"()+-*/ .\n\t\r\x0b", "**", "//", "(1", "2)", "-("]
+    pieces = [
+        "1",
+        "2",
+        "3",
+        "0",
+        "00",
+        "01",
+        "2.",
+        ".5",
+        "1.5",
+        *"()+-*/ .\n\t\r\x0b",
+        "**",
+        "//",
+        "(1",
+        "2)",
+        "-(",
+    ]
     values = 0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SyntaxWarning)
@@ -190,7 +249,8 @@ def test_sudoku_evaluation_reads_more_than_the_answer_block() -> None:
         f"<answer>{SOLUTION}</answer>",
         f"<answer>as a grid:\n```\n{SOLUTION[:8]}\n{SOLUTION[8:]}\n```\nso {'1' * 16}</answer>",
         f"<answer>{SOLUTION}<|endoftext|>",
-        f"<reasoning>\n1 is left.\n</reasoning>\n<answer>\n{SOLUTION[:8]}\n{SOLUTION[8:]}<|eot_id|><|endoftext|>",
+        "<reasoning>\n1 is "
+        f"left.\n</reasoning>\n<answer>\n{SOLUTION[:8]}\n{SOLUTION[8:]}<|eot_id|><|endoftext|>",
         f"<answer></answer> {SOLUTION}<|eot_id|> 1",
         f"it is {SOLUTION}",
         f"{SOLUTION} </answer>",
@@ -205,7 +265,9 @@ def test_sudoku_evaluation_reads_more_than_the_answer_block() -> None:
 
 
 def test_sudoku_evaluation_equals_the_published_patterns() -> None:
-    """The five published patterns, in order, on short random texts (they are not linear, ours are)."""
+    """The five published patterns, in order, on short random texts (they are not linear, ours
+    are).
+    """
     patterns = [
         r"<answer>.*?```\s*([\d\s]+)```",
         r"<answer>(.*?)(?:<\|eot_id\|>|<\|endoftext\|>|</answer>)",
@@ -221,7 +283,8 @@ def test_sudoku_evaluation_equals_the_published_patterns() -> None:
                 return re.sub(r"\s", "", match[1].strip())
         return ""
 
-    rng, found = random.Random(1), set()
+    rng = random.Random(1)
+    found = set()
     pieces = [
         "<answer>",
         "</answer>",
@@ -244,13 +307,18 @@ def test_sudoku_evaluation_equals_the_published_patterns() -> None:
 
 
 def test_countdown_evaluation_finds_the_equation_of_the_published_pattern() -> None:
-    pattern, rng, found = r"([0-9+\-*/() ]+)=[0-9. ]+", random.Random(2), 0
+    pattern = r"([0-9+\-*/() ]+)=[0-9. ]+"
+    rng = random.Random(2)
+    found = 0
     pieces = ["3*7+12", "3 * 7", "=", "33", " ", "x", "= ", ".", "21+12", "\n"]
     for _ in range(20_000):
         text = "".join(rng.choices(pieces, k=rng.randint(0, 9)))
         match = re.search(pattern, text)
         equation = match[1].strip() if match else text
-        expected = sorted(map(int, re.findall(r"\d+", equation))) == [3, 7, 12] and python_value(equation) == 33
+        expected = (
+            sorted(map(int, re.findall(r"\d+", equation))) == [3, 7, 12]
+            and python_value(equation) == 33
+        )
         assert countdown_correct(text, [3, 7, 12], 33) is expected, text
         found += expected
     assert found > 200
@@ -258,7 +326,11 @@ def test_countdown_evaluation_finds_the_equation_of_the_published_pattern() -> N
 
 def test_the_columns_of_the_published_sets(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    rows = [{"nums": [44, 19, 35], "target": 98}, {"input": "30,100,93", "output": "23"}, {"numbers": [1, 2, 3], "target": 6}]
+    rows = [
+        {"nums": [44, 19, 35], "target": 98},
+        {"input": "30,100,93", "output": "23"},
+        {"numbers": [1, 2, 3], "target": 6},
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     examples = Countdown(data=str(path), protocol="d1").examples("test")
     problems = [(example.fields["numbers"], example.fields["target"]) for example in examples]
@@ -268,7 +340,12 @@ def test_the_columns_of_the_published_sets(tmp_path: Path) -> None:
     example = Sudoku(data=str(path), protocol="d1").examples("train")[0]
     assert (example.fields["puzzle"], example.fields["solution"]) == (PUZZLE, SOLUTION)
     reward = as_trl_reward(SUDOKU, "score")
-    assert reward(prompts=[""], completions=[f"<answer>{SOLUTION}</answer>"], puzzle=[PUZZLE], solution=[SOLUTION]) == [1.0]
+    assert reward(
+        prompts=[""],
+        completions=[f"<answer>{SOLUTION}</answer>"],
+        puzzle=[PUZZLE],
+        solution=[SOLUTION],
+    ) == [1.0]
 
 
 @pytest.mark.parametrize(
@@ -278,12 +355,26 @@ def test_the_columns_of_the_published_sets(tmp_path: Path) -> None:
         ("countdown", {"input": "1,2,x", "output": "3"}, r"got numbers \[1, 2, 'x'\]"),
         ("countdown", {"input": "1,2,3", "output": "x"}, "got target 'x'"),
         ("countdown", {"input": "1,2,3", "output": "1" * 5000}, "got target '111"),
-        ("sudoku", {"Puzzle": int(PUZZLE), "Solution": SOLUTION}, "got puzzle 3014002020004130, expected a string"),
-        ("sudoku", {"Puzzle": PUZZLE, "Solution": SOLUTION[::-1]}, "got solution '2314.*', expected a valid grid"),
-        ("sudoku", {"Puzzle": PUZZLE, "Solution": "1" * 16}, "got solution .*, expected a valid grid of 16 digits that keeps"),
+        (
+            "sudoku",
+            {"Puzzle": int(PUZZLE), "Solution": SOLUTION},
+            "got puzzle 3014002020004130, expected a string",
+        ),
+        (
+            "sudoku",
+            {"Puzzle": PUZZLE, "Solution": SOLUTION[::-1]},
+            "got solution '2314.*', expected a valid grid",
+        ),
+        (
+            "sudoku",
+            {"Puzzle": PUZZLE, "Solution": "1" * 16},
+            "got solution .*, expected a valid grid of 16 digits that keeps",
+        ),
     ],
 )
-def test_bad_published_rows_are_named(tmp_path: Path, task: str, row: dict[str, object], message: str) -> None:
+def test_bad_published_rows_are_named(
+    tmp_path: Path, task: str, row: dict[str, object], message: str
+) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(row) + "\n", encoding="utf-8")
     with pytest.raises(ValueError, match=rf"rows\.jsonl:1: {message}"):

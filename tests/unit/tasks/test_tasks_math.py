@@ -1,4 +1,6 @@
-"""GSM8K and MATH: what counts as correct, the published protocol with its quirks, and hostile answers."""
+"""GSM8K and MATH: what counts as correct, the published protocol with its quirks, and hostile
+answers.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from unmaskrl.tasks import GSM8K, Example, MathProblems
 from unmaskrl.tasks.base import SPLITS
 from unmaskrl.tasks.d1 import d1_math
 
-QUESTION = "Ann has 3 dozen eggs and sells them at 50 cents each. How much does she earn, in dollars?"
+QUESTION = (
+    "Ann has 3 dozen eggs and sells them at 50 cents each. How much does she earn, in dollars?"
+)
 LAYOUT = "<reasoning>\n{}\n</reasoning>\n<answer>\n{}\n</answer>\n"
 
 
@@ -25,7 +29,9 @@ def word_problem(answer: str = "36 * 50 = 1800 cents.\n#### 18", split: str = "t
 
 
 def latex_problem(answer: str, split: str = "train") -> Example:
-    return Example(id="hand", fields={"problem": "Find {x} and so on.", "answer": answer, "split": split})
+    return Example(
+        id="hand", fields={"problem": "Find {x} and so on.", "answer": answer, "split": split}
+    )
 
 
 @pytest.mark.parametrize(
@@ -48,7 +54,8 @@ def latex_problem(answer: str, split: str = "train") -> Example:
     ],
 )
 def test_strict_gsm8k_by_hand(text: str, correct: bool, formatted: bool) -> None:
-    task, example = GSM8K(), word_problem()
+    task = GSM8K()
+    example = word_problem()
     assert task.correct(example, text) is correct
     rewards = {name: part(example, text) for name, part in task.rewards.items()}
     assert rewards == {"correct": float(correct), "format": 0.1 if formatted else 0.0}
@@ -68,7 +75,8 @@ def test_strict_gsm8k_by_hand(text: str, correct: bool, formatted: bool) -> None
     ],
 )
 def test_strict_math_by_hand(gold: str, text: str, correct: bool, formatted: bool) -> None:
-    task, example = MathProblems(), latex_problem(gold)
+    task = MathProblems()
+    example = latex_problem(gold)
     assert task.correct(example, text) is correct
     rewards = {name: part(example, text) for name, part in task.rewards.items()}
     assert rewards == {"correct": float(correct), "format": 0.1 if formatted else 0.0}
@@ -83,7 +91,9 @@ def test_references_are_right_in_every_split(name: str, protocol: str, tmp_path:
             text = task.reference(example)
             assert text is not None and "<<" not in text
             # d1: the reward wants the gold's comma, and evaluation then reads 3,589 as 589
-            assert task.correct(example, text) is not (protocol == "d1" and "," in example.fields["answer"].split("#")[-1])
+            assert task.correct(example, text) is not (
+                protocol == "d1" and "," in example.fields["answer"].split("#")[-1]
+            )
             assert task.rewards["correct"](example, text) == (2.0 if protocol == "d1" else 1.0)
             assert not task.correct(example, "<answer> \\boxed{0} </answer>")
             inside = [text[start:end] for start, end in task.answer_spans(text)]
@@ -92,15 +102,21 @@ def test_references_are_right_in_every_split(name: str, protocol: str, tmp_path:
 
 
 def test_answers_alone_are_enough() -> None:
-    task, example = GSM8K(), word_problem("18")
-    assert task.reference(example) == "<answer> 18 </answer>" and task.correct(example, "<answer>18</answer>")
+    task = GSM8K()
+    example = word_problem("18")
+    assert task.reference(example) == "<answer> 18 </answer>" and task.correct(
+        example, "<answer>18</answer>"
+    )
     assert MathProblems().reference(latex_problem("\\pi")) == "<answer> \\boxed{\\pi} </answer>"
 
 
 def test_boxes_are_protected_spans() -> None:
     task = MathProblems()
     text = "so \\boxed{\\frac{1}{2}} <answer> \\boxed{x} </answer> \\boxed{open"
-    assert [text[start:end] for start, end in task.answer_spans(text)] == ["\\frac{1}{2}", " \\boxed{x} "]
+    assert [text[start:end] for start, end in task.answer_spans(text)] == [
+        "\\frac{1}{2}",
+        " \\boxed{x} ",
+    ]
 
 
 def test_levels_are_kinds(tmp_path: Path) -> None:
@@ -109,16 +125,24 @@ def test_levels_are_kinds(tmp_path: Path) -> None:
 
 
 def test_published_prompts() -> None:
-    """The texts of dllm-reasoning/d1, whose evaluation asks for a box that its training does not."""
+    """The texts of dllm-reasoning/d1, whose evaluation asks for a box that its training does
+    not.
+    """
     task = GSM8K(protocol="d1")
-    layout = "\nRespond in the following format:\n<reasoning>\n...\n</reasoning>\n<answer>\n...\n</answer>\n"
+    layout = (
+        "\nRespond in the following "
+        "format:\n<reasoning>\n...\n</reasoning>\n<answer>\n...\n</answer>\n"
+    )
     assert task.prompt(word_problem()) == [{"role": "user", "content": f"{layout}\n\n{QUESTION}"}]
     user, prefill = task.prompt(word_problem(split="test"))
     assert prefill == {"role": "assistant", "content": "<reasoning>"}
     assert user["content"].endswith("<answer>\n\\boxed{...}\n</answer>\n\n" + QUESTION)
     assert "Wrap the final answer in a \\boxed{}. \nRespond" in user["content"]
     math = MathProblems(protocol="d1")
-    assert "Wrap the final answer in a \\boxed{}. \n\nFind {x} and" in math.prompt(latex_problem("1"))[0]["content"]
+    assert (
+        "Wrap the final answer in a \\boxed{}. \n\nFind {x} and"
+        in math.prompt(latex_problem("1"))[0]["content"]
+    )
     assert '</answer>" \n\n\nFind {x}' in math.prompt(latex_problem("1", "test"))[0]["content"]
     assert "Find {x} and so on." in MathProblems().prompt(latex_problem("1"))[0]["content"]
 
@@ -126,23 +150,50 @@ def test_published_prompts() -> None:
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        # one line of reasoning, one of answer: everything but the soft format, which fails on its own canonical layout
-        (LAYOUT.format("36 * 50", "18"), {"correct": 2, "integer": 0.5, "strict": 0.5, "soft": 0, "xml": 0.5}),
+        # one line of reasoning, one of answer: everything but the soft format, which fails on its
+        # own canonical layout
+        (
+            LAYOUT.format("36 * 50", "18"),
+            {"correct": 2, "integer": 0.5, "strict": 0.5, "soft": 0, "xml": 0.5},
+        ),
         # a second line of reasoning loses the strict format as well
-        (LAYOUT.format("36 *\n50", "18"), {"correct": 2, "integer": 0.5, "strict": 0, "soft": 0, "xml": 0.5}),
-        ("<reasoning>x</reasoning><answer>18</answer>", {"correct": 2, "integer": 0.5, "strict": 0, "soft": 0.5, "xml": 0}),
-        (LAYOUT.format("x", "18.0"), {"correct": 0, "integer": 0, "strict": 0.5, "soft": 0, "xml": 0.5}),
-        (LAYOUT.format("x", "-18"), {"correct": 0, "integer": 0, "strict": 0.5, "soft": 0, "xml": 0.5}),
-        # characters after the answer cost twice, and the last line end is one of the second count only
-        (LAYOUT.format("x", "18") + "1234567890", {"correct": 2, "integer": 0.5, "strict": 0, "soft": 0, "xml": 0.48}),
+        (
+            LAYOUT.format("36 *\n50", "18"),
+            {"correct": 2, "integer": 0.5, "strict": 0, "soft": 0, "xml": 0.5},
+        ),
+        (
+            "<reasoning>x</reasoning><answer>18</answer>",
+            {"correct": 2, "integer": 0.5, "strict": 0, "soft": 0.5, "xml": 0},
+        ),
+        (
+            LAYOUT.format("x", "18.0"),
+            {"correct": 0, "integer": 0, "strict": 0.5, "soft": 0, "xml": 0.5},
+        ),
+        (
+            LAYOUT.format("x", "-18"),
+            {"correct": 0, "integer": 0, "strict": 0.5, "soft": 0, "xml": 0.5},
+        ),
+        # characters after the answer cost twice, and the last line end is one of the second count
+        # only
+        (
+            LAYOUT.format("x", "18") + "1234567890",
+            {"correct": 2, "integer": 0.5, "strict": 0, "soft": 0, "xml": 0.48},
+        ),
         # without a line end after the closing tag all of the text is charged
-        (LAYOUT.format("x", "18").rstrip(), {"correct": 2, "integer": 0.5, "strict": 0, "soft": 0, "xml": 0.5 - 0.048 + 0.001}),
+        (
+            LAYOUT.format("x", "18").rstrip(),
+            {"correct": 2, "integer": 0.5, "strict": 0, "soft": 0, "xml": 0.5 - 0.048 + 0.001},
+        ),
         ("18", {"correct": 2, "integer": 0.5, "strict": 0, "soft": 0, "xml": 0}),
     ],
 )
 def test_published_gsm8k_rewards(text: str, parts: dict[str, float]) -> None:
-    task, example = GSM8K(protocol="d1"), word_problem()
-    got = {name.removesuffix("_format").removesuffix("_count"): p(example, text) for name, p in task.rewards.items()}
+    task = GSM8K(protocol="d1")
+    example = word_problem()
+    got = {
+        name.removesuffix("_format").removesuffix("_count"): p(example, text)
+        for name, p in task.rewards.items()
+    }
     assert got == pytest.approx(parts)
 
 
@@ -173,7 +224,11 @@ def test_published_gsm8k_parser(gold: str, text: str, correct: bool) -> None:
     assert GSM8K(protocol="d1").correct(word_problem(gold, "test"), text) is correct
 
 
-@given(st.lists(st.sampled_from(["\\boxed{", "\\boxed", "{", "}", "\n", "1", " ", "x"]), max_size=30).map("".join))
+@given(
+    st.lists(
+        st.sampled_from(["\\boxed{", "\\boxed", "{", "}", "\n", "1", " ", "x"]), max_size=30
+    ).map("".join)
+)
 def test_the_linear_box_search_is_the_published_expression(text: str) -> None:
     assert d1_math._flat_boxes(text) == re.findall(r"\\boxed{(.*?)}", text)
 
@@ -242,7 +297,10 @@ GIANTS = [
 @pytest.mark.parametrize("make", [GSM8K, MathProblems])
 def test_giants_are_graded_quickly(make: Any, protocol: str) -> None:
     task = make(protocol=protocol)
-    example = Example(id="x", fields={"question": "How many?", "problem": "How many?", "answer": "7", "split": "test"})
+    example = Example(
+        id="x",
+        fields={"question": "How many?", "problem": "How many?", "answer": "7", "split": "test"},
+    )
     start = time.perf_counter()
     for text in GIANTS:
         assert not task.correct(example, text)
@@ -273,7 +331,9 @@ def test_any_text_is_graded(text: str) -> None:
 
 def test_math_verify_is_asked_for_only_where_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"needs math-verify to compare answers: pip install 'unmaskrl\[tasks\]'"):
+    with pytest.raises(
+        ValueError, match=r"needs math-verify to compare answers: pip install 'unmaskrl\[tasks\]'"
+    ):
         MathProblems()
     assert MathProblems(protocol="d1").correct(latex_problem("5", "test"), "\\boxed{5}")
     assert GSM8K().correct(word_problem(), "<answer>18</answer>")

@@ -18,7 +18,8 @@ from unmaskrl.tasks.gym.reasoning_gym import split_of, worker
 if importlib.util.find_spec("reasoning_gym") is None:
     pytest.skip("reasoning-gym is not installed", allow_module_level=True)
 SPLITS = ("train", "validation", "test")
-# Exact answers; partial credit; one drawn from Python's global generator; one from numpy's; one that depends on set order.
+# Exact answers; partial credit; one drawn from Python's global generator; one from numpy's; one
+# that depends on set order.
 DATASETS = ("chain_sum", "mini_sudoku", "list_functions", "pool_matrix", "ransom_note")
 
 
@@ -32,8 +33,14 @@ def test_references_score_one_and_lazy_answers_do_not(dataset: str) -> None:
     for split in SPLITS:
         for example in task.examples(split):
             reference = task.reference(example)
-            assert reference is not None and task.score(example, reference) == 1.0 and task.correct(example, reference)
-            assert [reference[a:b].strip() for a, b in task.answer_spans(reference)] == [example.fields["answer"]]
+            assert (
+                reference is not None
+                and task.score(example, reference) == 1.0
+                and task.correct(example, reference)
+            )
+            assert [reference[a:b].strip() for a, b in task.answer_spans(reference)] == [
+                example.fields["answer"]
+            ]
     assert not all(task.correct(example, task.lazy(example)) for example in task.examples("test"))
 
 
@@ -58,7 +65,9 @@ def test_settings_reach_the_dataset() -> None:
         assert sum(example.fields["question"].count(sign) for sign in "+-") == 1
     prompts = [ReasoningGym(prompt_style=style, eval_size=1) for style in ("short", "instruct")]
     short, instruct = (task.prompt(task.examples("test")[0])[0]["content"] for task in prompts)
-    assert instruct.startswith(short) and "<answer></answer>" in instruct and "<answer>" not in short
+    assert (
+        instruct.startswith(short) and "<answer></answer>" in instruct and "<answer>" not in short
+    )
 
 
 def test_splits_share_no_question_for_any_seeds() -> None:
@@ -75,17 +84,24 @@ def test_splits_share_no_question_for_any_seeds() -> None:
             repeated += len(seen[split] & set(questions))
             seen[split] |= set(questions)
     assert repeated > 0
-    assert not seen["train"] & seen["validation"] and not seen["test"] & (seen["train"] | seen["validation"])
-    with pytest.raises(ValueError, match=r"only about \d+ distinct test questions .*, 400 were asked for"):
+    assert not seen["train"] & seen["validation"] and not seen["test"] & (
+        seen["train"] | seen["validation"]
+    )
+    with pytest.raises(
+        ValueError, match=r"only about \d+ distinct test questions .*, 400 were asked for"
+    ):
         ReasoningGym(settings=settings, eval_size=400).examples("test")
 
 
 def test_a_smaller_size_is_a_prefix() -> None:
-    assert small("chain_sum").examples("train") == ReasoningGym(train_size=50).examples("train")[:20]
+    assert (
+        small("chain_sum").examples("train") == ReasoningGym(train_size=50).examples("train")[:20]
+    )
 
 
 def test_global_generators_are_untouched() -> None:
-    before, torch_before = random.getstate(), torch.get_rng_state()
+    before = random.getstate()
+    torch_before = torch.get_rng_state()
     for dataset in ("list_functions", "pool_matrix"):
         task = ReasoningGym(dataset=dataset, seed=5, train_size=10, eval_size=2)
         example = task.examples("train")[0]
@@ -110,8 +126,14 @@ def test_a_new_worker_and_another_order_give_the_same_problems(dataset: str) -> 
         f"task = ReasoningGym(dataset={dataset!r}, train_size=20)\n"
         "sys.stdout.write(ascii([e.fields['question'] for e in task.examples('train')]))\n"
     )
-    environment = {**os.environ, "PYTHONHASHSEED": "123", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    other = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True).stdout
+    environment = {
+        **os.environ,
+        "PYTHONHASHSEED": "123",
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+    }
+    other = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    ).stdout
     assert other == ascii([example.fields["question"] for example in examples])
 
 
@@ -126,7 +148,9 @@ def test_an_answer_that_takes_too_long_gets_nothing_and_is_counted() -> None:
 
 
 def test_a_scorer_that_evaluates_text_cannot_start_programs(tmp_path: object) -> None:
-    """This dataset hands the answer to sympy's parser, which is eval; the worker's audit hook stands behind it."""
+    """This dataset hands the answer to sympy's parser, which is eval; the worker's audit hook
+    stands behind it.
+    """
     task = ReasoningGym(dataset="polynomial_multiplication", train_size=1, eval_size=1)
     example = task.examples("test")[0]
     marker = os.path.join(str(tmp_path), "marker")
@@ -139,10 +163,19 @@ def test_a_scorer_that_evaluates_text_cannot_start_programs(tmp_path: object) ->
     ("kwargs", "message"),
     [
         ({"dataset": "chain_sun"}, "has no dataset 'chain_sun': did you mean 'chain_sum'"),
-        ({"dataset": "qqqq"}, r"has no dataset 'qqqq': reasoning_gym\.factory\.DATASETS lists \d+ names"),
-        ({"settings": {"min_term": 3}}, "'chain_sum' has no setting 'min_term': did you mean 'min_terms'"),
+        (
+            {"dataset": "qqqq"},
+            r"has no dataset 'qqqq': reasoning_gym\.factory\.DATASETS lists \d+ names",
+        ),
+        (
+            {"settings": {"min_term": 3}},
+            "'chain_sum' has no setting 'min_term': did you mean 'min_terms'",
+        ),
         ({"settings": {"min_terms": 0}}, "refuses the settings .* AssertionError"),
-        ({"settings": {"seed": 3}}, "settings has 'seed': set seed, train_size and eval_size of the task"),
+        (
+            {"settings": {"seed": 3}},
+            "settings has 'seed': set seed, train_size and eval_size of the task",
+        ),
         ({"settings": [1]}, "expected a mapping"),
         ({"seconds": 0}, "seconds is 0, expected a positive number"),
         ({"prompt_style": "long"}, "prompt_style 'long' is not one of"),
@@ -156,5 +189,7 @@ def test_bad_settings_are_refused(kwargs: dict[str, object], message: str) -> No
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"needs the package reasoning-gym: pip install 'unmaskrl\[tasks\]'"):
+    with pytest.raises(
+        ValueError, match=r"needs the package reasoning-gym: pip install 'unmaskrl\[tasks\]'"
+    ):
         ReasoningGym()

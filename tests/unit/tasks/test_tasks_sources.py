@@ -1,4 +1,6 @@
-"""Where rows come from and how they are split: disjoint whatever the source, and clear words when they cannot be read."""
+"""Where rows come from and how they are split: disjoint whatever the source, and clear words when
+they cannot be read.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ ROWS = [{"question": f"What is {n} + 1?", "answer": f"#### {n + 1}"} for n in ra
 
 
 def questions(task: Any) -> dict[str, set[str]]:
-    return {split: {example.fields["question"] for example in task.examples(split)} for split in SPLITS}
+    return {
+        split: {example.fields["question"] for example in task.examples(split)} for split in SPLITS
+    }
 
 
 def test_one_file_is_split_by_hash(tmp_path: Path) -> None:
@@ -30,12 +34,17 @@ def test_one_file_is_split_by_hash(tmp_path: Path) -> None:
     # A row keeps its split and its id when others come and go.
     half = questions(GSM8K(data=write_rows(tmp_path / "half.jsonl", reversed(ROWS[::2]))))
     assert all(half[split] <= parts[split] for split in SPLITS)
-    assert {e.id for e in GSM8K(data=str(tmp_path / "half.jsonl")).examples("test")} <= {e.id for e in task.examples("test")}
+    assert {e.id for e in GSM8K(data=str(tmp_path / "half.jsonl")).examples("test")} <= {
+        e.id for e in task.examples("test")
+    }
 
 
 def test_a_test_file_is_the_test_set_and_nothing_of_it_is_trained_on(tmp_path: Path) -> None:
     tests = [*ROWS[:30], {"question": "  what is 40 + 1? ", "answer": "#### 41"}]
-    task = GSM8K(data=write_rows(tmp_path / "a.jsonl", ROWS), test_data=write_rows(tmp_path / "t.jsonl", tests))
+    task = GSM8K(
+        data=write_rows(tmp_path / "a.jsonl", ROWS),
+        test_data=write_rows(tmp_path / "t.jsonl", tests),
+    )
     parts = questions(task)
     assert parts["test"] == {row["question"] for row in tests}
     others = parts["train"] | parts["validation"]
@@ -51,7 +60,9 @@ def test_a_folder_has_a_file_per_split(tmp_path: Path) -> None:
     assert len(parts["test"]) == 110 and len(parts["train"] | parts["validation"]) == 290
     write_rows(folder / "validation.jsonl", ROWS[280:300])
     parts = questions(GSM8K(data=str(folder)))
-    assert len(parts["test"]) == 110 and len(parts["validation"]) == 10 and len(parts["train"]) == 280
+    assert (
+        len(parts["test"]) == 110 and len(parts["validation"]) == 10 and len(parts["train"]) == 280
+    )
 
 
 def test_repeated_problems_stay_together_and_have_ids_of_their_own(tmp_path: Path) -> None:
@@ -62,7 +73,10 @@ def test_repeated_problems_stay_together_and_have_ids_of_their_own(tmp_path: Pat
 
 
 def test_the_first_rows_are_a_random_sample(tmp_path: Path) -> None:
-    first = [int(e.fields["question"].split()[2]) for e in GSM8K(data=write_rows(tmp_path / "a.jsonl", ROWS)).examples("train")]
+    first = [
+        int(e.fields["question"].split()[2])
+        for e in GSM8K(data=write_rows(tmp_path / "a.jsonl", ROWS)).examples("train")
+    ]
     assert sorted(first) != first and 100 < sum(first[:50]) / 50 < 300
 
 
@@ -84,11 +98,15 @@ def test_hub_data_keeps_its_test_split(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 5 < len(parts["validation"]) < 50 and len(parts["train"] | parts["validation"]) == 200
 
 
-def test_test_problems_alone_can_be_evaluated_and_not_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_test_problems_alone_can_be_evaluated_and_not_trained_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     hub(monkeypatch, lambda name, config: {"test": [{"problem": "1+1?", "answer": "2"}] * 3})
     task = tasks.load("math", data="some/test-only", protocol="d1")
     assert len(task.examples("test")) == 3
-    with pytest.raises(ValueError, match="'some/test-only' has no train problems: give data that has them"):
+    with pytest.raises(
+        ValueError, match="'some/test-only' has no train problems: give data that has them"
+    ):
         task.examples("train")
 
 
@@ -97,14 +115,21 @@ def test_what_cannot_be_loaded_is_named(monkeypatch: pytest.MonkeyPatch) -> None
         raise ConnectionError("no route\nto host")
 
     hub(monkeypatch, lambda name, config: {"dev": ROWS})
-    with pytest.raises(ValueError, match="'some/dev' has the splits dev, expected train, validation or test"):
+    with pytest.raises(
+        ValueError, match="'some/dev' has the splits dev, expected train, validation or test"
+    ):
         GSM8K(data="some/dev").examples("test")
     hub(monkeypatch, offline)
-    with pytest.raises(ValueError, match=r"'some/absent' cannot be loaded from the hub \(ConnectionError: no route\)") as info:
+    with pytest.raises(
+        ValueError,
+        match=r"'some/absent' cannot be loaded from the hub \(ConnectionError: no route\)",
+    ) as info:
         GSM8K(data="some/absent").examples("test")
     assert "\n" not in str(info.value)
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ValueError, match=r"needs the package datasets: pip install 'unmaskrl\[tasks\]'"):
+    with pytest.raises(
+        ValueError, match=r"needs the package datasets: pip install 'unmaskrl\[tasks\]'"
+    ):
         GSM8K(data="some/other").examples("test")
 
 
@@ -112,14 +137,27 @@ def test_what_cannot_be_loaded_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     ("line", "words"),
     [
         ("{", r"rows\.jsonl:52: got '\{', expected one JSON object"),
-        ('{"question": "Who?"}', r"rows\.jsonl:52: got no column 'answer': expected one of question"),
-        ('{"Question": "Who?"}', r"rows\.jsonl:52: got no column 'question': did you mean 'Question'"),
-        ('{"question": null}', r"rows\.jsonl:52: got null in column 'question': give it a value or leave"),
+        (
+            '{"question": "Who?"}',
+            r"rows\.jsonl:52: got no column 'answer': expected one of question",
+        ),
+        (
+            '{"Question": "Who?"}',
+            r"rows\.jsonl:52: got no column 'question': did you mean 'Question'",
+        ),
+        (
+            '{"question": null}',
+            r"rows\.jsonl:52: got null in column 'question': give it a value or leave",
+        ),
         (
             '{"question": "Who?", "answer": "nobody"}',
             r"rows\.jsonl:52: got answer 'nobody', expected one that ends",
         ),
-        ("", "gives 1 train, 0 validation, 0 test rows, expected some in each split: give more rows, test_data"),
+        (
+            "",
+            "gives 1 train, 0 validation, 0 test rows, expected some in each split: give more "
+            "rows, test_data",
+        ),
     ],
 )
 def test_bad_files_are_refused_in_one_line(tmp_path: Path, line: str, words: str) -> None:

@@ -1,4 +1,6 @@
-"""Sudoku: grids and puzzles against brute force, every valid grid counts, worked steps are forced."""
+"""Sudoku: grids and puzzles against brute force, every valid grid counts, worked steps are
+forced.
+"""
 
 from __future__ import annotations
 
@@ -11,21 +13,31 @@ import pytest
 
 from unmaskrl.tasks.base import Example
 from unmaskrl.tasks.puzzles.sudoku import Sudoku
-from unmaskrl.tasks.puzzles.sudoku_grids import all_grids, forced_order, lazy_grid, solutions, split_grids, valid_grid
+from unmaskrl.tasks.puzzles.sudoku_grids import (
+    all_grids,
+    forced_order,
+    lazy_grid,
+    solutions,
+    split_grids,
+    valid_grid,
+)
 
 SPLITS = ("train", "validation", "test")
 GRID = "1234341221434321"
 
 
 def make(puzzle: str) -> Example:
-    return Example(id="hand", fields={"puzzle": puzzle, "solution": next(iter(solutions(puzzle)), None)})
+    return Example(
+        id="hand", fields={"puzzle": puzzle, "solution": next(iter(solutions(puzzle)), None)}
+    )
 
 
 def is_sudoku(grid: str) -> bool:
     """Independent of the units of the package: no two equal digits in a row, column or box."""
     for a in range(16):
         for b in range(a):
-            row, column = a // 4 == b // 4, a % 4 == b % 4
+            row = a // 4 == b // 4
+            column = a % 4 == b % 4
             box = (a // 8, a % 4 // 2) == (b // 8, b % 4 // 2)
             if grid[a] == grid[b] and (row or column or box):
                 return False
@@ -81,10 +93,15 @@ def test_the_numbers_of_blanks_are_balanced(task: Sudoku) -> None:
 def test_reference_is_right_and_lazy_is_wrong(task: Sudoku) -> None:
     for split in SPLITS:
         for example in task.examples(split):
-            reference, lazy = task.reference(example), task.lazy(example)
+            reference = task.reference(example)
+            lazy = task.lazy(example)
             assert reference is not None and task.correct(example, reference)
             assert not task.correct(example, lazy)
-            assert task.rewards["format"](example, reference) == task.rewards["format"](example, lazy) == 0.1
+            assert (
+                task.rewards["format"](example, reference)
+                == task.rewards["format"](example, lazy)
+                == 0.1
+            )
 
 
 def test_lazy_by_hand() -> None:
@@ -94,10 +111,13 @@ def test_lazy_by_hand() -> None:
 
 
 def test_the_layout() -> None:
-    task, example = Sudoku(), make("1234" + "3412" + "0143" + "4320")
+    task = Sudoku()
+    example = make("1234" + "3412" + "0143" + "4320")
     reference = "<answer> 1 2 3 4 3 4 1 2 2 1 4 3 4 3 2 1 </answer>"
     assert task.reference(example) == reference
-    assert [reference[start:end] for start, end in task.answer_spans(reference)] == [" 1 2 3 4 3 4 1 2 2 1 4 3 4 3 2 1 "]
+    assert [reference[start:end] for start, end in task.answer_spans(reference)] == [
+        " 1 2 3 4 3 4 1 2 2 1 4 3 4 3 2 1 "
+    ]
     assert task.prompt(example)[0]["content"] == "sudoku 1 2 3 4 3 4 1 2 0 1 4 3 4 3 2 0"
     stepwise = Sudoku(steps=True)
     assert stepwise.reference(example) == f"3 1 = 2 ; 4 4 = 1 ; {reference}"
@@ -108,9 +128,12 @@ def test_the_layout() -> None:
 
 
 def test_worked_steps_are_forced_one_after_the_other(task: Sudoku) -> None:
-    """A 4x4 puzzle with one solution yields to singles: each step must follow from what is filled so far."""
+    """A 4x4 puzzle with one solution yields to singles: each step must follow from what is filled
+    so far.
+    """
     for example in task.examples("test")[:100]:
-        grid, solution = list(example.fields["puzzle"]), example.fields["solution"]
+        grid = list(example.fields["puzzle"])
+        solution = example.fields["solution"]
         order = forced_order(example.fields["puzzle"], solution)
         assert sorted(order) == [cell for cell in range(16) if grid[cell] == "0"]
         for cell in order:
@@ -119,7 +142,9 @@ def test_worked_steps_are_forced_one_after_the_other(task: Sudoku) -> None:
 
 
 def follows(grid: list[str], cell: int, digit: str) -> bool:
-    """Written apart from the package: only this digit fits here, or it fits nowhere else in some unit."""
+    """Written apart from the package: only this digit fits here, or it fits nowhere else in some
+    unit.
+    """
 
     def fits(at: int, what: str) -> bool:
         return all(grid[other] != what for other in range(16) if other != at and share(at, other))
@@ -145,11 +170,14 @@ def test_unforced_puzzles_still_get_an_order() -> None:
 
 def test_every_valid_grid_of_an_ambiguous_puzzle_counts() -> None:
     puzzle = "1200" + "0000" + "0000" + "0021"
-    task, example = Sudoku(), make(puzzle)
+    task = Sudoku()
+    example = make(puzzle)
     brute = set()
     for digits in product("1234", repeat=4):
         for grid in all_grids():
-            if grid.startswith("12" + "".join(digits[:2])) and grid.endswith("".join(digits[2:]) + "21"):
+            if grid.startswith("12" + "".join(digits[:2])) and grid.endswith(
+                "".join(digits[2:]) + "21"
+            ):
                 brute.add(grid)
     assert len(brute) > 1 and brute == set(solutions(puzzle))
     accepted = {grid for grid in all_grids() if task.correct(example, f"<answer>{grid}</answer>")}
@@ -161,7 +189,11 @@ def test_every_valid_grid_of_an_ambiguous_puzzle_counts() -> None:
     [
         (f"<answer>{GRID}</answer>", True, True),
         (f"<answer> {' '.join(GRID)} </answer>", True, True),
-        (f"<answer>\n{GRID[:4]}\n{GRID[4:8]}\n{GRID[8:12]}\n{GRID[12:]}\n</answer> bye", True, True),
+        (
+            f"<answer>\n{GRID[:4]}\n{GRID[4:8]}\n{GRID[8:12]}\n{GRID[12:]}\n</answer> bye",
+            True,
+            True,
+        ),
         (f"<answer>1</answer><answer>{GRID}</answer>", True, False),
         (f"<answer>{GRID}</answer><answer>1</answer>", False, False),
         (f"<answer>{GRID}1</answer>", False, False),
@@ -169,7 +201,12 @@ def test_every_valid_grid_of_an_ambiguous_puzzle_counts() -> None:
         (f"<answer>{GRID[:15]}0</answer>", False, False),
         (f"<answer>{GRID[:15]}5</answer>", False, False),
         (f"<answer>{','.join(GRID)}</answer>", True, True),
-        (f"<answer>[[{','.join(GRID[:4])}], [{','.join(GRID[4:8])}],\n[{GRID[8:12]}], [{GRID[12:]}]]</answer>", True, True),
+        (
+            f"<answer>[[{','.join(GRID[:4])}], [{','.join(GRID[4:8])}],\n[{GRID[8:12]}], "
+            f"[{GRID[12:]}]]</answer>",
+            True,
+            True,
+        ),
         (f"<answer>```text\n|{'|'.join(GRID)}|\n```</answer>", True, True),
         (f"<answer>\\boxed{{{GRID}}}</answer>", True, True),
         (f"<answer>R1: {GRID}</answer>", False, False),
@@ -182,7 +219,8 @@ def test_every_valid_grid_of_an_ambiguous_puzzle_counts() -> None:
     ],
 )
 def test_judge_by_hand(text: str, correct: bool, formatted: bool) -> None:
-    task, example = Sudoku(), make("1" + "0" * 14 + "1")
+    task = Sudoku()
+    example = make("1" + "0" * 14 + "1")
     assert task.correct(example, text) is correct
     assert task.rewards["correct"](example, text) == float(correct)
     assert task.rewards["format"](example, text) == (0.1 if formatted else 0.0)
@@ -196,7 +234,9 @@ def test_clues_must_be_kept() -> None:
 
 def test_sizes_beyond_what_exists_are_refused() -> None:
     # With one blank its row says the digit: the lazy policy solves every such puzzle.
-    with pytest.raises(ValueError, match=r"only about 0 validation puzzles with 1\.\.1 blanks, 5 were asked"):
+    with pytest.raises(
+        ValueError, match=r"only about 0 validation puzzles with 1\.\.1 blanks, 5 were asked"
+    ):
         Sudoku(min_blanks=1, max_blanks=1, eval_size=5).examples("validation")
 
 
@@ -214,18 +254,28 @@ def test_rows_replace_every_split(tmp_path: Path) -> None:
 
 def test_a_puzzle_that_cannot_be_rewarded_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    path.write_text("\n".join(json.dumps({"puzzle": puzzle}) for puzzle in ("0" * 16, "11" + "0" * 14)), encoding="utf-8")
+    path.write_text(
+        "\n".join(json.dumps({"puzzle": puzzle}) for puzzle in ("0" * 16, "11" + "0" * 14)),
+        encoding="utf-8",
+    )
     with pytest.raises(ValueError, match=r"rows\.jsonl:2: puzzle 1100000000000000 has no solution"):
         Sudoku(data=str(path)).examples("test")
     path.write_text(json.dumps({"puzzle": GRID}), encoding="utf-8")
     assert Sudoku(data=str(path)).examples("test")
-    with pytest.raises(ValueError, match=r"rows\.jsonl:1: got a puzzle without blanks, which protocol d1 never counts"):
+    with pytest.raises(
+        ValueError,
+        match=r"rows\.jsonl:1: got a puzzle without blanks, which protocol d1 never counts",
+    ):
         Sudoku(data=str(path), protocol="d1").examples("test")
 
 
-@pytest.mark.parametrize("puzzle", ["0" * 15, "0" * 17, "0" * 15 + "5", "\u0661" + "0" * 15, None, 1000, ["0"] * 16])
+@pytest.mark.parametrize(
+    "puzzle", ["0" * 15, "0" * 17, "0" * 15 + "5", "\u0661" + "0" * 15, None, 1000, ["0"] * 16]
+)
 def test_bad_rows_name_file_line_and_value(tmp_path: Path, puzzle: object) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("\n" + json.dumps({"puzzle": puzzle}) + "\n", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"rows\.jsonl:2: got puzzle .*, expected a string of 16 digits"):
+    with pytest.raises(
+        ValueError, match=r"rows\.jsonl:2: got puzzle .*, expected a string of 16 digits"
+    ):
         Sudoku(data=str(path)).examples("test")

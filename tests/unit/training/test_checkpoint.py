@@ -1,4 +1,6 @@
-"""Checkpoints are whole or passed over; an unreadable disk is neither; what was good is never deleted for what is damaged."""
+"""Checkpoints are whole or passed over; an unreadable disk is neither; what was good is never
+deleted for what is damaged.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +11,20 @@ import pytest
 import torch
 
 from unmaskrl.training.folder import checkpoint
-from unmaskrl.training.folder.checkpoint import Checkpoint, CheckpointError, load_latest, save_checkpoint, set_aside
+from unmaskrl.training.folder.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    load_latest,
+    save_checkpoint,
+    set_aside,
+)
 
 
 def write(folder: Path, update: int, keep: int = 2) -> Path:
-    tensors = {"model": {"w": torch.full((4,), float(update))}, "optimizer": {"w/step": torch.tensor(update)}}
+    tensors = {
+        "model": {"w": torch.full((4,), float(update))},
+        "optimizer": {"w/step": torch.tensor(update)},
+    }
     return save_checkpoint(folder, update, tensors, {"step": update, "x": 0.1 + 0.2}, keep=keep)
 
 
@@ -36,10 +47,14 @@ def test_round_trip_is_exact_and_old_ones_go(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("keep", [1, 2, 5, 9])
-def test_the_newest_ones_are_kept_and_none_is_dropped_before_there_are_so_many(tmp_path: Path, keep: int) -> None:
+def test_the_newest_ones_are_kept_and_none_is_dropped_before_there_are_so_many(
+    tmp_path: Path, keep: int
+) -> None:
     for update in range(1, 8):
         write(tmp_path, update, keep=keep)
-        assert names(tmp_path) == [f"update-{n:06d}" for n in range(max(1, update - keep + 1), update + 1)]
+        assert names(tmp_path) == [
+            f"update-{n:06d}" for n in range(max(1, update - keep + 1), update + 1)
+        ]
 
 
 def flip(path: Path, where: int) -> None:
@@ -62,7 +77,9 @@ def edit_state(path: Path, change) -> None:
 
 
 DAMAGE = {
-    "truncated": lambda p: (p / "model.safetensors").write_bytes((p / "model.safetensors").read_bytes()[:-1]),
+    "truncated": lambda p: (p / "model.safetensors").write_bytes(
+        (p / "model.safetensors").read_bytes()[:-1]
+    ),
     "a bit of a tensor": lambda p: flip(p / "model.safetensors", -3),
     "a bit of a name": lambda p: flip(p / "model.safetensors", 11),
     "a digit of the state": lambda p: (p / "state.json").write_text(
@@ -71,8 +88,12 @@ DAMAGE = {
     "half a state": lambda p: (p / "state.json").write_text('{"step": 2, "fi'),
     "no object": lambda p: (p / "state.json").write_text("[1]"),
     "no files": lambda p: edit_state(p, lambda s: s.pop("files")),
-    "files of another type": lambda p: edit_state(p, lambda s: s.update(files={"model.safetensors": "x"})),
-    "a file outside": lambda p: edit_state(p, lambda s: s["files"].update({"../update-000001/model.safetensors": 80})),
+    "files of another type": lambda p: edit_state(
+        p, lambda s: s.update(files={"model.safetensors": "x"})
+    ),
+    "a file outside": lambda p: edit_state(
+        p, lambda s: s["files"].update({"../update-000001/model.safetensors": 80})
+    ),
     "a missing file": lambda p: (p / "optimizer.safetensors").unlink(),
     "a file for a folder": lambda p: [(p / "state.json").unlink(), (p / "state.json").mkdir()],
 }
@@ -85,17 +106,25 @@ def test_damaged_newest_is_passed_over_and_named(damage: str, tmp_path: Path) ->
     DAMAGE[damage](newest)
     found = load_latest(tmp_path, whole)
     assert found.value is not None and found.value.state["step"] == 1
-    assert found.damaged == [newest] and len(found.notes) == 1 and "update-000002 is damaged" in found.notes[0]
+    assert (
+        found.damaged == [newest]
+        and len(found.notes) == 1
+        and "update-000002 is damaged" in found.notes[0]
+    )
 
 
 def test_a_checkpoint_without_checksums_loads(tmp_path: Path) -> None:
     """Those of earlier versions: sizes only."""
     path = write(tmp_path, 1)
-    edit_state(path, lambda s: s.update(files={name: about["bytes"] for name, about in s["files"].items()}))
+    edit_state(
+        path, lambda s: s.update(files={name: about["bytes"] for name, about in s["files"].items()})
+    )
     assert load_latest(tmp_path, whole).damaged == []
 
 
-@pytest.mark.parametrize("error", [ValueError("no"), KeyError("step"), TypeError("no"), AttributeError("no")])
+@pytest.mark.parametrize(
+    "error", [ValueError("no"), KeyError("step"), TypeError("no"), AttributeError("no")]
+)
 def test_what_does_not_fit_is_passed_over_like_damage(error: Exception, tmp_path: Path) -> None:
     write(tmp_path, 1)
     write(tmp_path, 2)
@@ -112,13 +141,20 @@ def test_when_none_can_be_used_nothing_is_changed(tmp_path: Path) -> None:
     for update in (1, 2):
         flip(write(tmp_path, update) / "model.safetensors", -1)
     before = names(tmp_path)
-    with pytest.raises(CheckpointError, match=r"none of the 2 checkpoints .* can be used, nothing was changed .*SHA-256"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"none of the 2 checkpoints .* can be used, nothing was changed .*SHA-256",
+    ):
         load_latest(tmp_path, whole)
     assert names(tmp_path) == before
 
 
-@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(5, "Input/output error")])
-def test_an_unreadable_disk_is_no_damage(error: OSError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error", [PermissionError(13, "Permission denied"), OSError(5, "Input/output error")]
+)
+def test_an_unreadable_disk_is_no_damage(
+    error: OSError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write(tmp_path, 1)
     write(tmp_path, 2)
 
@@ -131,7 +167,9 @@ def test_an_unreadable_disk_is_no_damage(error: OSError, tmp_path: Path, monkeyp
 
 
 def test_damaged_newest_ones_never_cost_new_good_ones(tmp_path: Path) -> None:
-    """Rotation counts what this run wrote or read: never the ones it passed over, whether they were set aside or not."""
+    """Rotation counts what this run wrote or read: never the ones it passed over, whether they were
+    set aside or not.
+    """
     write(tmp_path, 1, keep=1)
     flip(write(tmp_path, 8, keep=2) / "model.safetensors", -1)
     found = load_latest(tmp_path, whole)
@@ -146,7 +184,9 @@ def test_damaged_newest_ones_never_cost_new_good_ones(tmp_path: Path) -> None:
     assert set_aside([tmp_path / "update-000008"]) == ["update-000008 is kept as damaged-000008-2"]
 
 
-def test_failed_write_leaves_the_old_one_and_no_litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_write_leaves_the_old_one_and_no_litter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write(tmp_path, 1)
 
     def full(*args: object, **kwargs: object) -> None:

@@ -15,7 +15,10 @@ def test_what_is_allowed_is_a_share_of_the_clip_range(dtype: str, clip_range: fl
     check_range(0.0, clip_range, dtype)
     check_range(0.99 * SHARE[dtype] * clip_range, clip_range, dtype)
     for worst in (1.01 * SHARE[dtype] * clip_range, clip_range, inf, nan):
-        with pytest.raises(ValueError, match=rf"ratio is not 1 before the first update.*allowed in {dtype}.*model.dtype"):
+        with pytest.raises(
+            ValueError,
+            match=rf"ratio is not 1 before the first update.*allowed in {dtype}.*model.dtype",
+        ):
             check_range(worst, clip_range, dtype)
 
 

@@ -1,4 +1,6 @@
-"""What a run folder is, who may replace it, who holds it, and how its logs are cut: nothing of somebody else's is touched."""
+"""What a run folder is, who may replace it, who holds it, and how its logs are cut: nothing of
+somebody else's is touched.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +13,30 @@ from pathlib import Path
 import pytest
 
 from unmaskrl.recipes.load import load_recipe
-from unmaskrl.training.folder.config import check_changes, describe_changes, read_config, write_config
-from unmaskrl.training.folder.run_folder import check_folder, claim_folder, cut_log, folder_of, hold_folder, sync_logs
+from unmaskrl.training.folder.config import (
+    check_changes,
+    describe_changes,
+    read_config,
+    write_config,
+)
+from unmaskrl.training.folder.run_folder import (
+    check_folder,
+    claim_folder,
+    cut_log,
+    folder_of,
+    hold_folder,
+    sync_logs,
+)
 from unmaskrl.utils import files, lock
-from unmaskrl.utils.files import append_jsonl, free_name, is_alive, process_start, read_jsonl, remove_left_parts, write_text
+from unmaskrl.utils.files import (
+    append_jsonl,
+    free_name,
+    is_alive,
+    process_start,
+    read_jsonl,
+    remove_left_parts,
+    write_text,
+)
 from unmaskrl.utils.lock import Lock, holding
 
 RECIPE = load_recipe("sudoku-mini")
@@ -22,8 +44,14 @@ RECIPE = load_recipe("sudoku-mini")
 
 def a_run(folder: Path) -> Path:
     """Everything that `train` leaves behind, as empty files."""
-    inside = "metrics.jsonl eval.jsonl samples.jsonl metrics-old-1.jsonl config-old-1.yaml summary-old-12.json "
-    inside += "threads.json summary.json report.html .lock .report.html.4194303.part model/model.safetensors "
+    inside = (
+        "metrics.jsonl eval.jsonl samples.jsonl metrics-old-1.jsonl config-old-1.yaml "
+        "summary-old-12.json "
+    )
+    inside += (
+        "threads.json summary.json report.html .lock .report.html.4194303.part "
+        "model/model.safetensors "
+    )
     inside += "model/config.json model/decode.json model/tokenizer.json model/threshold.json "
     inside += "model/adapter/adapter_model.safetensors model-raw/model.safetensors "
     inside += "checkpoints/update-000002/state.json checkpoints/update-000002/ema.safetensors "
@@ -37,7 +65,9 @@ def a_run(folder: Path) -> Path:
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
+    }
 
 
 def test_a_run_is_moved_aside_and_counted(tmp_path: Path) -> None:
@@ -47,7 +77,10 @@ def test_a_run_is_moved_aside_and_counted(tmp_path: Path) -> None:
         check_folder(run, resume=False, force=True)
         held, notes = claim_folder(run, force=True)
         assert notes == [f"--force: the run that was in {run} is now {run}-old-{number}"]
-        assert tree(tmp_path / f"run.v2-old-{number}").keys() == before.keys() - {".lock", ".report.html.4194303.part"}
+        assert tree(tmp_path / f"run.v2-old-{number}").keys() == before.keys() - {
+            ".lock",
+            ".report.html.4194303.part",
+        }
         assert [p.name for p in run.iterdir()] == [".lock"]
         held.release()
     assert not list(run.iterdir())
@@ -70,14 +103,18 @@ def test_a_run_with_foreign_files_is_left_alone(name: str, tmp_path: Path) -> No
     (run / name).parent.mkdir(parents=True, exist_ok=True)
     (run / name).write_text("mine")
     before = tree(run)
-    with pytest.raises(ValueError, match=r"--force: .* is left alone, it holds .* no run writes; set train\.out"):
+    with pytest.raises(
+        ValueError, match=r"--force: .* is left alone, it holds .* no run writes; set train\.out"
+    ):
         check_folder(run, resume=False, force=True)
     with pytest.raises(ValueError, match="left alone"):
         claim_folder(run, force=True)
     assert tree(run) == before
 
 
-@pytest.mark.parametrize("config", [None, "", "- 1", "train: 3\n", "a: !!python/object/apply:os.system [x]", "\0"])
+@pytest.mark.parametrize(
+    "config", [None, "", "- 1", "train: 3\n", "a: !!python/object/apply:os.system [x]", "\0"]
+)
 def test_what_is_no_run_is_left_alone(config: str | None, tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("mine")
     if config is not None:
@@ -99,7 +136,10 @@ def test_where_one_stands_is_left_alone(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("HOME", str(run))
     with pytest.raises(ValueError, match="it is the home folder"):
         check_folder(run, resume=False, force=True)
-    for place, reason in ((run, "it is the current folder"), (run / "model", "the current folder lies in it")):
+    for place, reason in (
+        (run, "it is the current folder"),
+        (run / "model", "the current folder lies in it"),
+    ):
         monkeypatch.chdir(place)
         for name in (run, Path(os.path.relpath(run))):
             with pytest.raises(ValueError, match=reason):
@@ -117,14 +157,28 @@ def test_what_may_begin_and_go_on(tmp_path: Path) -> None:
         check_folder(tmp_path / "none", resume=True, force=False)
     with pytest.raises(ValueError, match="give one of them"):
         check_folder(a_run(tmp_path / "run"), resume=True, force=True)
-    with pytest.raises(ValueError, match="already holds a run: add --resume to go on, --force to move it aside"):
+    with pytest.raises(
+        ValueError, match="already holds a run: add --resume to go on, --force to move it aside"
+    ):
         check_folder(tmp_path / "run", resume=False, force=False)
     check_folder(tmp_path / "run", resume=True, force=False)
 
 
 @pytest.mark.parametrize(
     "out",
-    ["{recipe.__class__}", "{seed!r}", "{other}", "{", "{0}", "{}", "{recipe[0]}", "{recipe:{seed}}", "", "a\0b", "{recipe:d}"],
+    [
+        "{recipe.__class__}",
+        "{seed!r}",
+        "{other}",
+        "{",
+        "{0}",
+        "{}",
+        "{recipe[0]}",
+        "{recipe:{seed}}",
+        "",
+        "a\0b",
+        "{recipe:d}",
+    ],
 )
 def test_only_name_and_seed_are_filled_in(out: str) -> None:
     with pytest.raises(ValueError, match=r"train\.out"):
@@ -146,10 +200,17 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
     path = tmp_path / ".lock"
     held = Lock.take(path, "runs/x")
     assert held.is_held()
-    with pytest.raises(ValueError, match=f"runs/x is in use by process {os.getpid()}: wait until it is done"):
+    with pytest.raises(
+        ValueError, match=f"runs/x is in use by process {os.getpid()}: wait until it is done"
+    ):
         Lock.take(path, "runs/x")
-    code = f"from pathlib import Path; from unmaskrl.utils.lock import Lock; Lock.take(Path({str(path)!r}), 'runs/x')"
-    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    code = (
+        "from pathlib import Path; from unmaskrl.utils.lock import Lock; "
+        f"Lock.take(Path({str(path)!r}), 'runs/x')"
+    )
+    other = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
     assert other.returncode == 1 and f"in use by process {os.getpid()}" in other.stderr
     held.release()
     assert not path.exists() and not held.is_held()
@@ -191,18 +252,22 @@ def test_a_lock_that_was_never_finished_is_taken_over(text: str, tmp_path: Path)
 
 
 def test_a_living_holder_and_another_machine_are_refused(tmp_path: Path) -> None:
-    path, parent = tmp_path / ".lock", os.getppid()
+    path = tmp_path / ".lock"
+    parent = os.getppid()
     stored_lock(path, pid=parent, started=process_start(parent))
     with pytest.raises(ValueError, match=f"in use by process {parent}: wait"):
         hold_folder(tmp_path)
     stored_lock(path, host="elsewhere", pid=7)
-    with pytest.raises(ValueError, match=r"process 7 of another machine \(elsewhere\).*delete that file"):
+    with pytest.raises(
+        ValueError, match=r"process 7 of another machine \(elsewhere\).*delete that file"
+    ):
         hold_folder(tmp_path)
     assert json.loads(path.read_text())["host"] == "elsewhere"
 
 
 def test_two_evaluations_of_one_file_are_refused(tmp_path: Path) -> None:
-    path, refused = tmp_path / "items.jsonl", pytest.raises(ValueError, match=r"items\.jsonl is in use by process")
+    path = tmp_path / "items.jsonl"
+    refused = pytest.raises(ValueError, match=r"items\.jsonl is in use by process")
     with holding(path), refused, holding(path):
         pass
     with holding(None), holding(path):
@@ -212,9 +277,14 @@ def test_two_evaluations_of_one_file_are_refused(tmp_path: Path) -> None:
 
 def test_what_dead_processes_left_half_written_goes(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
-    own, host = os.getppid(), files.host_name()
+    own = os.getppid()
+    host = files.host_name()
     stays = [f".a.json.{own}@{host}.part", ".a.json.4194303@elsewhere.part", "mine.part", "a.json"]
-    goes = [f".a.json.4194303@{host}.part", ".a.json.4194303.part", f"model/.model.safetensors.4194303@{host}.part"]
+    goes = [
+        f".a.json.4194303@{host}.part",
+        ".a.json.4194303.part",
+        f"model/.model.safetensors.4194303@{host}.part",
+    ]
     for name in [*stays, *goes]:
         (tmp_path / name).touch()
     hold_folder(tmp_path).release()
@@ -256,10 +326,17 @@ def test_a_zombie_is_dead() -> None:
         ('{"a":1}\n', 16, '{"a":1}\n', "has 8 bytes, the checkpoint says 16"),
         ('{"a":1}\n{"a":2}\n', 10, '{"a":1}\n', "does not end a line where the checkpoint says"),
         ("", 8, "", "has 0 bytes"),
-        ("x" * 200_000 + "\n" + "y" * 100_000, 300_001, "x" * 200_000 + "\n", "does not end a line"),
+        (
+            "x" * 200_000 + "\n" + "y" * 100_000,
+            300_001,
+            "x" * 200_000 + "\n",
+            "does not end a line",
+        ),
     ],
 )
-def test_logs_are_only_ever_cut_and_end_in_whole_lines(text: str, size: int, left: str, says: str, tmp_path: Path) -> None:
+def test_logs_are_only_ever_cut_and_end_in_whole_lines(
+    text: str, size: int, left: str, says: str, tmp_path: Path
+) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text(text)
     notes = cut_log(path, size)
@@ -295,15 +372,29 @@ def test_errors_of_files_name_the_file(tmp_path: Path, monkeypatch: pytest.Monke
         write_text(tmp_path / "a.json", "x")
     assert not list(tmp_path.iterdir())
     (tmp_path / "eval.jsonl").write_text('{"a": 1}\n{"a": \0\0\n')
-    with pytest.raises(ValueError, match=r"eval\.jsonl:2 is no JSON object; correct or delete that line"):
+    with pytest.raises(
+        ValueError, match=r"eval\.jsonl:2 is no JSON object; correct or delete that line"
+    ):
         read_jsonl(tmp_path / "eval.jsonl")
 
 
-FREE = "train.steps=90 train.minutes=3 train.out=x train.threads=2 train.save_every=7 train.keep_checkpoints=9 eval.every=3 "
-FREE += "train.log_with=[] eval.size=9 eval.temperature=0.5 eval.batch_size=3 train.max_canvases=7 train.variance_draws=3 "
+FREE = (
+    "train.steps=90 train.minutes=3 train.out=x train.threads=2 train.save_every=7 "
+    "train.keep_checkpoints=9 eval.every=3 "
+)
+FREE += (
+    "train.log_with=[] eval.size=9 eval.temperature=0.5 eval.batch_size=3 train.max_canvases=7 "
+    "train.variance_draws=3 "
+)
 FREE += "model.activation_checkpointing=true name=other"
-BOUND = "train.lr=1 train.seed=4 train.group_size=4 decode.steps=10 prior.keep=0.3 task.train_size=7 estimator.num_mc=2 "
-BOUND += "loss.clip_low=0.1 model.path=zero train.schedule=constant train.num_iterations=2 model.lora.rank=3 train.ema=0.5"
+BOUND = (
+    "train.lr=1 train.seed=4 train.group_size=4 decode.steps=10 prior.keep=0.3 "
+    "task.train_size=7 estimator.num_mc=2 "
+)
+BOUND += (
+    "loss.clip_low=0.1 model.path=zero train.schedule=constant train.num_iterations=2 "
+    "model.lora.rank=3 train.ema=0.5"
+)
 
 
 def test_what_may_change_on_resume_and_what_may_not(tmp_path: Path) -> None:
@@ -314,7 +405,9 @@ def test_what_may_change_on_resume_and_what_may_not(tmp_path: Path) -> None:
     assert sorted(changed) == sorted(word.partition("=")[0] for word in FREE.split())
     for word in BOUND.split():
         name = word.partition("=")[0].replace(".rank", "")
-        with pytest.raises(ValueError, match=rf"--resume: {name} .* differs from .*config\.yaml and would change"):
+        with pytest.raises(
+            ValueError, match=rf"--resume: {name} .* differs from .*config\.yaml and would change"
+        ):
             check_changes(load_recipe("sudoku-mini", [word]), stored, path)
 
 
@@ -324,11 +417,22 @@ def test_what_follows_from_a_change_is_said(tmp_path: Path) -> None:
     assert said[0] == "changed on resume: train.steps 30 -> 60, train.threads 0 -> 2"
     assert said[1] == "train.threads changed: sums round differently from here on"
     assert "train.schedule=linear, prior.keep_end follow the new one" in said[2]
-    assert describe_changes(RECIPE, RECIPE, []) == describe_changes(RECIPE, RECIPE, ["train.out"]) == []
+    assert (
+        describe_changes(RECIPE, RECIPE, [])
+        == describe_changes(RECIPE, RECIPE, ["train.out"])
+        == []
+    )
 
 
 @pytest.mark.parametrize(
-    "text", ["", "- 1\n", "train: 3\n", "task: {name: sudoku}\ntrain: {stepz: 3}\n", "a: !!python/name:os.system\n"]
+    "text",
+    [
+        "",
+        "- 1\n",
+        "train: 3\n",
+        "task: {name: sudoku}\ntrain: {stepz: 3}\n",
+        "a: !!python/name:os.system\n",
+    ],
 )
 def test_a_config_that_holds_no_recipe_is_one_line(text: str, tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"

@@ -15,7 +15,13 @@ def test_collapse_and_exploding_ratios_are_said() -> None:
 
 
 def test_absurd_and_missing_numbers_are_said() -> None:
-    fine = {"accuracy/rollout": 0.5, "advantage/largest": 1.5, "grad_norm": 2.0, "loss": None, "updates/skipped": 0.0}
+    fine = {
+        "accuracy/rollout": 0.5,
+        "advantage/largest": 1.5,
+        "grad_norm": 2.0,
+        "loss": None,
+        "updates/skipped": 0.0,
+    }
     assert alarms(fine) == []
     (advantage,) = alarms({**fine, "advantage/largest": 2e6})
     assert "2e+06" in advantage and "group_mean_std" in advantage

@@ -1,4 +1,6 @@
-"""Schedules, logs, recipes, costs, the supervised loss: the parts of the shell that can be checked by hand."""
+"""Schedules, logs, recipes, costs, the supervised loss: the parts of the shell that can be checked
+by hand.
+"""
 
 from __future__ import annotations
 
@@ -28,13 +30,26 @@ from unmaskrl.utils.files import read_jsonl
 
 def tiny_model() -> ModelDenoiser:
     sizes = {"d_model": 16, "n_heads": 2, "n_kv_heads": 2, "n_layers": 1, "mlp_hidden_size": 16}
-    ids = {"vocab_size": 12, "embedding_size": 12, "mask_token_id": 11, "eos_token_id": 10, "pad_token_id": 10}
+    ids = {
+        "vocab_size": 12,
+        "embedding_size": 12,
+        "mask_token_id": 11,
+        "eos_token_id": 10,
+        "pad_token_id": 10,
+    }
     model = LLaDA(LLaDAConfig(**sizes, **ids)).init_weights(torch.Generator().manual_seed(0))
     return ModelDenoiser.from_model(model.eval())
 
 
 def test_learning_rate() -> None:
-    assert [learning_rate(u, 0.0, lr=8.0, warmup=4, schedule="constant") for u in range(6)] == [2, 4, 6, 8, 8, 8]
+    assert [learning_rate(u, 0.0, lr=8.0, warmup=4, schedule="constant") for u in range(6)] == [
+        2,
+        4,
+        6,
+        8,
+        8,
+        8,
+    ]
     assert learning_rate(9, 0.25, lr=8.0, warmup=4, schedule="linear") == 6
     assert learning_rate(9, 0.5, lr=8.0, warmup=4, schedule="cosine") == pytest.approx(4)
     assert learning_rate(9, 1.0, lr=8.0, warmup=4, schedule="cosine") == 0
@@ -51,17 +66,24 @@ def test_logs_survive_a_cut_line(tmp_path: Path) -> None:
 def test_masked_loss_is_the_elbo_per_token() -> None:
     """Mean over many draws == enumeration over counts and subsets of a 3-token completion."""
     denoiser = tiny_model()
-    prompt, answer = torch.tensor([[1, 2]]), torch.tensor([[3, 4, 10]])
+    prompt = torch.tensor([[1, 2]])
+    answer = torch.tensor([[3, 4, 10]])
     exact = 0.0
     for bits in range(1, 8):
         masked = torch.tensor([[bool(bits >> i & 1) for i in range(3)]])
-        count, subsets = int(masked.sum()), {1: 3, 2: 3, 3: 1}
+        count = int(masked.sum())
+        subsets = {1: 3, 2: 3, 3: 1}
         ids = torch.cat([prompt, torch.where(masked, 11, answer)], 1)
-        logps = denoiser.logits(ids)[:, -3:].log_softmax(-1).gather(-1, answer[..., None]).squeeze(-1)
+        logps = (
+            denoiser.logits(ids)[:, -3:].log_softmax(-1).gather(-1, answer[..., None]).squeeze(-1)
+        )
         exact -= float((logps * masked).detach().sum()) / count / subsets[count] / 3
     rows = 3000
     many = [t.expand(rows, -1) for t in (prompt, torch.ones_like(prompt).bool(), answer)]
-    draws = [float(masked_loss(denoiser, *many, torch.Generator().manual_seed(s)).detach()) for s in range(6)]
+    draws = [
+        float(masked_loss(denoiser, *many, torch.Generator().manual_seed(s)).detach())
+        for s in range(6)
+    ]
     assert sum(draws) / 6 == pytest.approx(exact, abs=4e-3)
 
 
@@ -76,7 +98,11 @@ def test_problems_cover_an_epoch_before_they_repeat() -> None:
 
 def anchors(*overrides: str) -> Anchors:
     recipe = load_recipe("countdown-zero-elbo", ["prior.name=anchors", *overrides])
-    return Anchors(recipe, Problems(recipe, make_task(recipe), load_tokenizer(ASSETS / "mini"), 4096), tiny_model())
+    return Anchors(
+        recipe,
+        Problems(recipe, make_task(recipe), load_tokenizer(ASSETS / "mini"), 4096),
+        tiny_model(),
+    )
 
 
 def test_keep_is_annealed_or_adapted() -> None:
@@ -92,7 +118,9 @@ def test_keep_is_annealed_or_adapted() -> None:
 
 
 def test_cost_counts_what_a_step_does() -> None:
-    recipe = load_recipe("sudoku-mini-elbo", ["loss.kl_coef=0.04", "train.prompts_per_step=2", "train.group_size=3"])
+    recipe = load_recipe(
+        "sudoku-mini-elbo", ["loss.kl_coef=0.04", "train.prompts_per_step=2", "train.group_size=3"]
+    )
     cost = step_cost(recipe)
     assert (cost.rollout_per_row, cost.rollout) == (20, 120)
     assert (cost.old, cost.ref, cost.new) == (6 * 3 * 3, 6 * 3 * 4, 6 * 3 * 4)
@@ -106,11 +134,16 @@ def test_parameters_are_counted_from_the_config_alone() -> None:
     from unmaskrl.models.hub import ASSETS
 
     model = load_denoiser(ASSETS / "mini").model
-    assert step_cost(load_recipe("sudoku-mini")).parameters == sum(p.numel() for p in model.parameters())
+    assert step_cost(load_recipe("sudoku-mini")).parameters == sum(
+        p.numel() for p in model.parameters()
+    )
 
 
 def test_exit_with_one_block_is_warned_about() -> None:
-    data = {"task": {"name": "sudoku"}, "decode": {"gen_length": 20, "block_length": 20, "steps": 20, "exit_at": 0.9}}
+    data = {
+        "task": {"name": "sudoku"},
+        "decode": {"gen_length": 20, "block_length": 20, "steps": 20, "exit_at": 0.9},
+    }
     assert any("block_length" in note for note in warnings_for(build_recipe(data)))
     data["decode"]["block_length"] = 10
     assert not warnings_for(build_recipe(data))
@@ -125,18 +158,30 @@ def test_broken_yaml(text: str, tmp_path: Path) -> None:
 
 
 def test_overrides_are_typed() -> None:
-    recipe: Recipe = load_recipe("sudoku-mini", ["train.lr=1e-3", "decode.exit_at=null", "train.log_with=[]", "prior.keep=0.3"])
-    assert (recipe.train.lr, recipe.decode.exit_at, recipe.train.log_with, recipe.prior.keep) == (1e-3, None, (), 0.3)
+    recipe: Recipe = load_recipe(
+        "sudoku-mini",
+        ["train.lr=1e-3", "decode.exit_at=null", "train.log_with=[]", "prior.keep=0.3"],
+    )
+    assert (recipe.train.lr, recipe.decode.exit_at, recipe.train.log_with, recipe.prior.keep) == (
+        1e-3,
+        None,
+        (),
+        0.3,
+    )
 
 
 def test_another_component_drops_the_settings_of_the_one_it_replaces() -> None:
-    recipe: Recipe = load_recipe("diffu_grpo", ["estimator.name=elbo", "estimator.num_mc=2", "loss.name=token_clip"])
+    recipe: Recipe = load_recipe(
+        "diffu_grpo", ["estimator.name=elbo", "estimator.num_mc=2", "loss.name=token_clip"]
+    )
     assert recipe.estimator == {"name": "elbo", "num_mc": 2}  # p_mask_prompt was mean_field's
     assert recipe.loss["clip_low"] == 0.5  # the same component keeps its settings
 
 
 def test_a_wrong_type_is_one_line() -> None:
-    with pytest.raises(ValueError, match=r"loss f: \{'x': 'two'\} has a setting of the wrong type") as error:
+    with pytest.raises(
+        ValueError, match=r"loss f: \{'x': 'two'\} has a setting of the wrong type"
+    ) as error:
         component({"name": "f", "x": "two"}, {"f": lambda x: x < 1}, "loss")
     assert "\n" not in str(error.value)
 

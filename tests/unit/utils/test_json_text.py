@@ -24,7 +24,11 @@ def strict(text: str) -> object:
 
 
 def test_nan_is_null_and_an_infinity_a_string_that_reads_back() -> None:
-    data = {"a": math.nan, "b": [math.inf, (-math.inf, 1.5)], math.inf: {"c": None, "d": True, "e": 3}}
+    data = {
+        "a": math.nan,
+        "b": [math.inf, (-math.inf, 1.5)],
+        math.inf: {"c": None, "d": True, "e": 3},
+    }
     read = {"a": None, "b": ["Infinity", ["-Infinity", 1.5]], "inf": {"c": None, "d": True, "e": 3}}
     assert strict(json_text(data)) == read
     assert DecodeConfig(select="eb", gamma=strict(json_text(math.inf))).gamma == math.inf  # type: ignore[arg-type]
@@ -35,10 +39,16 @@ def test_logs_hold_no_bare_nan_and_readers_know_no_number(tmp_path: Path) -> Non
     append_jsonl(log, [{"step": 1, "loss": math.nan, "reward/mean": math.inf, "nfe/mean": 2.0}])
     (row,) = read_jsonl(log)
     assert strict(log.read_text()) == row
-    assert number(row, "loss") is None and number(row, "reward/mean") is None and number(row, "nfe/mean") == 2.0
+    assert (
+        number(row, "loss") is None
+        and number(row, "reward/mean") is None
+        and number(row, "nfe/mean") == 2.0
+    )
 
 
-@pytest.mark.parametrize("path", sorted(SOURCE.glob("**/*.py")), ids=lambda p: str(p.relative_to(SOURCE)))
+@pytest.mark.parametrize(
+    "path", sorted(SOURCE.glob("**/*.py")), ids=lambda p: str(p.relative_to(SOURCE))
+)
 def test_only_one_place_writes_json(path: Path) -> None:
     """tasks/ speaks to its own worker processes in Python's JSON, and a digest is not written."""
     for node in ast.walk(ast.parse(path.read_text())):

@@ -21,7 +21,9 @@ def shown(*things: object, **options: object) -> str:
 
 def test_controls_are_written_out_and_the_rest_is_kept() -> None:
     assert escape_controls("\x1b[31m") == "\\x1b[31m"
-    assert escape_controls("line\n\ttab ünï \U0001f600 \u200d") == "line\n\ttab ünï \U0001f600 \u200d"
+    assert (
+        escape_controls("line\n\ttab ünï \U0001f600 \u200d") == "line\n\ttab ünï \U0001f600 \u200d"
+    )
     assert escape_controls("\u202e\ud800\x9b") == "\\u202e\\ud800\\x9b"
     assert printable("two\nlines\x1b") == "two\\nlines\\x1b"
 
@@ -42,5 +44,7 @@ def test_a_table_of_such_texts_is_drawn() -> None:
 
 def test_own_colours_stay() -> None:
     out = io.StringIO()
-    PlainConsole(file=out, force_terminal=True, color_system="standard").print("x\x1by", style="yellow")
+    PlainConsole(file=out, force_terminal=True, color_system="standard").print(
+        "x\x1by", style="yellow"
+    )
     assert out.getvalue() == "\x1b[33mx\\x1by\x1b[0m\n"

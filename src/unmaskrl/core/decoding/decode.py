@@ -1,17 +1,21 @@
-"""The one denoising loop: blocks, quotas, position rules, temporal pruning, rows that leave when they are done.
+"""The one denoising loop: blocks, quotas, position rules, temporal pruning, rows that leave when
+they are done.
 
-Every row runs on its own clock. Its active block is the block of its first open position; a block with n open tokens
-takes k = ceil(n * steps / gen_length) calls of n // k or n // k + 1 tokens (LLaDA's schedule when n = block_length).
-With ``exit_at`` (temporal pruning, STP, arXiv 2602.08905) a row that has decided ceil(exit_at * f) of its f open tokens
-fills all others in one more call. A row whose tokens up to the first EOS are all decided leaves the batch: nothing after
-it can change what is before it, and later tokens are no part of the completion.
+Every row runs on its own clock. Its active block is the block of its first open position; a block
+with n open tokens takes k = ceil(n * steps / gen_length) calls of n // k or n // k + 1 tokens
+(LLaDA's schedule when n = block_length). With ``exit_at`` (temporal pruning, STP, arXiv 2602.08905)
+a row that has decided ceil(exit_at * f) of its f open tokens fills all others in one more call. A
+row whose tokens up to the first EOS are all decided leaves the batch: nothing after it can change
+what is before it, and later tokens are no part of the completion.
 
-Adaptive rules (eb, threshold, factor) take the place of the quota: how much of the active block a call reveals follows from
-the row's ``gamma``. Otherwise the count of denoiser calls of a row without EOS is ``planned_calls``.
+Adaptive rules (eb, threshold, factor) take the place of the quota: how much of the active block a
+call reveals follows from the row's ``gamma``. Otherwise the count of denoiser calls of a row
+without EOS is ``planned_calls``.
 
-A drawn token whose log-probability is not finite, and the mask token, raise ``NotFiniteError``. No call waits for the check:
-each call's verdict is added to a flag on the device, and ``active``, which the loop waits for anyway, is empty once it is
-set, so that the loop ends before the next call. The flag itself is read once, after the loop.
+A drawn token whose log-probability is not finite, and the mask token, raise ``NotFiniteError``. No
+call waits for the check: each call's verdict is added to a flag on the device, and ``active``,
+which the loop waits for anyway, is empty once it is set, so that the loop ends before the next
+call. The flag itself is read once, after the loop.
 """
 
 from __future__ import annotations
@@ -31,8 +35,10 @@ from ..types import Canvas, Rollout, first_eos_mask, is_any
 from .sample import confidence_at_one, draw, drawn_confidence, masked_log_softmax, row_chunks
 from .select import PROBABILITY, RULES, Rule
 
-_TOKEN_STREAM, _ORDER_STREAM = 0, 1
-Gamma = float | Tensor | Callable[[Tensor, Tensor], Tensor]  # or (hidden of the first call (A, L, D), rows (A,)) -> (A,)
+_TOKEN_STREAM = 0
+_ORDER_STREAM = 1
+# or (hidden of the first call (A, L, D), rows (A,)) -> (A,)
+Gamma = float | Tensor | Callable[[Tensor, Tensor], Tensor]
 
 
 @torch.no_grad()
@@ -49,31 +55,42 @@ def decode(
     stop_at_eos: bool = True,
     generator: torch.Generator | None = None,
 ) -> Rollout:
-    """Decode a canvas and record which call revealed each token, its log-probability (nats), and the calls per row.
+    """Decode a canvas and record which call revealed each token, its log-probability (nats), and
+    the calls per row.
 
-    ``steps``: calls for a fully open completion (quota gen_length / steps tokens per call). ``select``: a name in
-    ``select.RULES``. ``gamma``: how bold an adaptive rule is, a number, one per row, or a function of what the first call sees
-    (a threshold policy: no extra call). ``temperature`` 0 is greedy. ``generator`` is needed if anything is random; one seed
-    is drawn from it. ``stop_at_eos=False`` decodes every position, as LLaDA's published generate does. Raises ValueError on
-    bad settings, NotFiniteError (a ValueError) on logits that are not finite.
+    ``steps``: calls for a fully open completion (quota gen_length / steps tokens per call).
+    ``select``: a name in ``select.RULES``. ``gamma``: how bold an adaptive rule is, a number, one
+    per row, or a function of what the first call sees (a threshold policy: no extra call).
+    ``temperature`` 0 is greedy. ``generator`` is needed if anything is random; one seed is drawn
+    from it. ``stop_at_eos=False`` decodes every position, as LLaDA's published generate does.
+    Raises ValueError on bad settings, NotFiniteError (a ValueError) on logits that are not finite.
     """
     canvas.validate(denoiser.mask_id)
     fixed = gamma if isinstance(gamma, float | int) else None
     rule = check_decode(canvas.gen_length, block_length, steps, select, temperature, exit_at, fixed)
     if (rule.prefix is None) != (gamma is None):
         raise ValueError(
-            f"select={select!r} needs gamma" if rule.prefix else f"select={select!r} takes no gamma: it has a quota"
+            f"select={select!r} needs gamma"
+            if rule.prefix
+            else f"select={select!r} takes no gamma: it has a quota"
         )
     random = temperature > 0 or select == "random"
     if random and generator is None:
-        raise ValueError(f"decoding with temperature {temperature} and select={select!r} is random: pass generator=")
+        raise ValueError(
+            f"decoding with temperature {temperature} and select={select!r} is random: pass "
+            "generator="
+        )
     seed = draw_seed(generator) if random and generator is not None else None
     state = _State.start(canvas, gamma)
     for _ in range(canvas.gen_length + 1):  # every call reveals a token of every row in it
         if not (rows := state.active()).numel():
             break
-        plan = _plan(state, rows, denoiser.mask_id, block_length, steps, exit_at, rule.prefix is not None)
-        hidden = denoiser.hidden(state.ids[rows], canvas.attention_mask[rows] if state.padded else None)
+        plan = _plan(
+            state, rows, denoiser.mask_id, block_length, steps, exit_at, rule.prefix is not None
+        )
+        hidden = denoiser.hidden(
+            state.ids[rows], canvas.attention_mask[rows] if state.padded else None
+        )
         if callable(gamma) and state.first:
             state.gamma[rows] = gamma(hidden, rows).to(state.gamma.dtype)
             state.broken |= state.gamma.isnan().any()
@@ -97,11 +114,16 @@ def check_decode(
     if block_length < 1 or gen_length % block_length:
         raise ValueError(f"block_length {block_length} does not divide gen_length {gen_length}")
     if not 1 <= steps <= gen_length:
-        raise ValueError(f"steps must be between 1 and gen_length {gen_length} (one token per call), got {steps}")
+        raise ValueError(
+            f"steps must be between 1 and gen_length {gen_length} (one token per call), got {steps}"
+        )
     if temperature < 0:
         raise ValueError(f"temperature must be >= 0, got {temperature}")
     if exit_at is not None and not 0 <= exit_at <= 1:
-        raise ValueError(f"exit_at is the share of open tokens decided before the last call, in [0, 1]; got {exit_at}")
+        raise ValueError(
+            "exit_at is the share of open tokens decided before the last call, in [0, 1]; got "
+            f"{exit_at}"
+        )
     if select not in RULES:
         raise ValueError(f"select must be one of {', '.join(RULES)}; got {select!r}")
     unit = RULES[select].unit
@@ -110,15 +132,18 @@ def check_decode(
     return RULES[select]
 
 
-def planned_calls(open_per_block: Sequence[int], gen_length: int, steps: int, exit_at: float | None = None) -> int:
+def planned_calls(
+    open_per_block: Sequence[int], gen_length: int, steps: int, exit_at: float | None = None
+) -> int:
     """Denoiser calls of a row with these open tokens per block, if no EOS ends it early.
 
-    Without exit: sum_b ceil(n_b * steps / gen_length). With exit: the calls until keep = ceil(exit_at * f) tokens are
-    decided, plus 1 if f > keep.
+    Without exit: sum_b ceil(n_b * steps / gen_length). With exit: the calls until keep =
+    ceil(exit_at * f) tokens are decided, plus 1 if f > keep.
     """
     total = sum(open_per_block)
     keep = total if exit_at is None else exit_count(total, exit_at)
-    calls, decided = 0, 0
+    calls = 0
+    decided = 0
     for n in open_per_block:
         k = -(-n * steps // gen_length)
         for i in range(k):
@@ -136,7 +161,9 @@ def exit_count(num_open: int, exit_at: float) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What the next call does to each active row: positions it may reveal, how many, and whether it is the exit."""
+    """What the next call does to each active row: positions it may reveal, how many, and whether it
+    is the exit.
+    """
 
     window: Bool[Tensor, "A G"]
     count: Int[Tensor, " A"]
@@ -172,7 +199,9 @@ class _State:
             padded=not bool(canvas.attention_mask.all()),
             ids=canvas.ids.clone(),
             decoded_step=torch.zeros_like(canvas.ids),
-            behavior_logps=torch.zeros(canvas.ids.shape, dtype=torch.float32, device=canvas.ids.device),
+            behavior_logps=torch.zeros(
+                canvas.ids.shape, dtype=torch.float32, device=canvas.ids.device
+            ),
             nfe=zeros.clone(),
             exit_step=zeros.clone(),
             num_open=num_open,
@@ -188,27 +217,41 @@ class _State:
         return (~self.done & ~self.broken).nonzero().squeeze(-1)
 
     def check(self, denoiser: Denoiser) -> None:
-        """NotFiniteError in one line if the loop ended for another reason than that all rows are done."""
+        """NotFiniteError in one line if the loop ended for another reason than that all rows are
+        done.
+        """
         if not bool(self.broken | ~self.done.all()):
             return
-        call, rows = int(self.nfe.max()), len(self.done)
+        call = int(self.nfe.max())
+        rows = len(self.done)
         bad = int((~self.behavior_logps.isfinite()).any(-1).sum())
         nan = int(self.gamma.isnan().sum())
         if bad:
             reason = f"logits are not finite in {bad} of {rows} rows: {where_from(denoiser)}"
         elif nan:
-            reason = f"gamma is NaN in {nan} of {rows} rows: the threshold head, or what it sees, is not finite"
+            reason = (
+                f"gamma is NaN in {nan} of {rows} rows: the threshold head, or what it sees, "
+                "is not finite"
+            )
         elif self.broken:
-            reason = f"the mask token {denoiser.mask_id} was drawn: the denoiser's mask_id is not that of its logits"
+            reason = (
+                f"the mask token {denoiser.mask_id} was drawn: the denoiser's mask_id is not "
+                "that of its logits"
+            )
         else:
-            reason = f"{int((~self.done).sum())} of {rows} rows have open tokens left: a call revealed none"
+            reason = (
+                f"{int((~self.done).sum())} of {rows} rows have open tokens left: a call "
+                "revealed none"
+            )
         raise NotFiniteError(f"decoding stopped after call {call}: {reason}")
 
     def open(self, rows: Tensor, mask_id: int) -> Bool[Tensor, "A G"]:
         return self.ids[rows, -self.canvas.gen_length :] == mask_id
 
     def finish(self, rows: Tensor, denoiser: Denoiser, stop_at_eos: bool) -> None:
-        """Mark rows done: nothing open, or everything up to the first end token decided (the rest then becomes EOS)."""
+        """Mark rows done: nothing open, or everything up to the first end token decided (the rest
+        then becomes EOS).
+        """
         open_mask = self.open(rows, denoiser.mask_id)
         done = ~open_mask.any(-1)
         if stop_at_eos:
@@ -245,9 +288,17 @@ class _State:
 
 
 def _plan(
-    state: _State, rows: Tensor, mask_id: int, block_length: int, steps: int, exit_at: float | None, adaptive: bool
+    state: _State,
+    rows: Tensor,
+    mask_id: int,
+    block_length: int,
+    steps: int,
+    exit_at: float | None,
+    adaptive: bool,
 ) -> _Plan:
-    """Active block, quota (or all of the window, for adaptive rules) and exit of each active row."""
+    """Active block, quota (or all of the window, for adaptive rules) and exit of each active
+    row.
+    """
     gen_length = state.canvas.gen_length
     open_mask = state.open(rows, mask_id)
     offsets = torch.arange(gen_length, device=rows.device)
@@ -257,7 +308,8 @@ def _plan(
     state.block[rows] = block
     state.block_open[rows] = torch.where(fresh, window.sum(-1), state.block_open[rows])
     state.block_calls[rows] = torch.where(fresh, 0, state.block_calls[rows])
-    n, i = state.block_open[rows], state.block_calls[rows]
+    n = state.block_open[rows]
+    i = state.block_calls[rows]
     k = (n * steps + gen_length - 1) // gen_length
     count = window.sum(-1) if adaptive else n // k + (i < n % k)
     state.block_calls[rows] += 1
@@ -285,22 +337,28 @@ def _reveal(
     """Choose the positions of this call, draw their tokens, and record them."""
     start = hidden.shape[1] - state.canvas.gen_length
     r, c = plan.window.nonzero(as_tuple=True)
-    row_ids, call = state.canvas.row_ids[rows], state.nfe[rows] + 1
+    row_ids = state.canvas.row_ids[rows]
+    call = state.nfe[rows] + 1
     order = _uniform(seed, _ORDER_STREAM, row_ids[r], c)  # one order per row: no call in the key
     noise = _uniform(seed, _TOKEN_STREAM, row_ids[r], call[r], c)
     hidden_RD = hidden[r, start + c]
-    scores, statistic, tokens, logps = _score_positions(denoiser, hidden_RD, rule, temperature, noise, order, c)
+    scores, statistic, tokens, logps = _score_positions(
+        denoiser, hidden_RD, rule, temperature, noise, order, c
+    )
     chosen = _highest(scores, r, c, plan, statistic, rule, state.gamma[rows])
     if tokens is None or logps is None:
         tokens, logps = _draw_tokens(denoiser, hidden_RD[chosen], temperature, noise[chosen])
     else:
-        tokens, logps = tokens[chosen], logps[chosen]
-    r, c = rows[r[chosen]], start + c[chosen]
+        tokens = tokens[chosen]
+        logps = logps[chosen]
+    r = rows[r[chosen]]
+    c = start + c[chosen]
     state.nfe[rows] += 1
     state.exit_step[rows] = torch.where(plan.exits, state.nfe[rows], state.exit_step[rows])
     state.ids[r, c] = tokens
     state.decoded_step[r, c] = state.nfe[r]
-    state.behavior_logps = state.behavior_logps.to(logps.dtype)  # fp64 stays fp64; otherwise it is fp32 already
+    # fp64 stays fp64; otherwise it is fp32 already
+    state.behavior_logps = state.behavior_logps.to(logps.dtype)
     state.behavior_logps[r, c] = logps
     state.broken |= ~(logps.isfinite() & (tokens != denoiser.mask_id)).all()
 
@@ -313,12 +371,23 @@ def _uniform(seed: int | None, stream: int, *key: Int[Tensor, " R"]) -> Float64[
 
 
 def _score_positions(
-    denoiser: Denoiser, hidden_RD: Tensor, rule: Rule, temperature: float, noise: Tensor, order: Tensor, offset: Tensor
+    denoiser: Denoiser,
+    hidden_RD: Tensor,
+    rule: Rule,
+    temperature: float,
+    noise: Tensor,
+    order: Tensor,
+    offset: Tensor,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """Scores of the open positions; the statistic of adaptive rules; the drawn tokens and their log-probs if the rule looks."""
+    """Scores of the open positions; the statistic of adaptive rules; the drawn tokens and their
+    log-probs if the rule looks.
+    """
     if not rule.needs_logits:
         return rule.score(None, None, order, offset), None, None, None
-    scores, statistics, tokens, logps = [], [], [], []
+    scores = []
+    statistics = []
+    tokens = []
+    logps = []
     for rows in row_chunks(len(hidden_RD), denoiser.vocab_size):
         logits = denoiser.head(hidden_RD[rows])
         if rule.needs_draw:
@@ -326,7 +395,11 @@ def _score_positions(
             token = draw(tempered_RV, temperature, noise[rows])
             logp = tempered_RV.gather(-1, token[:, None]).squeeze(-1)
             at_one = temperature in (0.0, 1.0)
-            drawn = confidence_at_one(logits, token, logp, denoiser.mask_id) if at_one else drawn_confidence(logits, token)
+            drawn = (
+                confidence_at_one(logits, token, logp, denoiser.mask_id)
+                if at_one
+                else drawn_confidence(logits, token)
+            )
             tokens.append(token)
             logps.append(logp)
             scores.append(rule.score(None, drawn, order[rows], offset[rows]))
@@ -335,7 +408,11 @@ def _score_positions(
             scores.append(rule.score(plain_RV, None, order[rows], offset[rows]))
             if rule.statistic:
                 again = rule.statistic is rule.score
-                statistics.append(scores[-1] if again else rule.statistic(plain_RV, None, order[rows], offset[rows]))
+                statistics.append(
+                    scores[-1]
+                    if again
+                    else rule.statistic(plain_RV, None, order[rows], offset[rows])
+                )
     if rule.needs_draw:
         return torch.cat(scores), None, torch.cat(tokens), torch.cat(logps)
     return torch.cat(scores), torch.cat(statistics) if statistics else None, None, None
@@ -344,7 +421,8 @@ def _score_positions(
 def _draw_tokens(
     denoiser: Denoiser, hidden_RD: Tensor, temperature: float, noise: Tensor
 ) -> tuple[Int[Tensor, " R"], Float[Tensor, " R"]]:
-    tokens, logps = [], []
+    tokens = []
+    logps = []
     for rows in row_chunks(len(hidden_RD), denoiser.vocab_size):
         logps_RV = masked_log_softmax(denoiser.head(hidden_RD[rows]), denoiser.mask_id, temperature)
         token = draw(logps_RV, temperature, noise[rows])
@@ -354,11 +432,19 @@ def _draw_tokens(
 
 
 def _highest(
-    scores: Float[Tensor, " R"], r: Tensor, c: Tensor, plan: _Plan, statistic: Tensor | None, rule: Rule, gamma: Tensor
+    scores: Float[Tensor, " R"],
+    r: Tensor,
+    c: Tensor,
+    plan: _Plan,
+    statistic: Tensor | None,
+    rule: Rule,
+    gamma: Tensor,
 ) -> Int[Tensor, " C"]:
-    """Indices into the open positions of the ``count`` highest scores of each row; ties go to the left.
+    """Indices into the open positions of the ``count`` highest scores of each row; ties go to the
+    left.
 
-    An adaptive rule counts by its statistic instead, within what the plan leaves to it (all of the window, or of the exit).
+    An adaptive rule counts by its statistic instead, within what the plan leaves to it (all of the
+    window, or of the exit).
     """
     table = torch.full(plan.window.shape, float("-inf"), dtype=scores.dtype, device=scores.device)
     table[r, c] = scores
@@ -369,6 +455,8 @@ def _highest(
     if rule.prefix is not None and statistic is not None:
         values = torch.zeros_like(table)
         values[r, c] = statistic
-        bold = rule.prefix(values.gather(-1, order), plan.window.gather(-1, order), gamma).clamp(min=1)
+        bold = rule.prefix(values.gather(-1, order), plan.window.gather(-1, order), gamma).clamp(
+            min=1
+        )
         count = torch.where(plan.exits, count, torch.minimum(bold, count))
     return (rank[r, c] < count[r]).nonzero().squeeze(-1)

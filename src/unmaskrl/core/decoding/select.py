@@ -1,14 +1,18 @@
-"""Position rules: which open positions to reveal first. Pure functions; a higher score is revealed earlier.
+"""Position rules: which open positions to reveal first. Pure functions; a higher score is revealed
+earlier.
 
-A rule sees, for R open positions of the active blocks, the log-probabilities ``logps_RV`` of the model at temperature 1
-without the mask token, a uniform that belongs to the position, and its offset in the completion. ``confidence`` alone
-sees the log-probability of the token drawn there instead.
+A rule sees, for R open positions of the active blocks, the log-probabilities ``logps_RV`` of the
+model at temperature 1 without the mask token, a uniform that belongs to the position, and its
+offset in the completion. ``confidence`` alone sees the log-probability of the token drawn there
+instead.
 
-A rule that looks at the drawn token makes the rollout inexact: the probability of the revealed token is then no longer
-the probability that it was revealed (two masks, both (0.6, 0.4), one reveal: the 0.6 token appears with 0.84).
+A rule that looks at the drawn token makes the rollout inexact: the probability of the revealed
+token is then no longer the probability that it was revealed (two masks, both (0.6, 0.4), one
+reveal: the 0.6 token appears with 0.84).
 
-Adaptive rules (``prefix``) also say how many: they see the block's positions best first, with a statistic of each, and take a
-prefix of them that grows with the row's ``gamma``; at least one. The set is fixed before tokens are drawn, so they are exact.
+Adaptive rules (``prefix``) also say how many: they see the block's positions best first, with a
+statistic of each, and take a prefix of them that grows with the row's ``gamma``; at least one. The
+set is fixed before tokens are drawn, so they are exact.
 """
 
 from __future__ import annotations
@@ -27,7 +31,8 @@ Prefix = Callable[[Tensor, Tensor, Tensor], Tensor]
 class Rule(NamedTuple):
     """A position rule: its score, whether it needs logits, and whether it looks at the drawn token.
 
-    Adaptive rules have ``prefix``, which counts positions from their sorted ``statistic`` and gamma; ``unit`` is what gamma is.
+    Adaptive rules have ``prefix``, which counts positions from their sorted ``statistic`` and
+    gamma; ``unit`` is what gamma is.
     """
 
     score: Score
@@ -38,32 +43,45 @@ class Rule(NamedTuple):
     unit: str = ""
 
 
-def confidence(logps_RV: Tensor | None, drawn_logps: Tensor | None, uniform: Tensor, offset: Tensor) -> Float[Tensor, " R"]:
-    """LLaDA's low-confidence rule: log-probability of the drawn token (arXiv 2502.09992, published generate)."""
+def confidence(
+    logps_RV: Tensor | None, drawn_logps: Tensor | None, uniform: Tensor, offset: Tensor
+) -> Float[Tensor, " R"]:
+    """LLaDA's low-confidence rule: log-probability of the drawn token (arXiv 2502.09992, published
+    generate).
+    """
     assert drawn_logps is not None
     return drawn_logps
 
 
-def max_prob(logps_RV: Tensor | None, drawn_logps: Tensor | None, uniform: Tensor, offset: Tensor) -> Float[Tensor, " R"]:
+def max_prob(
+    logps_RV: Tensor | None, drawn_logps: Tensor | None, uniform: Tensor, offset: Tensor
+) -> Float[Tensor, " R"]:
     """max_v log p(v)."""
     assert logps_RV is not None
     return logps_RV.amax(-1)
 
 
-def entropy(logps_RV: Tensor | None, drawn_logps: Tensor | None, uniform: Tensor, offset: Tensor) -> Float[Tensor, " R"]:
+def entropy(
+    logps_RV: Tensor | None, drawn_logps: Tensor | None, uniform: Tensor, offset: Tensor
+) -> Float[Tensor, " R"]:
     """-H(p) = sum_v p(v) log p(v), in nats; lowest entropy first."""
     assert logps_RV is not None
-    return (logps_RV.exp() * logps_RV.clamp(min=-1e4)).sum(-1)  # the mask token has p = 0, log p = -inf
+    # the mask token has p = 0, log p = -inf
+    return (logps_RV.exp() * logps_RV.clamp(min=-1e4)).sum(-1)
 
 
-def margin(logps_RV: Tensor | None, drawn_logps: Tensor | None, uniform: Tensor, offset: Tensor) -> Float[Tensor, " R"]:
+def margin(
+    logps_RV: Tensor | None, drawn_logps: Tensor | None, uniform: Tensor, offset: Tensor
+) -> Float[Tensor, " R"]:
     """p(best) - p(second best)."""
     assert logps_RV is not None
     best = logps_RV.topk(2, dim=-1).values.exp()
     return best[:, 0] - best[:, 1]
 
 
-def random(logps_RV: Tensor | None, drawn_logps: Tensor | None, uniform: Tensor, offset: Tensor) -> Float[Tensor, " R"]:
+def random(
+    logps_RV: Tensor | None, drawn_logps: Tensor | None, uniform: Tensor, offset: Tensor
+) -> Float[Tensor, " R"]:
     """A uniformly random order."""
     return uniform
 
@@ -76,12 +94,15 @@ def left_to_right(
 
 
 def entropy_bounded(
-    minus_entropy_AG: Float[Tensor, "A G"], valid_AG: Bool[Tensor, "A G"], gamma: Float[Tensor, " A"]
+    minus_entropy_AG: Float[Tensor, "A G"],
+    valid_AG: Bool[Tensor, "A G"],
+    gamma: Float[Tensor, " A"],
 ) -> Int[Tensor, " A"]:
     """The largest prefix with sum H - max H <= gamma (EB sampler, arXiv 2505.24857), in nats; fp64.
 
-    The left side bounds the joint dependence that is lost by drawing the prefix at once; it never falls along the prefix, in
-    any order. gamma = 0: one token (and those of entropy 0); inf: the whole block.
+    The left side bounds the joint dependence that is lost by drawing the prefix at once; it never
+    falls along the prefix, in any order. gamma = 0: one token (and those of entropy 0); inf: the
+    whole block.
     """
     entropy_AG = torch.where(valid_AG, -minus_entropy_AG.double(), 0.0).clamp(min=0)
     bound = entropy_AG.cumsum(-1) - entropy_AG.cummax(-1).values
@@ -98,13 +119,17 @@ def above_threshold(
 def within_factor(
     max_logp_AG: Float[Tensor, "A G"], valid_AG: Bool[Tensor, "A G"], gamma: Float[Tensor, " A"]
 ) -> Int[Tensor, " A"]:
-    """The longest prefix on which (n + 1) (1 - p_n) < gamma at every n-th position (Fast-dLLM's factor)."""
+    """The longest prefix on which (n + 1) (1 - p_n) < gamma at every n-th position (Fast-dLLM's
+    factor).
+    """
     n = torch.arange(1, max_logp_AG.shape[1] + 1, device=gamma.device)
     inside = valid_AG & ((n + 1) * (1 - max_logp_AG.exp()) < gamma[:, None])
     return inside.long().cumprod(-1).sum(-1)
 
 
-NATS, PROBABILITY, FACTOR = "a bound in nats, >= 0", "a probability, in [0, 1]", "a factor, >= 0"
+NATS = "a bound in nats, >= 0"
+PROBABILITY = "a probability, in [0, 1]"
+FACTOR = "a factor, >= 0"
 RULES: dict[str, Rule] = {
     "confidence": Rule(confidence, needs_draw=True),
     "max_prob": Rule(max_prob),

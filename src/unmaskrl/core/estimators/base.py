@@ -1,4 +1,6 @@
-"""What a likelihood surrogate is: how to mask the finished canvas, and how to combine the scores."""
+"""What a likelihood surrogate is: how to mask the finished canvas, and how to combine the
+scores.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ from ..types import Rollout, Views, completion_columns
 class Update(NamedTuple):
     """Which inner update views are made for: the ``index``-th of ``total`` on the same rollouts.
 
-    ``seed`` is shared by all of them; ``advantages`` (B,) are known to surrogates that bound good and bad rows differently.
+    ``seed`` is shared by all of them; ``advantages`` (B,) are known to surrogates that bound good
+    and bad rows differently.
     """
 
     index: int = 0
@@ -26,19 +29,22 @@ class Update(NamedTuple):
 
 
 ONLY = Update()
-DRAW, READING = "the token drawn", "the token drawn in reading order"
+DRAW = "the token drawn"
+READING = "the token drawn in reading order"
 
 
 class Estimator(NamedTuple):
     """A surrogate for log p(action tokens | prompt, anchors).
 
-    ``make_views(rollout, mask_id, generator, update=ONLY)`` masks, never edits, and scores only masked action tokens;
-    ``reduce`` turns view log-probs (B, M, L) into token log-probs (B, L). ``num_views(gen_length, nfe, has_exit)``: canvases
-    per row at most, which is the estimator's cost in denoiser calls per likelihood. ``num_shared``: how many of them are the
-    same canvas for all rows of a group that has no anchors; each is run once per group. ``probability_of``: what a token's
-    score is the log-probability of, which importance weights (``loss.is_cap``) divide by that of the draw: ``DRAW``, the token
-    given a canvas that it and later draws do not enter, whatever the decoding order; ``READING``, the same if tokens were
-    drawn one by one from left to right; None, nothing that was drawn (a weighted sum, a bound, or later tokens are visible).
+    ``make_views(rollout, mask_id, generator, update=ONLY)`` masks, never edits, and scores only
+    masked action tokens; ``reduce`` turns view log-probs (B, M, L) into token log-probs (B, L).
+    ``num_views(gen_length, nfe, has_exit)``: canvases per row at most, which is the estimator's
+    cost in denoiser calls per likelihood. ``num_shared``: how many of them are the same canvas for
+    all rows of a group that has no anchors; each is run once per group. ``probability_of``: what a
+    token's score is the log-probability of, which importance weights (``loss.is_cap``) divide by
+    that of the draw: ``DRAW``, the token given a canvas that it and later draws do not enter,
+    whatever the decoding order; ``READING``, the same if tokens were drawn one by one from left to
+    right; None, nothing that was drawn (a weighted sum, a bound, or later tokens are visible).
     """
 
     make_views: Callable[..., Views]
@@ -56,27 +62,39 @@ def weighted_sum(view_logps: Float[Tensor, "B M L"], views: Views) -> Float[Tens
 def mask_view(rollout: Rollout, masked: Bool[Tensor, "B L"], mask_id: int) -> Int[Tensor, "B L"]:
     """The finished canvas with ``masked`` hidden, and everything after the first EOS hidden.
 
-    Tokens after the first EOS are no part of the completion; the policy is scored as if it had never seen them. (While the
-    row was decoded they were mostly open; an anchor there was visible.)
+    Tokens after the first EOS are no part of the completion; the policy is scored as if it had
+    never seen them. (While the row was decoded they were mostly open; an anchor there was visible.)
     """
     tail = completion_columns(rollout.ids, rollout.gen_length) & ~rollout.completion_mask
     return torch.where(masked | tail, mask_id, rollout.ids)
 
 
 def maskable(rollout: Rollout, hide_anchors: bool) -> Bool[Tensor, "B L"]:
-    """Completion tokens that a view may hide: the action tokens and, with ``hide_anchors``, the anchors among them."""
+    """Completion tokens that a view may hide: the action tokens and, with ``hide_anchors``, the
+    anchors among them.
+    """
     return rollout.completion_mask & (rollout.action_mask | hide_anchors)
 
 
-def stack_views(ids: Sequence[Tensor], weights: Sequence[Tensor], upper: Tensor | None = None) -> Views:
+def stack_views(
+    ids: Sequence[Tensor], weights: Sequence[Tensor], upper: Tensor | None = None
+) -> Views:
     """Views from one (B, L) canvas and one (B, L) weight each."""
-    return Views(ids=torch.stack(list(ids), 1), weight=torch.stack([w.float() for w in weights], 1), upper=upper)
+    return Views(
+        ids=torch.stack(list(ids), 1),
+        weight=torch.stack([w.float() for w in weights], 1),
+        upper=upper,
+    )
 
 
-def position_uniform(rollout: Rollout, seed: int, *key: int, names: Tensor | None = None) -> Float[Tensor, "B L"]:
-    """A uniform per position, keyed by (seed, key, row id, distance from the canvas' end): the same in any batch.
+def position_uniform(
+    rollout: Rollout, seed: int, *key: int, names: Tensor | None = None
+) -> Float[Tensor, "B L"]:
+    """A uniform per position, keyed by (seed, key, row id, distance from the canvas' end): the same
+    in any batch.
 
-    ``names`` (B,) stand in for the row ids, for instance group ids: rows of the same name draw the same.
+    ``names`` (B,) stand in for the row ids, for instance group ids: rows of the same name draw the
+    same.
     """
     names = rollout.row_ids if names is None else names
     length = rollout.ids.shape[1]
@@ -91,8 +109,12 @@ def row_uniform(rollout: Rollout, seed: int, *key: int) -> Float[Tensor, " B"]:
     return counter_uniform(seed, *constants, rollout.row_ids)
 
 
-def smallest(keys: Float[Tensor, "B L"], candidates: Bool[Tensor, "B L"], count: Int[Tensor, " B"]) -> Bool[Tensor, "B L"]:
-    """The ``count`` candidates with the smallest keys in each row: a uniform subset if the keys are iid."""
+def smallest(
+    keys: Float[Tensor, "B L"], candidates: Bool[Tensor, "B L"], count: Int[Tensor, " B"]
+) -> Bool[Tensor, "B L"]:
+    """The ``count`` candidates with the smallest keys in each row: a uniform subset if the keys are
+    iid.
+    """
     order = keys.masked_fill(~candidates, float("inf")).argsort(-1)
     rank = torch.empty_like(order)
     rank.scatter_(-1, order, torch.arange(keys.shape[1], device=keys.device).expand_as(order))
@@ -100,7 +122,9 @@ def smallest(keys: Float[Tensor, "B L"], candidates: Bool[Tensor, "B L"], count:
 
 
 def uniform_count(share: Float[Tensor, " B"], size: Int[Tensor, " B"]) -> Int[Tensor, " B"]:
-    """n ~ U{1..size} from a uniform ``share``; 1 where size is 0. (A share of almost 1 may round up: clamped.)"""
+    """n ~ U{1..size} from a uniform ``share``; 1 where size is 0. (A share of almost 1 may round
+    up: clamped.)
+    """
     return 1 + (share * size).floor().long().clamp(max=(size - 1).clamp(min=0))
 
 
@@ -109,15 +133,20 @@ def largest(values: Int[Tensor, " B"]) -> int:
     return int(values.max()) if len(values) else 0
 
 
-def any_order_views(rollout: Rollout, mask_id: int, draws: Sequence[tuple[Tensor, Tensor]]) -> Views:
-    """Views of an any-order ELBO: each draw hides a subset M (B, L) of the candidates with weight (B,) on its scored tokens.
+def any_order_views(
+    rollout: Rollout, mask_id: int, draws: Sequence[tuple[Tensor, Tensor]]
+) -> Views:
+    """Views of an any-order ELBO: each draw hides a subset M (B, L) of the candidates with weight
+    (B,) on its scored tokens.
 
-    Tokens that the exit call of temporal pruning filled are hidden in every draw and get one exact view of their own, in
-    which everything else is visible (stp.md 3.5).
+    Tokens that the exit call of temporal pruning filled are hidden in every draw and get one exact
+    view of their own, in which everything else is visible (stp.md 3.5).
     """
     exits = rollout.exit_mask
     ids = [mask_view(rollout, subset | exits, mask_id) for subset, _ in draws]
-    weights = [(subset & rollout.action_mask & ~exits) * weight[:, None] for subset, weight in draws]
+    weights = [
+        (subset & rollout.action_mask & ~exits) * weight[:, None] for subset, weight in draws
+    ]
     if bool(exits.any()):
         ids.append(mask_view(rollout, exits, mask_id))
         weights.append(exits.double())
@@ -125,5 +154,7 @@ def any_order_views(rollout: Rollout, mask_id: int, draws: Sequence[tuple[Tensor
 
 
 def any_order_candidates(rollout: Rollout, hide_anchors: bool) -> Bool[Tensor, "B L"]:
-    """What the draws of an any-order ELBO choose from: maskable tokens that the exit call did not fill."""
+    """What the draws of an any-order ELBO choose from: maskable tokens that the exit call did not
+    fill.
+    """
     return maskable(rollout, hide_anchors) & ~rollout.exit_mask

@@ -1,23 +1,30 @@
 """Count-weighted ELBO of the free completion tokens, given prompt and anchors.
 
-Let R be the action tokens that were not filled by the exit call (r of them), E those that were, A the anchors. Draw
-n ~ U{1..|C|}, a uniform n-subset M of the candidates C, and score the tokens of M that lie in R:
+Let R be the action tokens that were not filled by the exit call (r of them), E those that were, A
+the anchors. Draw n ~ U{1..|C|}, a uniform n-subset M of the candidates C, and score the tokens of M
+that lie in R:
 
-    L = (|C| / n) * sum_{i in M & R} log p(y_i | q, canvas with M, E and everything after EOS masked)
+    L = (|C| / n) * sum_{i in M & R} log p(y_i | q, canvas with M, E and everything after EOS
+    masked)
 
-is unbiased for the any-order ELBO  E_order sum_{i in R} log p(y_i | q, y_A, y_{before i})  (stp.md 3.4; LLaDA's 1/t
-weight in its low-variance count form). C = R under the published rule (anchors are always visible); with
-``hide_anchors`` C = R + A: anchors may be hidden too, but are never scored. That is what lets a policy learn from anchored
-rollouts how to answer without anchors (sparse.md). The exit tokens add their own exact term, one view:
+is unbiased for the any-order ELBO  E_order sum_{i in R} log p(y_i | q, y_A, y_{before i})  (stp.md
+    3.4; LLaDA's 1/t
+weight in its low-variance count form). C = R under the published rule (anchors are always visible);
+    with
+``hide_anchors`` C = R + A: anchors may be hidden too, but are never scored. That is what lets a
+    policy learn from anchored
+rollouts how to answer without anchors (sparse.md). The exit tokens add their own exact term, one
+    view:
 
     sum_{i in E} log p(y_i | q, canvas with E masked)
 
-so that the estimate is of the process that was run (stp.md 3.5). ``num_mc`` draws are averaged. ``stratified`` draws one
-count n in each of equal strata, with a uniform of its own: the variance is never above that of independent counts. (With
-one uniform for all strata it can be: where log p has a period in n.) ``antithetic`` draws in pairs from one random order of
-C: its first n tokens, and its last |C| + 1 - n, so that every token is scored; strata are then strata of pairs, n up to
-(|C| + 1) / 2. Both leave each mean as it is. ``visible`` is
-something else: the surrogate of STP's published code (see ``_published_views``).
+so that the estimate is of the process that was run (stp.md 3.5). ``num_mc`` draws are averaged.
+``stratified`` draws one count n in each of equal strata, with a uniform of its own: the variance is
+never above that of independent counts. (With one uniform for all strata it can be: where log p has
+a period in n.) ``antithetic`` draws in pairs from one random order of C: its first n tokens, and
+its last |C| + 1 - n, so that every token is scored; strata are then strata of pairs, n up to (|C| +
+1) / 2. Both leave each mean as it is. ``visible`` is something else: the surrogate of STP's
+published code (see ``_published_views``).
 """
 
 from __future__ import annotations
@@ -42,7 +49,8 @@ from .base import (
     weighted_sum,
 )
 
-_COUNT, _SUBSET = 0, 1
+_COUNT = 0
+_SUBSET = 1
 
 
 def elbo(
@@ -53,44 +61,75 @@ def elbo(
     visible: bool = False,
     hide_anchors: bool = False,
 ) -> Estimator:
-    """The unbiased ELBO with ``num_mc`` views (plus one where temporal pruning filled tokens). Nats."""
+    """The unbiased ELBO with ``num_mc`` views (plus one where temporal pruning filled tokens).
+    Nats.
+    """
     if num_mc < 1:
         raise ValueError(f"num_mc must be at least 1, got {num_mc}")
     if antithetic and num_mc % 2:
         raise ValueError(f"antithetic views come in pairs: num_mc must be even, got {num_mc}")
     if visible and antithetic:
-        raise ValueError("visible=true is the surrogate of STP's code, which has no antithetic views; unset one of them")
+        raise ValueError(
+            "visible=true is the surrogate of STP's code, which has no antithetic views; unset one "
+            "of them"
+        )
     strata = num_mc // 2 if antithetic else num_mc
 
     def shares(rollout: Rollout, seed: int, k: int) -> Tensor:
         share = row_uniform(rollout, seed, _COUNT, k)
         share = (share + k) / strata if stratified else share
-        return share / 2 if antithetic else share  # counts n and |C| + 1 - n are one pair: half of the range is all of it
+        # counts n and |C| + 1 - n are one pair: half of the range is all of it
+        return share / 2 if antithetic else share
 
-    def make_views(rollout: Rollout, mask_id: int, generator: torch.Generator, update: Update = ONLY) -> Views:
+    def make_views(
+        rollout: Rollout, mask_id: int, generator: torch.Generator, update: Update = ONLY
+    ) -> Views:
         seed = draw_seed(generator)
         if visible:
-            return _published_views(rollout, mask_id, [shares(rollout, seed, k) for k in range(strata)], seed, hide_anchors)
+            return _published_views(
+                rollout,
+                mask_id,
+                [shares(rollout, seed, k) for k in range(strata)],
+                seed,
+                hide_anchors,
+            )
         candidates = any_order_candidates(rollout, hide_anchors)
-        size, draws = candidates.sum(-1), []
+        size = candidates.sum(-1)
+        draws = []
         for k in range(strata):
-            count, keys = uniform_count(shares(rollout, seed, k), size), position_uniform(rollout, seed, _SUBSET, k)
+            count = uniform_count(shares(rollout, seed, k), size)
+            keys = position_uniform(rollout, seed, _SUBSET, k)
             draws.append((smallest(keys, candidates, count), size / (count * num_mc)))
             if antithetic:
                 rest = (size + 1 - count).clamp(min=1)
                 draws.append((smallest(-keys, candidates, rest), size / (rest * num_mc)))
         return any_order_views(rollout, mask_id, draws)
 
-    return Estimator(make_views, weighted_sum, lambda gen_length, nfe, has_exit: num_mc + (has_exit and not visible))
+    return Estimator(
+        make_views,
+        weighted_sum,
+        lambda gen_length, nfe, has_exit: num_mc + (has_exit and not visible),
+    )
 
 
-def _published_views(rollout: Rollout, mask_id: int, shares: list[Tensor], seed: int, hide_anchors: bool) -> Views:
-    """STP's published surrogate (stp.md 2, S1): n ~ U{1..c} of all c completion tokens masked (anchors spared), then the
-    plain mean over draws of log p(y_i) at *every* action token, masked or not. No ELBO: visible tokens are copied."""
-    ids, weights = [], []
+def _published_views(
+    rollout: Rollout, mask_id: int, shares: list[Tensor], seed: int, hide_anchors: bool
+) -> Views:
+    """STP's published surrogate (stp.md 2, S1): n ~ U{1..c} of all c completion tokens masked
+    (anchors spared), then the plain mean over draws of log p(y_i) at *every* action token, masked
+    or not. No ELBO: visible tokens are copied.
+    """
+    ids = []
+    weights = []
     size = rollout.completion_mask.sum(-1)
     for k, share in enumerate(shares):
-        subset = smallest(position_uniform(rollout, seed, _SUBSET, k), rollout.completion_mask, uniform_count(share, size))
-        ids.append(mask_view(rollout, subset if hide_anchors else subset & ~rollout.anchor_mask, mask_id))
+        subset = smallest(
+            position_uniform(rollout, seed, _SUBSET, k),
+            rollout.completion_mask,
+            uniform_count(share, size),
+        )
+        ids.append(
+            mask_view(rollout, subset if hide_anchors else subset & ~rollout.anchor_mask, mask_id)
+        )
         weights.append(rollout.action_mask / len(shares))
     return stack_views(ids, weights)

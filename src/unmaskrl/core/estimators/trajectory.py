@@ -1,15 +1,17 @@
-"""The rollout's own latents: each token is scored from the canvas at the start of its segment of the trajectory.
+"""The rollout's own latents: each token is scored from the canvas at the start of its segment of
+the trajectory.
 
 Cut the T calls of a row into segments; s(u) calls were over when segment u began:
 
     l_i = log p(y_i | q, z_s(u)),   u the segment of the call that revealed y_i
 
-``num_segments`` cuts every row into that many equal parts, s(u) = floor(u T / N) (d2-StepMerge, arXiv 2509.21474; 1 is the
-mean field without prompt masks), ``shrink`` joins every so many calls (TraceRL, arXiv 2509.06949: 8 for LLaDA); with neither,
-each call is a segment (CJ-GRPO, arXiv 2509.23924): the exact replay, whose sum equals ``behavior_logps`` and, for exact
-rollouts, is the log-probability of the rollout. ``p_mask_prompt`` drops prompt tokens (d2: 0.15), which ends exactness. Views
-are true latents: what was decoded behind the first EOS is as visible as it was, and so are anchors (hence no
-``hide_anchors``). One view per segment. Nats.
+``num_segments`` cuts every row into that many equal parts, s(u) = floor(u T / N) (d2-StepMerge,
+arXiv 2509.21474; 1 is the mean field without prompt masks), ``shrink`` joins every so many calls
+(TraceRL, arXiv 2509.06949: 8 for LLaDA); with neither, each call is a segment (CJ-GRPO, arXiv
+2509.23924): the exact replay, whose sum equals ``behavior_logps`` and, for exact rollouts, is the
+log-probability of the rollout. ``p_mask_prompt`` drops prompt tokens (d2: 0.15), which ends
+exactness. Views are true latents: what was decoded behind the first EOS is as visible as it was,
+and so are anchors (hence no ``hide_anchors``). One view per segment. Nats.
 """
 
 from __future__ import annotations
@@ -23,18 +25,32 @@ from torch import Tensor
 
 from ..rng import draw_seed
 from ..types import Rollout, Views
-from .base import DRAW, ONLY, Estimator, Update, largest, position_uniform, stack_views, weighted_sum
+from .base import (
+    DRAW,
+    ONLY,
+    Estimator,
+    Update,
+    largest,
+    position_uniform,
+    stack_views,
+    weighted_sum,
+)
 from .mean_field import check_p_mask
 
 
 def trajectory(
-    *, num_segments: int | None = None, shrink: int | None = None, p_mask_prompt: float = 0.0, hide_anchors: bool = False
+    *,
+    num_segments: int | None = None,
+    shrink: int | None = None,
+    p_mask_prompt: float = 0.0,
+    hide_anchors: bool = False,
 ) -> Estimator:
     """Log-probs on the rollout's own latents, exact or merged into segments. Nats."""
     check_p_mask(p_mask_prompt)
     if hide_anchors:
         raise ValueError(
-            "trajectory replays what the policy saw, anchors included: set prior.hide_in_views=false, or take another estimator"
+            "trajectory replays what the policy saw, anchors included: set "
+            "prior.hide_in_views=false, or take another estimator"
         )
     if num_segments is not None and shrink is not None:
         raise ValueError("num_segments and shrink both say how calls are merged: set one of them")
@@ -48,15 +64,23 @@ def trajectory(
         return max(1, -(-nfe // (shrink or 1)))
 
     def starts(segment: int, nfe: Tensor) -> Tensor:
-        """s(u): calls over when the segment began; those of a row without such a segment are its last call or later."""
+        """s(u): calls over when the segment began; those of a row without such a segment are its
+        last call or later.
+        """
         if num_segments is not None:
             return segment * nfe // num_segments
         return torch.full_like(nfe, segment * (shrink or 1))
 
-    def make_views(rollout: Rollout, mask_id: int, generator: torch.Generator, update: Update = ONLY) -> Views:
-        dropped = rollout.prompt_mask & (position_uniform(rollout, draw_seed(generator)) < p_mask_prompt)
+    def make_views(
+        rollout: Rollout, mask_id: int, generator: torch.Generator, update: Update = ONLY
+    ) -> Views:
+        dropped = rollout.prompt_mask & (
+            position_uniform(rollout, draw_seed(generator)) < p_mask_prompt
+        )
         segments = range(count(largest(rollout.nfe)))
-        views = latent_views(rollout, mask_id, [starts(segment, rollout.nfe) for segment in segments])
+        views = latent_views(
+            rollout, mask_id, [starts(segment, rollout.nfe) for segment in segments]
+        )
         return replace(views, ids=torch.where(dropped[:, None], mask_id, views.ids))
 
     whole = p_mask_prompt == 0
@@ -71,8 +95,11 @@ def trajectory(
 
 
 def latent_views(rollout: Rollout, mask_id: int, starts: Sequence[Int[Tensor, " B"]]) -> Views:
-    """One view per segment: the latent after ``starts[k]`` calls, scored at what the calls up to ``starts[k + 1]`` revealed."""
-    ids, weights = [], []
+    """One view per segment: the latent after ``starts[k]`` calls, scored at what the calls up to
+    ``starts[k + 1]`` revealed.
+    """
+    ids = []
+    weights = []
     for start, end in zip(starts, [*starts[1:], rollout.nfe], strict=True):
         ids.append(rollout.latent(start, mask_id))
         inside = (rollout.decoded_step > start[:, None]) & (rollout.decoded_step <= end[:, None])

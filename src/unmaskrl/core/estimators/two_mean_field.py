@@ -1,12 +1,15 @@
-"""DiFFPO's two-times mean field (arXiv 2510.02212): the prompt alone up to a random call tau, the rollout's latent after it.
+"""DiFFPO's two-times mean field (arXiv 2510.02212): the prompt alone up to a random call tau, the
+rollout's latent after it.
 
     l_i = log p(y_i | q, z_0)    where the token was revealed by call tau or before
     l_i = log p(y_i | q, z_tau)  where it was revealed later
 
-tau ~ U{0..T - 1} per row, T its calls, redrawn for every inner update; z_tau is the true latent. tau = 0 is the mean field
-(without prompt masks); exact at tokens of the calls 1 and tau + 1. ``num_times`` m draws m distinct times (ours; the paper has
-one): m + 1 latents, and with m >= T - 1 the exact replay. No prompt masks: they would break importance weights. Anchors are as
-visible as they were (hence no ``hide_anchors``). m + 1 views, of which the fully masked one is shared by a group. Nats.
+tau ~ U{0..T - 1} per row, T its calls, redrawn for every inner update; z_tau is the true latent.
+tau = 0 is the mean field (without prompt masks); exact at tokens of the calls 1 and tau + 1.
+``num_times`` m draws m distinct times (ours; the paper has one): m + 1 latents, and with m >= T - 1
+the exact replay. No prompt masks: they would break importance weights. Anchors are as visible as
+they were (hence no ``hide_anchors``). m + 1 views, of which the fully masked one is shared by a
+group. Nats.
 """
 
 from __future__ import annotations
@@ -24,21 +27,34 @@ def two_mean_field(*, num_times: int = 1, hide_anchors: bool = False) -> Estimat
     if num_times < 1:
         raise ValueError(f"num_times must be at least 1, got {num_times}")
     if hide_anchors:
-        raise ValueError("two_mean_field replays latents that the policy saw, anchors included: set prior.hide_in_views=false")
+        raise ValueError(
+            "two_mean_field replays latents that the policy saw, anchors included: set "
+            "prior.hide_in_views=false"
+        )
 
-    def make_views(rollout: Rollout, mask_id: int, generator: torch.Generator, update: Update = ONLY) -> Views:
+    def make_views(
+        rollout: Rollout, mask_id: int, generator: torch.Generator, update: Update = ONLY
+    ) -> Views:
         times = _distinct_times(rollout, draw_seed(generator), num_times)
         return latent_views(rollout, mask_id, [torch.zeros_like(rollout.nfe), *times.unbind(1)])
 
     return Estimator(
-        make_views, weighted_sum, lambda gen_length, nfe, has_exit: num_times + 1, num_shared=1, probability_of=DRAW
+        make_views,
+        weighted_sum,
+        lambda gen_length, nfe, has_exit: num_times + 1,
+        num_shared=1,
+        probability_of=DRAW,
     )
 
 
 def _distinct_times(rollout: Rollout, seed: int, num_times: int) -> torch.Tensor:
-    """(B, m) sorted times: a uniform m-subset of {0..T - 1}; where T < m, all of them and then T (whose segment is empty)."""
+    """(B, m) sorted times: a uniform m-subset of {0..T - 1}; where T < m, all of them and then T
+    (whose segment is empty).
+    """
     most = max(num_times, largest(rollout.nfe))
     call = torch.arange(most, device=rollout.ids.device)[None]
-    keys = counter_uniform(seed, rollout.row_ids[:, None], call).masked_fill(call >= rollout.nfe[:, None], float("inf"))
+    keys = counter_uniform(seed, rollout.row_ids[:, None], call).masked_fill(
+        call >= rollout.nfe[:, None], float("inf")
+    )
     order = keys.argsort(-1)[:, :num_times]
     return torch.minimum(order, rollout.nfe[:, None]).sort(-1).values

@@ -1,13 +1,17 @@
-"""UniGRPO's structured noising (MMaDA, arXiv 2505.15809): one view, its masking rate set by the inner update.
+"""UniGRPO's structured noising (MMaDA, arXiv 2505.15809): one view, its masking rate set by the
+inner update.
 
-The first of mu inner updates masks at a random step t_1 = ceil(u T) of T = ``num_steps``, u ~ U(0, 1) per row; the others
-are spread evenly up to T:  t_n = floor((n - 1) / (mu - 1) * (T - t_1) + t_1),  so the last one masks everything:
+The first of mu inner updates masks at a random step t_1 = ceil(u T) of T = ``num_steps``, u ~ U(0,
+1) per row; the others
+are spread evenly up to T:  t_n = floor((n - 1) / (mu - 1) * (T - t_1) + t_1),  so the last one
+    masks everything:
 
     l_i = log p(y_i | each completion token masked with probability t_n / T),  scored where masked
 
-(Algorithm 1 of the paper with ceil for its floor, which could mask nothing in the first update; the paper's own example, 100,
-300, 500, 700, 900 of 1000, stops short of T instead. No code of its authors is public. STP's authors have one u per batch and
-score visible tokens too: stp.md 4.) Biased: it is a plain, not a count-weighted, log-probability. One view. Nats.
+(Algorithm 1 of the paper with ceil for its floor, which could mask nothing in the first update; the
+paper's own example, 100, 300, 500, 700, 900 of 1000, stops short of T instead. No code of its
+authors is public. STP's authors have one u per batch and score visible tokens too: stp.md 4.)
+Biased: it is a plain, not a count-weighted, log-probability. One view. Nats.
 """
 
 from __future__ import annotations
@@ -16,7 +20,17 @@ import torch
 
 from ..rng import draw_seed
 from ..types import Rollout, Views
-from .base import ONLY, Estimator, Update, mask_view, maskable, position_uniform, row_uniform, stack_views, weighted_sum
+from .base import (
+    ONLY,
+    Estimator,
+    Update,
+    mask_view,
+    maskable,
+    position_uniform,
+    row_uniform,
+    stack_views,
+    weighted_sum,
+)
 
 
 def unigrpo(*, num_steps: int = 128, hide_anchors: bool = False) -> Estimator:
@@ -24,8 +38,11 @@ def unigrpo(*, num_steps: int = 128, hide_anchors: bool = False) -> Estimator:
     if num_steps < 1:
         raise ValueError(f"num_steps must be at least 1, got {num_steps}")
 
-    def make_views(rollout: Rollout, mask_id: int, generator: torch.Generator, update: Update = ONLY) -> Views:
-        first = (row_uniform(rollout, update.seed) * num_steps).ceil()  # one draw for all inner updates
+    def make_views(
+        rollout: Rollout, mask_id: int, generator: torch.Generator, update: Update = ONLY
+    ) -> Views:
+        # one draw for all inner updates
+        first = (row_uniform(rollout, update.seed) * num_steps).ceil()
         done = update.index / (update.total - 1) if update.total > 1 else 0.0
         rate = (done * (num_steps - first) + first).floor() / num_steps
         drawn = position_uniform(rollout, draw_seed(generator)) < rate[:, None]

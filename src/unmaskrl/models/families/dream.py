@@ -1,15 +1,17 @@
-"""Dream (Ye et al. 2025, https://arxiv.org/abs/2508.15487) and DiffuCoder (https://arxiv.org/abs/2506.20639): Qwen2's
-transformer without a causal mask.
+"""Dream (Ye et al. 2025, https://arxiv.org/abs/2508.15487) and DiffuCoder
+(https://arxiv.org/abs/2506.20639): Qwen2's transformer without a causal mask.
 
     x = embed_tokens[ids]
-    x = x + o_proj(attention(rope(q_proj(y)), rope(k_proj(y)), v_proj(y))),  y = input_layernorm(x)   (per layer)
-    x = x + down_proj(silu(gate_proj(y)) * up_proj(y)),                      y = post_attention_layernorm(x)
+    x = x + o_proj(attention(rope(q_proj(y)), rope(k_proj(y)), v_proj(y))),  y = input_layernorm(x)
+        (per layer)
+    x = x + down_proj(silu(gate_proj(y)) * up_proj(y)),                      y =
+        post_attention_layernorm(x)
     raw logits = lm_head(norm(x))
 
-Raw row i predicts position i + 1, as in the autoregressive model that Dream starts from. ``hidden`` undoes that: its row l
-is raw row l - 1. Row 0 keeps raw row 0, as the published generation code does; so does the first row after left pads, so
-that pads change nothing (there the published code reads the pad's row). It is the first prompt token, which is never
-predicted here.
+Raw row i predicts position i + 1, as in the autoregressive model that Dream starts from. ``hidden``
+undoes that: its row l is raw row l - 1. Row 0 keeps raw row 0, as the published generation code
+does; so does the first row after left pads, so that pads change nothing (there the published code
+reads the pad's row). It is the first prompt token, which is never predicted here.
 
 Parameters carry the published names (``model.layers.0.self_attn.q_proj.weight``, ...).
 """
@@ -39,8 +41,8 @@ from .common import (
     written_config,
 )
 
-# Settings of the published configuration class that change the maths, and the values that this code computes
-# (None: the key is absent or null). The first value is the one we write.
+# Settings of the published configuration class that change the maths, and the values that this code
+# computes (None: the key is absent or null). The first value is the one we write.
 _SUPPORTED: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu", None),
     "rope_scaling": (None,),
@@ -62,7 +64,9 @@ _SIZES = (
 
 @dataclass(frozen=True, kw_only=True)
 class DreamConfig:
-    """Sizes and token ids, named as in Dream's config.json; ``raw`` keeps what was read, verbatim."""
+    """Sizes and token ids, named as in Dream's config.json; ``raw`` keeps what was read,
+    verbatim.
+    """
 
     hidden_size: int
     num_attention_heads: int
@@ -105,53 +109,93 @@ class DreamConfig:
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> DreamConfig:
-        """Read Dream's config.json; ValueError on missing keys and on settings not computed here."""
+        """Read Dream's config.json; ValueError on missing keys and on settings not computed
+        here.
+        """
         raw = _with_plain_rope(raw)
         refuse_unsupported("Dream", raw, _SUPPORTED)
-        derived = {"num_key_value_heads": raw.get("num_attention_heads"), "pad_token_id": raw.get("eos_token_id")}
+        derived = {
+            "num_key_value_heads": raw.get("num_attention_heads"),
+            "pad_token_id": raw.get("eos_token_id"),
+        }
         config = cls(**read_fields("Dream", cls, raw, derived), raw=dict(raw))
         if raw.get("head_dim") not in (None, config.head_dim):
-            raise ValueError(f"Dream config has head_dim={raw['head_dim']!r}; only {config.head_dim} is supported")
+            raise ValueError(
+                f"Dream config has head_dim={raw['head_dim']!r}; only {config.head_dim} is "
+                "supported"
+            )
         return config
 
     def to_dict(self) -> dict[str, Any]:
-        """The config.json: the keys that were read, verbatim, except values that were replaced since."""
+        """The config.json: the keys that were read, verbatim, except values that were replaced
+        since.
+        """
         fixed = {"model_type": "Dream", "architectures": ["DreamModel"]}
-        return written_config(self, fixed | {key: supported[0] for key, supported in _SUPPORTED.items()})
+        return written_config(
+            self, fixed | {key: supported[0] for key, supported in _SUPPORTED.items()}
+        )
 
     def tiny(self) -> DreamConfig:
-        """The same settings and vocabulary at sizes for a dry run; the share of key/value heads is kept."""
+        """The same settings and vocabulary at sizes for a dry run; the share of key/value heads is
+        kept.
+        """
         kv_heads = tiny_kv_heads(self.num_attention_heads, self.num_key_value_heads)
-        sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 160}
+        sizes = {
+            "hidden_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "intermediate_size": 160,
+        }
         raw = {key: value for key, value in self.raw.items() if key != "head_dim"}
         return replace(self, **sizes, num_key_value_heads=kv_heads, raw=raw)
 
-    def with_vocabulary(self, vocab_size: int, mask_id: int, eos_id: int, pad_id: int) -> DreamConfig:
+    def with_vocabulary(
+        self, vocab_size: int, mask_id: int, eos_id: int, pad_id: int
+    ) -> DreamConfig:
         """The same architecture for another tokenizer."""
-        return replace(self, vocab_size=vocab_size, mask_token_id=mask_id, eos_token_id=eos_id, pad_token_id=pad_id)
+        return replace(
+            self,
+            vocab_size=vocab_size,
+            mask_token_id=mask_id,
+            eos_token_id=eos_id,
+            pad_token_id=pad_id,
+        )
 
 
 def _with_plain_rope(raw: dict[str, Any]) -> dict[str, Any]:
-    """The config with ``rope_theta`` where it was before transformers 5 wrote it into ``rope_parameters``."""
+    """The config with ``rope_theta`` where it was before transformers 5 wrote it into
+    ``rope_parameters``.
+    """
     new = raw.get("rope_parameters")
-    if not isinstance(new, dict) or new.keys() != {"rope_type", "rope_theta"} or new["rope_type"] != "default":
+    if (
+        not isinstance(new, dict)
+        or new.keys() != {"rope_type", "rope_theta"}
+        or new["rope_type"] != "default"
+    ):
         return raw
-    return {key: value for key, value in raw.items() if key != "rope_parameters"} | {"rope_theta": new["rope_theta"]}
+    return {key: value for key, value in raw.items() if key != "rope_parameters"} | {
+        "rope_theta": new["rope_theta"]
+    }
 
 
 class _Attention(nn.Module):
-    """Grouped-query attention with rotary positions; queries, keys and values have biases, the output has none."""
+    """Grouped-query attention with rotary positions; queries, keys and values have biases, the
+    output has none.
+    """
 
     def __init__(self, config: DreamConfig) -> None:
         super().__init__()
-        d, self.head_dim = config.hidden_size, config.head_dim
+        d = config.hidden_size
+        self.head_dim = config.head_dim
         self.q_proj = nn.Linear(d, config.num_attention_heads * self.head_dim, bias=True)
         self.k_proj = nn.Linear(d, config.num_key_value_heads * self.head_dim, bias=True)
         self.v_proj = nn.Linear(d, config.num_key_value_heads * self.head_dim, bias=True)
         self.o_proj = nn.Linear(config.num_attention_heads * self.head_dim, d, bias=False)
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
-        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        q = self.q_proj(x)
+        k = self.k_proj(x)
+        v = self.v_proj(x)
         return self.o_proj(rotary_attention(q, k, v, self.head_dim, rotary, mask))
 
 
@@ -186,8 +230,9 @@ class _Layer(nn.Module):
 class Dream(MaskPredictor):
     """A mask predictor: after the shift, logits at position l are about the token at position l.
 
-    A new module holds no memory (meta device), so building it draws nothing from the global generator: call
-    ``init_weights(generator)``, or load a checkpoint (``unmaskrl.models.checkpoint.load_denoiser``).
+    A new module holds no memory (meta device), so building it draws nothing from the global
+    generator: call ``init_weights(generator)``, or load a checkpoint
+    (``unmaskrl.models.checkpoint.load_denoiser``).
     """
 
     def __init__(self, config: DreamConfig) -> None:
@@ -197,7 +242,9 @@ class Dream(MaskPredictor):
             self.model = nn.ModuleDict(
                 {
                     "embed_tokens": nn.Embedding(config.vocab_size, config.hidden_size),
-                    "layers": nn.ModuleList([_Layer(config) for _ in range(config.num_hidden_layers)]),
+                    "layers": nn.ModuleList(
+                        [_Layer(config) for _ in range(config.num_hidden_layers)]
+                    ),
                     "norm": RMSNorm(config.hidden_size, config.rms_norm_eps),
                 }
             )
@@ -209,19 +256,27 @@ class Dream(MaskPredictor):
         return self.model
 
     def init_weights(self, generator: torch.Generator, std: float = 0.02) -> Dream:
-        """Draw all weights on the generator's device: N(0, std), before residuals std / sqrt(2 num_hidden_layers)."""
+        """Draw all weights on the generator's device: N(0, std), before residuals std / sqrt(2
+        num_hidden_layers).
+        """
         draw_weights(self, generator, std, self.config.num_hidden_layers, ("o_proj", "down_proj"))
         return self
 
-    def hidden(self, ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"] | None = None) -> Float[Tensor, "B L D"]:
-        """Hidden states after the final norm, row l about position l; keys where ``attention_mask`` is False are not attended.
+    def hidden(
+        self, ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"] | None = None
+    ) -> Float[Tensor, "B L D"]:
+        """Hidden states after the final norm, row l about position l; keys where ``attention_mask``
+        is False are not attended.
 
-        Rows at such positions are finite and mean nothing. Pass None when there are no pads: the mask is not
-        inspected. ValueError beyond ``max_position_embeddings`` positions.
+        Rows at such positions are finite and mean nothing. Pass None when there are no pads: the
+        mask is not inspected. ValueError beyond ``max_position_embeddings`` positions.
         """
         limit = self.config.max_position_embeddings
         return _shift(
-            in_chunks(self._hidden, ids, attention_mask, limit, "max_position_embeddings", self.cpu_chunk), attention_mask
+            in_chunks(
+                self._hidden, ids, attention_mask, limit, "max_position_embeddings", self.cpu_chunk
+            ),
+            attention_mask,
         )
 
     def _hidden(self, ids: Tensor, attention_mask: Tensor | None) -> Tensor:
@@ -238,12 +293,16 @@ class Dream(MaskPredictor):
             return F.linear(hidden, self._parts["embed_tokens"].weight)
         return self.lm_head(hidden)
 
-    def forward(self, ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"] | None = None) -> Float[Tensor, "B L V"]:
+    def forward(
+        self, ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"] | None = None
+    ) -> Float[Tensor, "B L V"]:
         """head(hidden(ids))."""
         return self.head(self.hidden(ids, attention_mask))
 
 
-def _shift(hidden: Float[Tensor, "B L D"], attention_mask: Bool[Tensor, "B L"] | None) -> Float[Tensor, "B L D"]:
+def _shift(
+    hidden: Float[Tensor, "B L D"], attention_mask: Bool[Tensor, "B L"] | None
+) -> Float[Tensor, "B L D"]:
     """Row l becomes row l - 1; the first row that is not a pad keeps its own."""
     shifted = torch.cat([hidden[:, :1], hidden[:, :-1]], 1)
     if attention_mask is None:

@@ -1,8 +1,10 @@
-"""Released checkpoints that are known by name: their family, and their config.json as far as it sets sizes and ids.
+"""Released checkpoints that are known by name: their family, and their config.json as far as it
+sets sizes and ids.
 
-Recipes can so be costed and rehearsed without a download. Sizes of LLaDA-8B as its converters check them (GSAI-ML/
-LLaDA-8B-Instruct, config.json); Dream's are Qwen2.5-7B's (Dream-org/Dream-v0-Instruct-7B, config.json), and DiffuCoder
-starts from Qwen2.5-Coder-7B. The files themselves could not be downloaded here: when one is at hand, it is what counts.
+Recipes can so be costed and rehearsed without a download. Sizes of LLaDA-8B as its converters check
+them (GSAI-ML/ LLaDA-8B-Instruct, config.json); Dream's are Qwen2.5-7B's
+(Dream-org/Dream-v0-Instruct-7B, config.json), and DiffuCoder starts from Qwen2.5-Coder-7B. The
+files themselves could not be downloaded here: when one is at hand, it is what counts.
 """
 
 from __future__ import annotations
@@ -66,7 +68,9 @@ KNOWN_CONFIGS: dict[str, dict[str, Any]] = {
 
 
 def known_config(hub_id: str) -> dict[str, Any] | None:
-    """The config of a released checkpoint by its hub id (or of a family by its model_type); None if it is not known."""
+    """The config of a released checkpoint by its hub id (or of a family by its model_type); None if
+    it is not known.
+    """
     family = next((family for start, family in KNOWN.items() if hub_id.startswith(start)), hub_id)
     config = KNOWN_CONFIGS.get(family)
     return None if config is None else dict(config)

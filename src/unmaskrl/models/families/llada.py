@@ -1,12 +1,14 @@
-"""LLaDA (Nie et al. 2025, https://arxiv.org/abs/2502.09992): a Llama-like transformer without a causal mask.
+"""LLaDA (Nie et al. 2025, https://arxiv.org/abs/2502.09992): a Llama-like transformer without a
+causal mask.
 
     x = wte[ids]
-    x = x + attn_out(attention(rope(q_proj(y)), rope(k_proj(y)), v_proj(y))),  y = attn_norm(x)   (per block)
+    x = x + attn_out(attention(rope(q_proj(y)), rope(k_proj(y)), v_proj(y))),  y = attn_norm(x)
+        (per block)
     x = x + ff_out(silu(ff_proj(y)) * up_proj(y)),                             y = ff_norm(x)
     logits = ff_out(ln_f(x))
 
-Parameters carry the published names (``model.transformer.blocks.0.attn_norm.weight``, ...). Unlike the
-published code: no dropout, no KV cache; RMSNorm and attention are torch's own kernels.
+Parameters carry the published names (``model.transformer.blocks.0.attn_norm.weight``, ...). Unlike
+the published code: no dropout, no KV cache; RMSNorm and attention are torch's own kernels.
 """
 
 from __future__ import annotations
@@ -34,8 +36,9 @@ from .common import (
     written_config,
 )
 
-# Settings of the published configuration class that change the maths, and the values that this code computes
-# (None: the key is absent or null, which means one of the other values). The first value is the one we write.
+# Settings of the published configuration class that change the maths, and the values that this code
+# computes (None: the key is absent or null, which means one of the other values). The first value
+# is the one we write.
 _SUPPORTED: dict[str, tuple[Any, ...]] = {
     "block_type": ("llama",),
     "activation_type": ("silu",),
@@ -69,7 +72,9 @@ _SIZES = (
 
 @dataclass(frozen=True, kw_only=True)
 class LLaDAConfig:
-    """Sizes and token ids, named as in LLaDA's config.json; ``raw`` keeps what was read, verbatim."""
+    """Sizes and token ids, named as in LLaDA's config.json; ``raw`` keeps what was read,
+    verbatim.
+    """
 
     d_model: int
     n_heads: int
@@ -92,7 +97,9 @@ class LLaDAConfig:
     def __post_init__(self) -> None:
         """Refuse sizes and ids that do not fit together (ValueError)."""
         if self.embedding_size < self.vocab_size:
-            raise ValueError(f"embedding_size {self.embedding_size} is below vocab_size {self.vocab_size}")
+            raise ValueError(
+                f"embedding_size {self.embedding_size} is below vocab_size {self.vocab_size}"
+            )
         check_sizes(self, _SIZES, "d_model", "n_heads", "n_kv_heads")
 
     @property
@@ -102,23 +109,37 @@ class LLaDAConfig:
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> LLaDAConfig:
-        """Read LLaDA's config.json; ValueError on missing keys and on settings not computed here."""
+        """Read LLaDA's config.json; ValueError on missing keys and on settings not computed
+        here.
+        """
         refuse_unsupported("LLaDA", raw, _SUPPORTED)
         if raw.get("include_bias") and raw.get("bias_for_layer_norm") is None:
-            raise ValueError("LLaDA config has include_bias and norms with a bias; that is not supported")
+            raise ValueError(
+                "LLaDA config has include_bias and norms with a bias; that is not supported"
+            )
         return cls(**read_fields("LLaDA", cls, raw, _derived(raw)), raw=dict(raw))
 
     def to_dict(self) -> dict[str, Any]:
-        """The config.json: the keys that were read, verbatim, except values that were replaced since."""
+        """The config.json: the keys that were read, verbatim, except values that were replaced
+        since.
+        """
         fixed = {"model_type": "llada", "architectures": ["LLaDAModelLM"]}
-        return written_config(self, fixed | {key: supported[0] for key, supported in _SUPPORTED.items()})
+        return written_config(
+            self, fixed | {key: supported[0] for key, supported in _SUPPORTED.items()}
+        )
 
     def tiny(self) -> LLaDAConfig:
-        """The same settings and vocabulary at sizes for a dry run; the share of key/value heads is kept."""
+        """The same settings and vocabulary at sizes for a dry run; the share of key/value heads is
+        kept.
+        """
         kv_heads = tiny_kv_heads(self.n_heads, self.n_kv_heads)
-        return replace(self, d_model=64, n_layers=2, n_heads=4, n_kv_heads=kv_heads, mlp_hidden_size=160)
+        return replace(
+            self, d_model=64, n_layers=2, n_heads=4, n_kv_heads=kv_heads, mlp_hidden_size=160
+        )
 
-    def with_vocabulary(self, vocab_size: int, mask_id: int, eos_id: int, pad_id: int) -> LLaDAConfig:
+    def with_vocabulary(
+        self, vocab_size: int, mask_id: int, eos_id: int, pad_id: int
+    ) -> LLaDAConfig:
         """The same architecture for another tokenizer."""
         ids = {"mask_token_id": mask_id, "eos_token_id": eos_id, "pad_token_id": pad_id}
         return replace(self, vocab_size=vocab_size, embedding_size=vocab_size, **ids)
@@ -126,7 +147,8 @@ class LLaDAConfig:
 
 def _derived(raw: dict[str, Any]) -> dict[str, Any]:
     # What the published configuration class fills in for absent (or null) keys.
-    d_model, ratio = raw.get("d_model"), raw.get("mlp_ratio")
+    d_model = raw.get("d_model")
+    ratio = raw.get("mlp_ratio")
     return {
         "n_kv_heads": raw.get("n_heads"),
         "mlp_hidden_size": d_model * ratio if d_model and ratio else None,
@@ -140,7 +162,9 @@ class _Block(nn.Module):
 
     def __init__(self, config: LLaDAConfig) -> None:
         super().__init__()
-        d_model, head_dim, bias = config.d_model, config.head_dim, config.include_bias
+        d_model = config.d_model
+        head_dim = config.head_dim
+        bias = config.include_bias
         qkv_bias = bias or config.include_qkv_bias
         self.head_dim = head_dim
         self.attn_norm = RMSNorm(d_model, config.rms_norm_eps)
@@ -155,7 +179,9 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
         y = self.attn_norm(x)
-        q, k, v = self.q_proj(y), self.k_proj(y), self.v_proj(y)
+        q = self.q_proj(y)
+        k = self.k_proj(y)
+        v = self.v_proj(y)
         x = x + self.attn_out(rotary_attention(q, k, v, self.head_dim, rotary, mask))
         y = self.ff_norm(x)
         return x + self.ff_out(F.silu(self.ff_proj(y)) * self.up_proj(y))
@@ -164,8 +190,9 @@ class _Block(nn.Module):
 class LLaDA(MaskPredictor):
     """A mask predictor: logits at position l are about the token at position l.
 
-    A new module holds no memory (meta device), so building it draws nothing from the global generator: call
-    ``init_weights(generator)``, or load a checkpoint (``unmaskrl.models.checkpoint.load_denoiser``).
+    A new module holds no memory (meta device), so building it draws nothing from the global
+    generator: call ``init_weights(generator)``, or load a checkpoint
+    (``unmaskrl.models.checkpoint.load_denoiser``).
     """
 
     def __init__(self, config: LLaDAConfig) -> None:
@@ -178,7 +205,9 @@ class LLaDA(MaskPredictor):
                 "ln_f": RMSNorm(config.d_model, config.rms_norm_eps),
             }
             if not config.weight_tying:
-                parts["ff_out"] = nn.Linear(config.d_model, config.embedding_size, bias=config.include_bias)
+                parts["ff_out"] = nn.Linear(
+                    config.d_model, config.embedding_size, bias=config.include_bias
+                )
             self.model = nn.ModuleDict({"transformer": nn.ModuleDict(parts)})
 
     @property
@@ -186,18 +215,25 @@ class LLaDA(MaskPredictor):
         return self.model["transformer"]
 
     def init_weights(self, generator: torch.Generator, std: float = 0.02) -> LLaDA:
-        """Draw all weights on the generator's device: N(0, std), before residuals std / sqrt(2 n_layers)."""
+        """Draw all weights on the generator's device: N(0, std), before residuals std / sqrt(2
+        n_layers).
+        """
         draw_weights(self, generator, std, self.config.n_layers, ("attn_out", "ff_out"))
         return self
 
-    def hidden(self, ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"] | None = None) -> Float[Tensor, "B L D"]:
-        """Hidden states after the final norm; keys where ``attention_mask`` is False are not attended.
+    def hidden(
+        self, ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"] | None = None
+    ) -> Float[Tensor, "B L D"]:
+        """Hidden states after the final norm; keys where ``attention_mask`` is False are not
+        attended.
 
-        Rows at such positions are finite and mean nothing. Pass None when there are no pads: the mask is not
-        inspected. ValueError beyond ``max_sequence_length`` positions.
+        Rows at such positions are finite and mean nothing. Pass None when there are no pads: the
+        mask is not inspected. ValueError beyond ``max_sequence_length`` positions.
         """
         limit = self.config.max_sequence_length
-        return in_chunks(self._hidden, ids, attention_mask, limit, "max_sequence_length", self.cpu_chunk)
+        return in_chunks(
+            self._hidden, ids, attention_mask, limit, "max_sequence_length", self.cpu_chunk
+        )
 
     def _hidden(self, ids: Tensor, attention_mask: Tensor | None) -> Tensor:
         parts = self._parts
@@ -214,6 +250,8 @@ class LLaDA(MaskPredictor):
             return F.linear(hidden, parts["wte"].weight)
         return parts["ff_out"](hidden)
 
-    def forward(self, ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"] | None = None) -> Float[Tensor, "B L V"]:
+    def forward(
+        self, ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"] | None = None
+    ) -> Float[Tensor, "B L V"]:
         """head(hidden(ids))."""
         return self.head(self.hidden(ids, attention_mask))

@@ -1,7 +1,9 @@
-"""What Python's eval makes of a text of digits, dots, blanks, parentheses and + - * /, without eval and within bounds.
+"""What Python's eval makes of a text of digits, dots, blanks, parentheses and + - * /, without eval
+and within bounds.
 
-d1's countdown reward and parser evaluate such texts with eval, so ``**``, ``//``, signs and decimals count. Bounds on
-length, depth and the size of powers keep any text cheap; what lies beyond them has no value, as if eval had failed.
+d1's countdown reward and parser evaluate such texts with eval, so ``**``, ``//``, signs and
+decimals count. Bounds on length, depth and the size of powers keep any text cheap; what lies beyond
+them has no value, as if eval had failed.
 """
 
 from __future__ import annotations
@@ -24,11 +26,14 @@ _BINARY: dict[str, tuple[int, Callable[..., Number]]] = {
     "/": (2, operator.truediv),
     "//": (2, operator.floordiv),
 }
-_SIGN, _POWER = 3, 4
+_SIGN = 3
+_POWER = 4
 
 
 def python_value(text: str) -> Number | None:
-    """The value of a Python expression; None if it has none (bad syntax, division by zero) or exceeds a bound."""
+    """The value of a Python expression; None if it has none (bad syntax, division by zero) or
+    exceeds a bound.
+    """
     tokens = _tokens(text.strip())
     if not tokens:
         return None
@@ -50,7 +55,8 @@ def _tokens(text: str) -> list[str] | None:
         match = _TOKEN.match(text, position)
         if match is None or len(tokens) == MAX_TOKENS:
             return None
-        token, position = match[0], match.end()
+        token = match[0]
+        position = match.end()
         depth += (token == "(") - (token == ")")
         if token in "\r\n":
             # A line end is free inside parentheses and ends the expression outside.
@@ -62,13 +68,18 @@ def _tokens(text: str) -> list[str] | None:
 
 
 class _Parser:
-    """Precedence climbing over the tokens; raises ValueError or IndexError where they are no expression."""
+    """Precedence climbing over the tokens; raises ValueError or IndexError where they are no
+    expression.
+    """
 
     def __init__(self, tokens: list[str]) -> None:
-        self.tokens, self.at = tokens, 0
+        self.tokens = tokens
+        self.at = 0
 
     def expression(self, lowest: int, depth: int) -> Number:
-        """The longest expression from here whose operators bind at least as tightly as ``lowest``."""
+        """The longest expression from here whose operators bind at least as tightly as
+        ``lowest``.
+        """
         if depth > MAX_DEPTH:
             raise ValueError("too deep")
         left = self._operand(depth)
@@ -107,7 +118,11 @@ class _Parser:
 
 
 def _power(base: Number, exponent: Number) -> Number:
-    if isinstance(base, int) and isinstance(exponent, int) and base.bit_length() * exponent > MAX_BITS:
+    if (
+        isinstance(base, int)
+        and isinstance(exponent, int)
+        and base.bit_length() * exponent > MAX_BITS
+    ):
         raise ValueError("too large")
     return _bounded(base**exponent)
 

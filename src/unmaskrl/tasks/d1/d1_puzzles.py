@@ -1,9 +1,11 @@
-"""The published protocol of countdown and sudoku: prompts, rewards and parsers of d1 (arXiv 2504.12216), quirks included.
+"""The published protocol of countdown and sudoku: prompts, rewards and parsers of d1 (arXiv
+2504.12216), quirks included.
 
-For comparison with published numbers only; docs/tasks.md lists every quirk. Prompts are those of dllm-reasoning/d1
-(diffu-grpo/data_utils.py, eval/countdown.py, eval/sudoku.py; the 3-shot sudoku texts: facebookresearch/SPG, same files).
-The parsers (d1 diffu-grpo/reward_func.py, eval/parse_and_get_acc.py, eval/parser_helper.py) are written anew: linear time
-on any text, and arithmetic without eval.
+For comparison with published numbers only; docs/tasks.md lists every quirk. Prompts are those of
+dllm-reasoning/d1 (diffu-grpo/data_utils.py, eval/countdown.py, eval/sudoku.py; the 3-shot sudoku
+texts: facebookresearch/SPG, same files). The parsers (d1 diffu-grpo/reward_func.py,
+eval/parse_and_get_acc.py, eval/parser_helper.py) are written anew: linear time on any text, and
+arithmetic without eval.
 """
 
 from __future__ import annotations
@@ -22,55 +24,79 @@ PREFILL = "<reasoning>"
 # int() refuses longer texts in Python 3.11, and then so does the published code.
 _MAX_DIGITS = 4300
 
-_FORMAT = "\nRespond in the following format:\n<reasoning>\n...\n</reasoning>\n<answer>\n...\n</answer>\n"
+_FORMAT = (
+    "\nRespond in the following format:\n<reasoning>\n...\n</reasoning>\n<answer>\n...\n</answer>\n"
+)
 _COUNTDOWN_TRAIN = (
-    "{format}\nUsing only the numbers {numbers}, create an arithmetic expression that evaluates to exactly {target}. You "
-    "must use all numbers from the list, and each number must be used exactly once. You may use the operations +, -, *, "
-    "and / as needed. After reasoning, provide only your final expression inside <answer></answer> tags without "
-    "including an equals sign or the target number. For example, if the numbers are [2, 3, 4] and the target is 5, a "
+    "{format}\nUsing only the numbers {numbers}, create an arithmetic expression that evaluates to "
+    "exactly {target}. You "
+    "must use all numbers from the list, and each number must be used exactly once. You may use "
+    "the operations +, -, *, "
+    "and / as needed. After reasoning, provide only your final expression inside <answer></answer> "
+    "tags without "
+    "including an equals sign or the target number. For example, if the numbers are [2, 3, 4] and "
+    "the target is 5, a "
     "valid answer is: <answer>\n2*4-3\n</answer>"
 )
 _COUNTDOWN_EVAL = (
-    "Using only the provided numbers, create an arithmetic expression that evaluates to exactly the provided target "
-    "number. You may use the operations +, -, *, and / as needed, but each number must be used exactly once. Think "
-    "step-by-step. After reasoning, provide only your final expression inside \\boxed{{}} tags without including an "
+    "Using only the provided numbers, create an arithmetic expression that evaluates to exactly "
+    "the provided target "
+    "number. You may use the operations +, -, *, and / as needed, but each number must be used "
+    "exactly once. Think "
+    "step-by-step. After reasoning, provide only your final expression inside \\boxed{{}} tags "
+    "without including an "
     "equals sign or the target number. For example: \\boxed{{a + b * c}}Respond in the following "
-    "format:\n<reasoning>\nYour reasoning here\n</reasoning>\n<answer>\n\\boxed{{...}}\n</answer>\n\nNumbers: "
+    "format:\n<reasoning>\nYour reasoning "
+    "here\n</reasoning>\n<answer>\n\\boxed{{...}}\n</answer>\n\nNumbers: "
     "{numbers}\nTarget: {target}"
 )
 _SUDOKU = (
-    "\nPlease solve the following 4x4 Sudoku puzzle. The puzzle is provided as a 16-character string reading "
-    "left-to-right, top-to-bottom, where '0' represents empty cells.\n\nRules:\n- Fill empty cells with digits 1-4\n- "
-    "Each row must contain digits 1-4 exactly once\n- Each column must contain digits 1-4 exactly once\n- Each 2x2 box "
-    "must contain digits 1-4 exactly once\n\nImportant: Your solution must be a COMPLETE 16-character string with only "
-    "the digits 1-4, representing your final solved grid.\n\nRespond in this exact format:\n<reasoning>\nYour "
-    "step-by-step solving process\n</reasoning>\n<answer>\n[16-character solution string with no spaces or "
+    "\nPlease solve the following 4x4 Sudoku puzzle. The puzzle is provided as a 16-character "
+    "string reading "
+    "left-to-right, top-to-bottom, where '0' represents empty cells.\n\nRules:\n- Fill empty cells "
+    "with digits 1-4\n- "
+    "Each row must contain digits 1-4 exactly once\n- Each column must contain digits 1-4 exactly "
+    "once\n- Each 2x2 box "
+    "must contain digits 1-4 exactly once\n\nImportant: Your solution must be a COMPLETE "
+    "16-character string with only "
+    "the digits 1-4, representing your final solved grid.\n\nRespond in this exact "
+    "format:\n<reasoning>\nYour "
+    "step-by-step solving process\n</reasoning>\n<answer>\n[16-character solution string with no "
+    "spaces or "
     "separators]\n</answer>\n"
 )
 _SHOT = (
-    "Question:\nSolve the following Sudoku puzzle: {puzzle}\nAnswer:\n<reasoning>\nInterpret puzzle as 4 rows of "
-    "4:\n{start}\n\nFill easy singles:\n{steps}\n\nFinal grid:\n{end}\n</reasoning>\n<answer>\n{solution}\n</answer>"
+    "Question:\nSolve the following Sudoku puzzle: {puzzle}\nAnswer:\n<reasoning>\nInterpret "
+    "puzzle as 4 rows of "
+    "4:\n{start}\n\nFill easy singles:\n{steps}\n\nFinal "
+    "grid:\n{end}\n</reasoning>\n<answer>\n{solution}\n</answer>"
 )
 _SHOTS = (
     (
         "3014002020004130",
         "3214142323414132",
-        "R1 missing 2 \u2192 R1C2=2.\nR4 missing 2 \u2192 R4C4=2.\nBox D (R3-4,C3-4) then needs {1,4}; column4 can only "
-        "accept 1 \u2192 R3C4=1, R3C3=4.\nR3 now missing 3 \u2192 R3C2=3.\nColumn1 missing 1 \u2192 R2C1=1.\nColumn2 "
+        "R1 missing 2 \u2192 R1C2=2.\nR4 missing 2 \u2192 R4C4=2.\nBox D (R3-4,C3-4) then needs "
+        "{1,4}; column4 can only "
+        "accept 1 \u2192 R3C4=1, R3C3=4.\nR3 now missing 3 \u2192 R3C2=3.\nColumn1 missing 1 "
+        "\u2192 R2C1=1.\nColumn2 "
         "missing 4 \u2192 R2C2=4.\nLast cell R2C4=3.",
     ),
     (
         "0000100420013142",
         "4213132424313142",
-        "Col1 missing 4 \u2192 R1C1=4.\nCol4 missing 3 \u2192 R1C4=3.\nBox A (R1-2,C1-2) missing {2,3} and R1 now needs "
-        "{1,2} \u2192 R1C2=2, R2C2=3.\nR1C3=1.\nR2 now missing 2 \u2192 R2C3=2.\nCol2 missing 4 \u2192 R3C2=4, then "
+        "Col1 missing 4 \u2192 R1C1=4.\nCol4 missing 3 \u2192 R1C4=3.\nBox A (R1-2,C1-2) missing "
+        "{2,3} and R1 now needs "
+        "{1,2} \u2192 R1C2=2, R2C2=3.\nR1C3=1.\nR2 now missing 2 \u2192 R2C3=2.\nCol2 missing 4 "
+        "\u2192 R3C2=4, then "
         "R3C3=3.",
     ),
     (
         "2001403002001420",
         "2341413232141423",
-        "R1 missing {3,4}; Col2 can't be 1 so R1C2=3 \u2192 R1C3=4.\nR4 missing 3 \u2192 R4C4=3.\nCol4 missing {2,4}; R2 "
-        "must take 2 \u2192 R2C4=2 \u2192 R2C2=1.\nCol1 missing 3 \u2192 R3C1=3.\nCol3 missing 1 \u2192 R3C3=1 \u2192 "
+        "R1 missing {3,4}; Col2 can't be 1 so R1C2=3 \u2192 R1C3=4.\nR4 missing 3 \u2192 "
+        "R4C4=3.\nCol4 missing {2,4}; R2 "
+        "must take 2 \u2192 R2C4=2 \u2192 R2C2=1.\nCol1 missing 3 \u2192 R3C1=3.\nCol3 missing 1 "
+        "\u2192 R3C3=1 \u2192 "
         "R3C4=4.",
     ),
 )
@@ -88,13 +114,17 @@ _SIXTEEN = re.compile(r"\b(\d{16})\b")
 
 
 def countdown_prompt(numbers: Sequence[int], target: int, training: bool) -> list[dict[str, str]]:
-    """The chat of training, or of evaluation (another text, a box, and an answer that starts with ``<reasoning>``)."""
+    """The chat of training, or of evaluation (another text, a box, and an answer that starts with
+    ``<reasoning>``).
+    """
     template = _COUNTDOWN_TRAIN if training else _COUNTDOWN_EVAL
     return _chat(template.format(format=_FORMAT, numbers=list(numbers), target=target), training)
 
 
 def sudoku_prompt(puzzle: str, few_shot: int, training: bool) -> list[dict[str, str]]:
-    """Rules, 0..3 worked examples, the puzzle; the texts of training and evaluation differ by a line end."""
+    """Rules, 0..3 worked examples, the puzzle; the texts of training and evaluation differ by a
+    line end.
+    """
     question = f"Solve the following Sudoku puzzle: {puzzle}\n"
     if few_shot:
         shots = "\n\n".join(_shot(*shot) for shot in _SHOTS[:few_shot])
@@ -110,7 +140,8 @@ def _chat(content: str, training: bool) -> list[dict[str, str]]:
 
 def _shot(puzzle: str, solution: str, steps: str) -> str:
     start, end = (
-        "\n".join(f"R{row + 1}: {' '.join(grid[4 * row : 4 * row + 4])}" for row in range(4)) for grid in (puzzle, solution)
+        "\n".join(f"R{row + 1}: {' '.join(grid[4 * row : 4 * row + 4])}" for row in range(4))
+        for grid in (puzzle, solution)
     )
     return _SHOT.format(puzzle=puzzle, start=start, steps=steps, end=end, solution=solution)
 
@@ -137,7 +168,9 @@ def _last_body(text: str) -> str | None:
 
 
 def countdown_score(text: str, numbers: Sequence[int], target: int) -> float:
-    """The training reward: 0 without an answer block, 1 for a value within 1e-5 of the target, else 0.1."""
+    """The training reward: 0 without an answer block, 1 for a value within 1e-5 of the target, else
+    0.1.
+    """
     body = _last_body(text)
     if body is None:
         return 0.0
@@ -145,7 +178,9 @@ def countdown_score(text: str, numbers: Sequence[int], target: int) -> float:
 
 
 def countdown_correct(text: str, numbers: Sequence[int], target: int) -> bool:
-    """The evaluation's verdict: on the last box, or without one on the first ``expression = number`` of the whole text."""
+    """The evaluation's verdict: on the last box, or without one on the first
+    ``expression = number`` of the whole text.
+    """
     equation = _boxed(text)
     if equation is None:
         spans = answer_spans(text)
@@ -157,7 +192,9 @@ def countdown_correct(text: str, numbers: Sequence[int], target: int) -> bool:
 
 
 def _boxed(text: str) -> str | None:
-    r"""The inside of the last \boxed or (as it stands) \fbox; the whole text without one; None if its braces never close."""
+    r"""The inside of the last \boxed or (as it stands) \fbox; the whole text without one; None if
+    its braces never close.
+    """
     if r"\boxed " in text:
         return text[text.rindex(r"\boxed ") + len(r"\boxed ") :].split("$", 1)[0]
     start = text.rfind(r"\boxed")
@@ -174,7 +211,9 @@ def _boxed(text: str) -> str | None:
 
 
 def _reaches(equation: str, numbers: Sequence[int], target: int) -> bool:
-    """The digits of the text are the numbers as a multiset, nothing but arithmetic stands in it, and the value fits."""
+    """The digits of the text are the numbers as a multiset, nothing but arithmetic stands in it,
+    and the value fits.
+    """
     found: list[int] = []
     for match in _DIGITS.finditer(equation):
         if len(found) == len(numbers) or match.end() - match.start() > _MAX_DIGITS:
@@ -193,10 +232,15 @@ def sudoku_training_grid(text: str) -> str | None:
 
 
 def sudoku_evaluation_grid(text: str) -> str | None:
-    """What evaluation reads: the first of five patterns that finds something, without white space."""
-    first, closed = text.find(OPEN_TAG), text.find(CLOSE_TAG)
-    inside, after = text[first + len(OPEN_TAG) :] if first >= 0 else "", text[closed + len(CLOSE_TAG) :] if closed >= 0 else ""
-    fenced, end = _FENCED.search(inside), _END.search(inside)
+    """What evaluation reads: the first of five patterns that finds something, without white
+    space.
+    """
+    first = text.find(OPEN_TAG)
+    closed = text.find(CLOSE_TAG)
+    inside = text[first + len(OPEN_TAG) :] if first >= 0 else ""
+    after = text[closed + len(CLOSE_TAG) :] if closed >= 0 else ""
+    fenced = _FENCED.search(inside)
+    end = _END.search(inside)
     found = fenced[1].strip() if fenced else ""
     found = found or (inside[: end.start()].strip() if end else "")
     found = found or _END_OF_TEXT.split(after.lstrip(), maxsplit=1)[0].strip()

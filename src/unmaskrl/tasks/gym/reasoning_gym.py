@@ -1,7 +1,8 @@
 """Any dataset of reasoning-gym, with the dataset's own scorer as the reward.
 
-Everything of the package runs in a worker process (guard.py): its scorers parse the completion with computer algebra
-or eval, so that text can cost unbounded time and memory, and some of its generators draw from global state.
+Everything of the package runs in a worker process (guard.py): its scorers parse the completion with
+computer algebra or eval, so that text can cost unbounded time and memory, and some of its
+generators draw from global state.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ MAX_CHARACTERS = 100_000
 CORRECT = 1.0
 _MAKE_SECONDS = 600.0
 # reasoning_gym_worker.CHUNK in requests of 16: some datasets need half a second for a problem.
-_CHUNK, _REQUEST = 64, 16
+_CHUNK = 64
+_REQUEST = 16
 _PATIENCE = 1000
 _OWN = ("seed", "size")
 
@@ -53,21 +55,25 @@ def split_of(dataset: str, question: str) -> str:
 
 @lru_cache(maxsize=4)
 def worker(dataset: str, seconds: float) -> Guard:
-    """The process in which a dataset runs with this time limit (seconds per answer), shared by all tasks that have both.
+    """The process in which a dataset runs with this time limit (seconds per answer), shared by all
+    tasks that have both.
 
-    One per dataset: several scorers evaluate the completion, which could change what another one says.
+    One per dataset: several scorers evaluate the completion, which could change what another one
+    says.
     """
     return Guard("unmaskrl.tasks.gym.reasoning_gym_worker:serve", seconds=seconds)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReasoningGym:
-    """Problems of the reasoning-gym dataset ``dataset``, made with ``settings`` (its configuration).
+    """Problems of the reasoning-gym dataset ``dataset``, made with ``settings`` (its
+    configuration).
 
-    The score is the dataset's own for the text of the last answer, in [0, 1]; correct means a score of 1. An answer
-    that takes longer than ``seconds`` to score gets 0 (see ``timeouts``). Problems of a split are distinct; each
-    split has seeds of its own, and no question is in two splits, whatever the seeds. Fields: question, answer (a text
-    or None), dataset_seed and index (which name the problem to reasoning-gym). Raises ValueError.
+    The score is the dataset's own for the text of the last answer, in [0, 1]; correct means a score
+    of 1. An answer that takes longer than ``seconds`` to score gets 0 (see ``timeouts``). Problems
+    of a split are distinct; each split has seeds of its own, and no question is in two splits,
+    whatever the seeds. Fields: question, answer (a text or None), dataset_seed and index (which
+    name the problem to reasoning-gym). Raises ValueError.
     """
 
     dataset: str = "chain_sum"
@@ -84,24 +90,40 @@ class ReasoningGym:
         check_range("eval_size", self.eval_size, 1)
         check_choice("prompt_style", self.prompt_style, PROMPT_STYLES)
         if not isinstance(self.seconds, int | float) or not 0 < self.seconds < math.inf:
-            raise ValueError(f"seconds is {self.seconds!r}, expected a positive number: set the time limit of one answer")
-        if not isinstance(self.settings, dict) or not all(isinstance(key, str) for key in self.settings):
-            raise ValueError(f"settings is {self.settings!r}, expected a mapping of the dataset's settings")
+            raise ValueError(
+                f"seconds is {self.seconds!r}, expected a positive number: set the time limit of "
+                "one answer"
+            )
+        if not isinstance(self.settings, dict) or not all(
+            isinstance(key, str) for key in self.settings
+        ):
+            raise ValueError(
+                f"settings is {self.settings!r}, expected a mapping of the dataset's settings"
+            )
         for key in _OWN:
             if key in self.settings:
-                raise ValueError(f"settings has {key!r}: set seed, train_size and eval_size of the task instead")
+                raise ValueError(
+                    f"settings has {key!r}: set seed, train_size and eval_size of the task instead"
+                )
         if importlib.util.find_spec("reasoning_gym") is None:
-            raise ValueError("the task reasoning_gym needs the package reasoning-gym: pip install 'unmaskrl[tasks]'")
+            raise ValueError(
+                "the task reasoning_gym needs the package reasoning-gym: pip install "
+                "'unmaskrl[tasks]'"
+            )
         self._call("check")
 
     def examples(self, split: str) -> list[Example]:
-        """The problems of a split. Raises ValueError if there are fewer distinct ones than asked for."""
+        """The problems of a split. Raises ValueError if there are fewer distinct ones than asked
+        for.
+        """
         check_choice("split", split, SPLITS)
         size = self.train_size if split == "train" else self.eval_size
         return list(_generate(self.dataset, self._settings, split, self.seed, size, self.seconds))
 
     def prompt(self, example: Example) -> list[dict[str, str]]:
-        """One user message: the question, with an instruction on the answer tags unless ``short``."""
+        """One user message: the question, with an instruction on the answer tags unless
+        ``short``.
+        """
         question = example.fields["question"]
         content = question if self.prompt_style == "short" else _INSTRUCT.format(question=question)
         return [{"role": "user", "content": content}]
@@ -124,7 +146,9 @@ class ReasoningGym:
         return self.score(example, text) >= CORRECT
 
     def score(self, example: Example, text: str) -> float:
-        """The dataset's score of the last answer, stripped, in [0, 1]; 0 without one, or if scoring fails."""
+        """The dataset's score of the last answer, stripped, in [0, 1]; 0 without one, or if scoring
+        fails.
+        """
         body = last_answer(text)
         if body is None or len(body) > MAX_CHARACTERS:
             return 0.0
@@ -136,7 +160,9 @@ class ReasoningGym:
 
     @property
     def timeouts(self) -> int:
-        """Answers whose scoring was stopped by the time limit, over all tasks of this process with this dataset and limit."""
+        """Answers whose scoring was stopped by the time limit, over all tasks of this process with
+        this dataset and limit.
+        """
         return worker(self.dataset, self.seconds).timeouts
 
     @property
@@ -162,18 +188,25 @@ class ReasoningGym:
         return json.dumps(self.settings, sort_keys=True)
 
     def _call(self, operation: str, *args: Any, **options: Any) -> Any:
-        return worker(self.dataset, self.seconds).call(operation, self.dataset, self._settings, *args, **options)
+        return worker(self.dataset, self.seconds).call(
+            operation, self.dataset, self._settings, *args, **options
+        )
 
 
 @lru_cache(maxsize=16)
-def _generate(dataset: str, settings: str, split: str, seed: int, size: int, seconds: float) -> tuple[Example, ...]:
+def _generate(
+    dataset: str, settings: str, split: str, seed: int, size: int, seconds: float
+) -> tuple[Example, ...]:
     found: dict[str, Example] = {}
     misses = 0
     for first in count(step=_REQUEST):
         chunk, start = divmod(first, _CHUNK)
-        # reasoning-gym's problem i of seed s is drawn with s + i: neighbouring seeds would share problems.
+        # reasoning-gym's problem i of seed s is drawn with s + i: neighbouring seeds would share
+        # problems.
         own = stable_hash(f"reasoning_gym/{dataset}/{split}/{seed}/{chunk}") % 2**31
-        pairs = worker(dataset, seconds).call("entries", dataset, settings, own, start, start + _REQUEST, seconds=_MAKE_SECONDS)
+        pairs = worker(dataset, seconds).call(
+            "entries", dataset, settings, own, start, start + _REQUEST, seconds=_MAKE_SECONDS
+        )
         for index, (question, answer) in enumerate(pairs, start=start):
             if question in found or split_of(dataset, question) != split:
                 misses += 1
@@ -185,7 +218,8 @@ def _generate(dataset: str, settings: str, split: str, seed: int, size: int, sec
                 return tuple(found.values())
         if misses > _PATIENCE:
             raise ValueError(
-                f"reasoning-gym's {dataset} has only about {len(found)} distinct {split} questions with settings "
+                f"reasoning-gym's {dataset} has only about {len(found)} distinct {split} questions "
+                "with settings "
                 f"{settings}, {size} were asked for: lower the size or widen the settings"
             )
     raise AssertionError("unreachable")

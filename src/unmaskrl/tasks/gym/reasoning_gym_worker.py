@@ -1,9 +1,11 @@
-"""What runs in the guard's worker for the task reasoning_gym: the only place that imports the package.
+"""What runs in the guard's worker for the task reasoning_gym: the only place that imports the
+package.
 
-Problems are named by (dataset, settings, seed, index) and made again where they are scored: some entries are not
-JSON, and a scorer needs its dataset's settings. Measured on reasoning-gym 0.1.25: one dataset draws from Python's
-global generator, one from numpy's, and five depend on the order of sets; in a worker of fixed hashing whose global
-generator is set before each problem, every dataset gives the same problem every time.
+Problems are named by (dataset, settings, seed, index) and made again where they are scored: some
+entries are not JSON, and a scorer needs its dataset's settings. Measured on reasoning-gym 0.1.25:
+one dataset draws from Python's global generator, one from numpy's, and five depend on the order of
+sets; in a worker of fixed hashing whose global generator is set before each problem, every dataset
+gives the same problem every time.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from typing import Any
 
 from unmaskrl.tasks.base import nearest
 
-# Before the guard's limits, which count memory from here and refuse what the imports need (loading libraries).
+# Before the guard's limits, which count memory from here and refuse what the imports need (loading
+# libraries).
 _GYM: Any = importlib.import_module("reasoning_gym")
 # Problems per dataset object; part of what a problem's seed means.
 CHUNK = 64
@@ -25,7 +28,9 @@ CHUNK = 64
 
 def serve(operation: str, *args: Any) -> Any:
     """The guard's one target: "check", "entries", "prepare" or "score"."""
-    return {"check": check, "entries": entries, "prepare": prepare, "score": score}[operation](*args)
+    return {"check": check, "entries": entries, "prepare": prepare, "score": score}[operation](
+        *args
+    )
 
 
 def check(name: str, settings: str) -> None:
@@ -33,7 +38,11 @@ def check(name: str, settings: str) -> None:
     known = _GYM.factory.DATASETS
     if name not in known:
         close = nearest(name, known)
-        hint = close if close.startswith("did") else f"reasoning_gym.factory.DATASETS lists {len(known)} names"
+        hint = (
+            close
+            if close.startswith("did")
+            else f"reasoning_gym.factory.DATASETS lists {len(known)} names"
+        )
         raise ValueError(f"reasoning-gym has no dataset {name!r}: {hint}")
     names = [field.name for field in fields(known[name][1])]
     for key in json.loads(settings):
@@ -43,17 +52,28 @@ def check(name: str, settings: str) -> None:
         _dataset(name, settings, 0)
     except Exception as error:
         first = (str(error).splitlines() or [""])[0]
-        raise ValueError(f"dataset {name!r} refuses the settings {settings}: {type(error).__name__} {first}") from None
+        raise ValueError(
+            f"dataset {name!r} refuses the settings {settings}: {type(error).__name__} {first}"
+        ) from None
 
 
-def entries(name: str, settings: str, seed: int, start: int, stop: int) -> list[tuple[str, str | None]]:
-    """The (question, answer) pairs of problems start..stop - 1; no answer where the dataset gives none as a text."""
+def entries(
+    name: str, settings: str, seed: int, start: int, stop: int
+) -> list[tuple[str, str | None]]:
+    """The (question, answer) pairs of problems start..stop - 1; no answer where the dataset gives
+    none as a text.
+    """
     chunk = [_entry(name, settings, seed, index) for index in range(start, stop)]
-    return [(entry["question"], entry["answer"] if isinstance(entry["answer"], str) else None) for entry in chunk]
+    return [
+        (entry["question"], entry["answer"] if isinstance(entry["answer"], str) else None)
+        for entry in chunk
+    ]
 
 
 def prepare(name: str, settings: str, seed: int, index: int) -> None:
-    """Make a problem and what scoring it imports, so that neither counts against the time of an answer."""
+    """Make a problem and what scoring it imports, so that neither counts against the time of an
+    answer.
+    """
     _entry(name, settings, seed, index)
     _score_once(name, settings)
 
@@ -65,7 +85,9 @@ def _score_once(name: str, settings: str) -> None:
 
 def score(name: str, settings: str, seed: int, index: int, answer: str) -> float:
     """The dataset's own score of an answer."""
-    return float(_dataset(name, settings, seed).score_answer(answer, _entry(name, settings, seed, index)))
+    return float(
+        _dataset(name, settings, seed).score_answer(answer, _entry(name, settings, seed, index))
+    )
 
 
 @lru_cache(maxsize=64)

@@ -1,4 +1,6 @@
-"""Answers in model-written text: numbers as exact rationals, balanced LaTeX boxes. Linear time on any text."""
+"""Answers in model-written text: numbers as exact rationals, balanced LaTeX boxes. Linear time on
+any text.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ MAX_BODY = 50_000
 
 _WHOLE = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)"
 _NUMBER = re.compile(
-    rf"[+-]?(?:{_WHOLE}(?:\.[0-9]*)?|\.[0-9]+|(?:[0-9]+ )?[0-9]+/[0-9]+|(?:[0-9]+)?\\frac\{{[0-9]+\}}\{{[0-9]+\}})"
+    rf"[+-]?(?:{_WHOLE}(?:\.[0-9]*)?|\.[0-9]+|(?:[0-9]+ "
+    rf")?[0-9]+/[0-9]+|(?:[0-9]+)?\\frac\{{[0-9]+\}}\{{[0-9]+\}})"
 )
 _PERCENT = re.compile(r"(?<=[0-9])[ ]*(?:percent|\\text\{[ ]*percent[ ]*\})(?=[ .]*$)")
 _PART_OF = re.compile(r"%[ \t$\\]*[0-9/]")
@@ -27,9 +30,10 @@ _LOOSE_BOX = re.compile(r"\\boxed[ \t]+(?!\{)((?:[^ \t\r\n$<>{}\\]|\\[A-Za-z]+|\
 def parse_number(text: str, units: Iterable[str] = ()) -> Fraction | None:
     r"""The one number that ``text`` is, exactly; None if it is anything else or beyond a limit.
 
-    ``1,234``, ``-5``, ``$5``, ``5.0``, ``.5``, ``1/3``, ``2 1/3``, ``\frac{1}{3}``, ``20%`` (20), in ``$..$``, a box, bold and
-    the like, after a name (``x =``) or arithmetic that is true (``6*7 =``). Words of ``units`` (lower case, singular or plural)
-    may follow, unless they scale (``million``) or hedge. ASCII digits only, no exponents.
+    ``1,234``, ``-5``, ``$5``, ``5.0``, ``.5``, ``1/3``, ``2 1/3``, ``\frac{1}{3}``, ``20%`` (20),
+    in ``$..$``, a box, bold and the like, after a name (``x =``) or arithmetic that is true
+    (``6*7 =``). Words of ``units`` (lower case, singular or plural) may follow, unless they scale
+    (``million``) or hedge. ASCII digits only, no exponents.
     """
     text = text.strip(" \t\r\n")
     if len(text) > MAX_NUMBER_CHARACTERS or _PART_OF.search(text):
@@ -38,7 +42,9 @@ def parse_number(text: str, units: Iterable[str] = ()) -> Fraction | None:
     form = normal_form(_PERCENT.sub("%", text), words, words)
     whole = exact_value(form.text) is not None
     items = [] if whole else items_of(form.text)
-    values = (form.text,) if whole else items[0].values if len(items) == 1 and not items[0].about else ()
+    values = (
+        (form.text,) if whole else items[0].values if len(items) == 1 and not items[0].about else ()
+    )
     if not values or _NUMBER.fullmatch(values[-1]) is None or form.wordy:
         return None
     if max(map(len, re.findall("[0-9]+", values[-1].replace(",", "")))) > MAX_DIGITS:
@@ -53,9 +59,11 @@ def gold_text(answer: str) -> str:
 
 
 def boxed_spans(text: str) -> list[tuple[int, int]]:
-    r"""Character spans (start, end) of the inside of each balanced ``\boxed{...}`` or ``\fbox{...}``, in order of their start.
+    r"""Character spans (start, end) of the inside of each balanced ``\boxed{...}`` or
+    ``\fbox{...}``, in order of their start.
 
-    ``\boxed 5`` is read as well, up to a blank. Escaped braces (``\{``) and boxes that never close count for nothing.
+    ``\boxed 5`` is read as well, up to a blank. Escaped braces (``\{``) and boxes that never close
+    count for nothing.
     """
     if "\\boxed" not in text and "\\fbox" not in text:
         return []
@@ -78,13 +86,17 @@ def _loose(match: re.Match[str]) -> tuple[int, int]:
 
 
 def last_boxed(text: str) -> str | None:
-    r"""The inside of the last balanced ``\boxed{...}`` (of nested ones the innermost); None without one."""
+    r"""The inside of the last balanced ``\boxed{...}`` (of nested ones the innermost); None without
+    one.
+    """
     spans = boxed_spans(text)
     return text[slice(*spans[-1])] if spans else None
 
 
 def final_answer(body: str) -> str:
-    """The last balanced box of an answer's body, or the body; a body that is too long for any answer is not searched."""
+    """The last balanced box of an answer's body, or the body; a body that is too long for any
+    answer is not searched.
+    """
     boxed = last_boxed(body) if len(body) <= MAX_BODY else None
     return body if boxed is None else boxed
 

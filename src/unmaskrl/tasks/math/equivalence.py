@@ -1,9 +1,11 @@
-r"""Whether two LaTeX answers mean the same: structure and exact numbers here, single expressions by math-verify.
+r"""Whether two LaTeX answers mean the same: structure and exact numbers here, single expressions by
+math-verify.
 
-Lists, tuples, sets, intervals, matrices, chains of ``=`` and names before them, bases and words are read here, since
-math-verify takes points for sets, 6=5 for 5, drops bases, words and repeated members, and compares decimals with a tolerance.
-It is an optional extra; ``verify_latex`` is its only call, in a guarded process (sandbox/guard.py), and what is known to grow
-without bound is refused before it, since a worker that was killed takes seconds to come back.
+Lists, tuples, sets, intervals, matrices, chains of ``=`` and names before them, bases and words are
+read here, since math-verify takes points for sets, 6=5 for 5, drops bases, words and repeated
+members, and compares decimals with a tolerance. It is an optional extra; ``verify_latex`` is its
+only call, in a guarded process (sandbox/guard.py), and what is known to grow without bound is
+refused before it, since a worker that was killed takes seconds to come back.
 """
 
 from __future__ import annotations
@@ -37,8 +39,9 @@ MAX_TEXT = 2000
 MAX_QUESTIONS = 12
 _MISSING = "the task math needs math-verify to compare answers: pip install 'unmaskrl[tasks]'"
 
-# What takes seconds to hours, as measured: sums, limits and integrals are evaluated, products and powers of brackets are
-# expanded, unions and bars are tried against each other, powers of powers and long numbers explode.
+# What takes seconds to hours, as measured: sums, limits and integrals are evaluated, products and
+# powers of brackets are expanded, unions and bars are tried against each other, powers of powers
+# and long numbers explode.
 _WILD = re.compile(
     r"\\(?:sum|prod|[io]*int|lim|[dt]?binom)|[0-9]{16}|\^(?:\{[^{}]*\^|\{?-?[0-9]{4}|[0-9a-zA-Z]\^)|[0-9]{3}!|[!)}\]]!"
     r"|[)}\]]\^\{?-?[0-9]{2}|(?:\)[^()]*\(.*){4}|(?:\\cup.*){4}|(?:\|.*){7}|(?:\^.*){9}"
@@ -46,14 +49,17 @@ _WILD = re.compile(
 _JOINED = re.compile(r"[0-9.] [0-9.]")
 _SUBSCRIPT = re.compile(r"[0-9)}\]|] ?_")
 # A prime stands after a letter (f').
-_UNREAD = re.compile("[^A-Za-z0-9+*/^_(){}\\[\\]|!.,:<>=\\\\ &'\u2264\u2265\u2248\u2208\u222a-]|(?<![A-Za-z'])'")
+_UNREAD = re.compile(
+    "[^A-Za-z0-9+*/^_(){}\\[\\]|!.,:<>=\\\\ &'\u2264\u2265\u2248\u2208\u222a-]|(?<![A-Za-z'])'"
+)
 _LETTER = re.compile(r"\\[A-Za-z]+|([A-Za-z])")
 _PLUS_MINUS = re.compile(r"\\pm ?")
 
 
 @lru_cache(maxsize=4096)
 def equivalent(gold: str, answer: str, words: frozenset[str] = frozenset()) -> bool:
-    """Whether ``answer`` (model-written) means ``gold``; ``words`` (of the problem) may be its unit.
+    """Whether ``answer`` (model-written) means ``gold``; ``words`` (of the problem) may be its
+    unit.
 
     Raises ValueError if math-verify is needed and missing.
     """
@@ -81,7 +87,8 @@ class _Comparison:
 
     def same(self, wanted: Form, got: Form) -> bool:
         """Whether two normal forms mean the same."""
-        gold, answer = _items(wanted.text), _items(got.text)
+        gold = _items(wanted.text)
+        answer = _items(got.text)
         as_list = len(gold) > 1 and len(answer) == 1
         if as_list:
             # The gold answer says what a comma is: 2,100 may be two numbers.
@@ -99,19 +106,29 @@ class _Comparison:
     def _set_and_list(self, gold: list[Item], answer: list[Item]) -> bool:
         """Whether a set in braces and a list have the same members."""
         if len(gold) == 1:
-            one, many = gold[0], answer
+            one = gold[0]
+            many = answer
         else:
-            one, many = answer[0], gold
+            one = answer[0]
+            many = gold
         group = group_of(one.values[-1]) if len(one.values) == 1 else None
         if group is None or group.ordered or group.kind == "union":
             return False
         members = [Item("", (part,), False) for part in group.parts]
         many = _named_alike(many)
-        bare = [Item("", item.values, item.about) for item in many] if len({item.name for item in many}) == 1 else many
-        return self._same_items(members, bare) if one is gold[0] else self._same_items(bare, members)
+        bare = (
+            [Item("", item.values, item.about) for item in many]
+            if len({item.name for item in many}) == 1
+            else many
+        )
+        return (
+            self._same_items(members, bare) if one is gold[0] else self._same_items(bare, members)
+        )
 
     def _same_items(self, gold: list[Item], answer: list[Item]) -> bool:
-        """Whether two lists have the same members, each as often; in the same order where names tell one from another."""
+        """Whether two lists have the same members, each as often; in the same order where names
+        tell one from another.
+        """
         if len(gold) != len(answer) or len(gold) > MAX_ITEMS:
             return False
         names = [{item.name for item in side} for side in (gold, answer)]
@@ -138,13 +155,19 @@ class _Comparison:
         if _has_letters("".join(gold.values)):
             return self._same_equation(gold, answer)
         if answer.about:
-            return _rounds(answer.values) and any(self._same_value(g, a) for g in gold.values for a in answer.values)
+            return _rounds(answer.values) and any(
+                self._same_value(g, a) for g in gold.values for a in answer.values
+            )
         return all(any(self._same_value(g, a) for g in gold.values) for a in answer.values)
 
     def _same_equation(self, gold: Item, answer: Item) -> bool:
         """Whether two equations in letters are the same one (``y=2x`` and ``2x-y=0``)."""
-        sides = [[item.name, *item.values] if item.name else [*item.values] for item in (gold, answer)]
-        if any(len(own) != 2 or item.about for own, item in zip(sides, (gold, answer), strict=True)):
+        sides = [
+            [item.name, *item.values] if item.name else [*item.values] for item in (gold, answer)
+        ]
+        if any(
+            len(own) != 2 or item.about for own, item in zip(sides, (gold, answer), strict=True)
+        ):
             return False
         if any(item.name and not _has_letters(item.values[0]) for item in (gold, answer)):
             # x=5 is a value and no equation to be turned round.
@@ -156,7 +179,8 @@ class _Comparison:
         if gold == answer:
             return True
         if has_relation(gold) != has_relation(answer):
-            gold, answer = interval_of(gold), interval_of(answer)
+            gold = interval_of(gold)
+            answer = interval_of(answer)
         numbers = exact_value(gold), exact_value(answer)
         if None not in numbers:
             return numbers[0] == numbers[1]
@@ -171,22 +195,37 @@ class _Comparison:
         return self._asked(gold, answer)
 
     def _same_parts(self, gold, answer) -> bool:  # pyright: ignore
-        if gold.kind != answer.kind or len(gold.parts) != len(answer.parts) or len(gold.parts) > MAX_ITEMS:
+        if (
+            gold.kind != answer.kind
+            or len(gold.parts) != len(answer.parts)
+            or len(gold.parts) > MAX_ITEMS
+        ):
             return False
         if gold.ordered:
-            return all(self._same_value(*pair) for pair in zip(gold.parts, answer.parts, strict=True))
+            return all(
+                self._same_value(*pair) for pair in zip(gold.parts, answer.parts, strict=True)
+            )
         return self._matched(list(gold.parts), list(answer.parts), self._same_value)
 
     def _asked(self, gold: str, answer: str) -> bool:
-        """math-verify's verdict on two single expressions; False for what it may not see, and after a worker's death."""
-        if self.exact_text or self.questions >= MAX_QUESTIONS or self.timeouts != ALGEBRA.timeouts + ALGEBRA.crashes:
+        """math-verify's verdict on two single expressions; False for what it may not see, and after
+        a worker's death.
+        """
+        if (
+            self.exact_text
+            or self.questions >= MAX_QUESTIONS
+            or self.timeouts != ALGEBRA.timeouts + ALGEBRA.crashes
+        ):
             return False
-        if has_relation(gold) != has_relation(answer) or not (_is_readable(gold) and _is_readable(answer)):
+        if has_relation(gold) != has_relation(answer) or not (
+            _is_readable(gold) and _is_readable(answer)
+        ):
             return False
         # It reads X as x, and a letter that is missing as nothing.
         if set(_LETTER.findall(gold)) != set(_LETTER.findall(answer)):
             return False
-        wanted, got = as_latex(gold), as_latex(answer)
+        wanted = as_latex(gold)
+        got = as_latex(answer)
         if len(wanted) > MAX_CHARACTERS or not _is_tame(got):
             return False
         self.questions += 1
@@ -210,7 +249,10 @@ def _signs(item: Item) -> list[Item]:
     if len(item.values) > 1 or "\\mp" in value or len(_PLUS_MINUS.findall(value)) != 1:
         return [item]
     start = value.startswith("\\pm")
-    return [Item(item.name, (_PLUS_MINUS.sub(sign, value),), item.about) for sign in ("" if start else "+", "-")]
+    return [
+        Item(item.name, (_PLUS_MINUS.sub(sign, value),), item.about)
+        for sign in ("" if start else "+", "-")
+    ]
 
 
 def _named_alike(items: list[Item]) -> list[Item]:
@@ -234,8 +276,11 @@ def _rounds(values: tuple[str, ...]) -> bool:
 
 
 def _same_base(gold: str, answer: str) -> bool:
-    """``2516_8`` as ``2516_{8}`` and, where the problem asks for a base, as ``2516``; another base is another number."""
-    wanted, got = based_number(gold), based_number(answer)
+    """``2516_8`` as ``2516_{8}`` and, where the problem asks for a base, as ``2516``; another base
+    is another number.
+    """
+    wanted = based_number(gold)
+    got = based_number(answer)
     if wanted and got:
         return wanted == got
     if wanted:
@@ -248,7 +293,9 @@ def _has_letters(text: str) -> bool:
 
 
 def _is_readable(text: str) -> bool:
-    """Whether a computer algebra system reads all of a text: it joins digits over blanks, drops bases and unknown signs."""
+    """Whether a computer algebra system reads all of a text: it joins digits over blanks, drops
+    bases and unknown signs.
+    """
     return all(pattern.search(text) is None for pattern in (_JOINED, _SUBSCRIPT, _UNREAD))
 
 

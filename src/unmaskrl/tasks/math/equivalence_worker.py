@@ -1,4 +1,6 @@
-"""What runs in the guard's worker for the task math: the only place that imports math-verify and sympy."""
+"""What runs in the guard's worker for the task math: the only place that imports math-verify and
+sympy.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,8 @@ from typing import Any
 _MATH: Any = importlib.import_module("math_verify")
 _SYMPY: Any = importlib.import_module("sympy")
 _RANDOM: Any = importlib.import_module("sympy.core.random")
-for _name in ("parser", "grader"):  # they warn, once a process, that they have no time limit: the guard has
+# they warn, once a process, that they have no time limit: the guard has
+for _name in ("parser", "grader"):
     logging.getLogger(f"math_verify.{_name}").setLevel(logging.ERROR)
 
 
@@ -24,15 +27,17 @@ _SMALL: Any = _SYMPY.Float(10) ** (10 - _DIGITS)
 def verify_latex(gold: str, answer: str) -> bool:
     """math-verify's verdict on two LaTeX expressions; whatever it raises is the guard's default.
 
-    It compares with a tolerance where a decimal is among them, so what it calls equal must have equal values, to 50 digits;
-    that is looked at first, since most wrong answers end there.
+    It compares with a tolerance where a decimal is among them, so what it calls equal must have
+    equal values, to 50 digits; that is looked at first, since most wrong answers end there.
     """
-    _RANDOM.seed(0)  # it tests equality at random points, and verdicts must not depend on what came before
+    # it tests equality at random points, and verdicts must not depend on what came before
+    _RANDOM.seed(0)
     sides = [_parsed(side) for side in (gold, answer)]
     if not all(sides) or not _agree(sides[0][0], sides[1][0]):
         return False
     if all(isinstance(side[0], _SYMPY.Eq) and side[0].free_symbols for side in sides):
-        # Their differences have one ratio everywhere: the same curve, which math-verify does not always see.
+        # Their differences have one ratio everywhere: the same curve, which math-verify does not
+        # always see.
         return True
     return bool(_MATH.verify(*(list(side) for side in sides), timeout_seconds=None))
 
@@ -41,12 +46,17 @@ def verify_latex(gold: str, answer: str) -> bool:
 def _parsed(text: str) -> tuple[Any, ...]:
     """What math-verify reads in a text: an expression and the text that it read."""
     config = [_MATH.LatexExtractionConfig(boxed_match_priority=0)]
-    limits: Any = {"fallback_mode": "no_fallback", "extraction_mode": "first_match", "parsing_timeout": 0}
+    limits: Any = {
+        "fallback_mode": "no_fallback",
+        "extraction_mode": "first_match",
+        "parsing_timeout": 0,
+    }
     return tuple(_MATH.parse(f"\\boxed{{{text}}}", config, **limits))
 
 
 def _agree(gold: Any, answer: Any) -> bool:
-    """Whether two expressions have the same letters and the same values at some points; True for what has no value.
+    """Whether two expressions have the same letters and the same values at some points; True for
+    what has no value.
 
     Two equations agree if their differences of sides have one ratio at all points.
     """
@@ -59,7 +69,10 @@ def _agree(gold: Any, answer: Any) -> bool:
     letters = sorted(sides[0].free_symbols, key=str)
     ratios = []
     for first, step in _POINTS if letters else _POINTS[:1]:
-        values = {letter: _SYMPY.Rational(first + step * place, 17) for place, letter in enumerate(letters)}
+        values = {
+            letter: _SYMPY.Rational(first + step * place, 17)
+            for place, letter in enumerate(letters)
+        }
         one, other = (_SYMPY.N(side.subs(values), _DIGITS) for side in sides)
         if not all(value.is_number and value.is_finite for value in (one, other)):
             continue
@@ -72,7 +85,9 @@ def _agree(gold: Any, answer: Any) -> bool:
     if equations and len(ratios) < len(_POINTS):
         return False
     wanted = ratios[:1] if equations else [_SYMPY.Integer(1)]
-    return all(abs(ratio - target) <= _SMALL * max(1, abs(target)) for ratio in ratios for target in wanted)
+    return all(
+        abs(ratio - target) <= _SMALL * max(1, abs(target)) for ratio in ratios for target in wanted
+    )
 
 
 def _difference(side: Any) -> Any:

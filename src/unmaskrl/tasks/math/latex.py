@@ -1,7 +1,9 @@
-r"""LaTeX answers in a normal form, and their parts: items of a list, what stands before ``=``, brackets, units.
+r"""LaTeX answers in a normal form, and their parts: items of a list, what stands before ``=``,
+brackets, units.
 
-Blanks are dropped but between two digits, which are never joined; words of ``\text{...}`` stand in quotation marks until it
-is known whether they are a unit, a separator of a list or the answer itself.
+Blanks are dropped but between two digits, which are never joined; words of ``\text{...}`` stand in
+quotation marks until it is known whether they are a unit, a separator of a list or the answer
+itself.
 """
 
 from __future__ import annotations
@@ -16,13 +18,19 @@ MAX_ITEMS = 64
 
 _THOUSANDS = re.compile(r"(?<![0-9.])[0-9]{1,3}(?:(?:\{,\}|,?\\!|\\,)[0-9]{3})+(?![0-9])")
 _BETWEEN = re.compile(r"\{,\}|,|\\!|\\,")
-_BLANK = re.compile(r"(?<!\\)\\(?:,|;|:|!|quad(?![A-Za-z])|qquad(?![A-Za-z]))|(?<!\\)\\[ ]|[ \t\r\n~]")
+_BLANK = re.compile(
+    r"(?<!\\)\\(?:,|;|:|!|quad(?![A-Za-z])|qquad(?![A-Za-z]))|(?<!\\)\\[ ]|[ \t\r\n~]"
+)
 _DROPPED = re.compile(
     r"(?<!\\)\\(?:left|right|[bB]igg?[lr]?|displaystyle|textstyle|limits)(?![A-Za-z])"
     r"|\\?\$|\\?%|\^(?:\{(?:\\circ|\\degree)\}|\\circ(?![A-Za-z]))|\\degree(?![A-Za-z])|(?<!\\)\\[()\[\]]"
 )
-_WORDS = re.compile(r"\\(?:text|mbox|mathrm|textbf|textit|textrm|mathbf|mathit|textnormal)\{([^{}]*)\}")
-_SHORT_FRACTION = re.compile(r"\\frac ?(?:([0-9a-zA-Z])|(\{[^{}]*\}))(?:([0-9a-zA-Z])|(\{[^{}]*\}))")
+_WORDS = re.compile(
+    r"\\(?:text|mbox|mathrm|textbf|textit|textrm|mathbf|mathit|textnormal)\{([^{}]*)\}"
+)
+_SHORT_FRACTION = re.compile(
+    r"\\frac ?(?:([0-9a-zA-Z])|(\{[^{}]*\}))(?:([0-9a-zA-Z])|(\{[^{}]*\}))"
+)
 _SHORT_ROOT = re.compile(r"\\sqrt ?([0-9a-zA-Z])")
 _SAME = (
     ("\\dfrac", "\\frac"),
@@ -49,9 +57,17 @@ _SPELLINGS = {
     "cup": "\u222a",
 }
 _SPELT = re.compile(rf"(?<!\\)\\({'|'.join(_SPELLINGS)})(?![A-Za-z])")
-_LATEX = {"\u2264": "\\le ", "\u2265": "\\ge ", "\u2248": "\\approx ", "\u2208": "\\in ", "\u222a": "\\cup "}
+_LATEX = {
+    "\u2264": "\\le ",
+    "\u2265": "\\ge ",
+    "\u2248": "\\approx ",
+    "\u2208": "\\in ",
+    "\u222a": "\\cup ",
+}
 _QUOTED_UNIT = re.compile(r'(?<=[0-9A-Za-z)}\].]) ?"([^"]*)"(?:\^\{?([23])\}?)?$')
-_BARE_UNIT = re.compile(r"(?<=[0-9}]) ([A-Za-z]{2,}(?: [A-Za-z]+){0,4})(?:\^\{?([23])\}?)?$|(?<=[0-9])([A-Za-z]{2,})$")
+_BARE_UNIT = re.compile(
+    r"(?<=[0-9}]) ([A-Za-z]{2,}(?: [A-Za-z]+){0,4})(?:\^\{?([23])\}?)?$|(?<=[0-9])([A-Za-z]{2,})$"
+)
 _OR = re.compile(r'[ ]*,?[ ]*(?:"[ ]*(?:or|and)[ ]*"|(?<=[ ])(?:or|and)(?=[ ]))[ ]*')
 _HALF_OR = re.compile(r'"([^"]*)"')
 _LEADING = re.compile(r"(?:\u2248|\\Rightarrow|\\implies|\\therefore|[=:])+")
@@ -61,18 +77,24 @@ _COMMAND_END = re.compile(r"\\[A-Za-z]+$")
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """A normalised answer: its text, whether words stand in it, and the unit that was taken off its end."""
+    """A normalised answer: its text, whether words stand in it, and the unit that was taken off its
+    end.
+    """
 
     text: str
     wordy: bool
     unit: tuple[str, ...]
 
 
-def normal_form(text: str, words: frozenset[str] | None = None, bare: frozenset[str] = UNITS) -> Form:
-    r"""The normal form of a LaTeX answer: wrappers, ``\left``, ``$``, ``%``, degrees and a unit at the end are gone.
+def normal_form(
+    text: str, words: frozenset[str] | None = None, bare: frozenset[str] = UNITS
+) -> Form:
+    r"""The normal form of a LaTeX answer: wrappers, ``\left``, ``$``, ``%``, degrees and a unit at
+    the end are gone.
 
-    ``\dfrac12`` becomes ``\frac{1}{2}``, ``\sqrt3`` ``\sqrt{3}``, ``\text{red}`` ``red``. A unit is made of ``words`` in
-    ``\text{...}`` or of ``bare`` ones behind a number; with None (a gold answer) of any words that neither scale nor hedge.
+    ``\dfrac12`` becomes ``\frac{1}{2}``, ``\sqrt3`` ``\sqrt{3}``, ``\text{red}`` ``red``. A unit is
+    made of ``words`` in ``\text{...}`` or of ``bare`` ones behind a number; with None (a gold
+    answer) of any words that neither scale nor hedge.
     """
     text = unwrap(plain_signs(text).replace('"', ""))
     text = _THOUSANDS.sub(lambda number: _BETWEEN.sub("", number[0]), text)
@@ -83,7 +105,10 @@ def normal_form(text: str, words: frozenset[str] | None = None, bare: frozenset[
     text = unwrap(_BLANK.sub(" ", text))
     text, unit = _without_unit(text, words, bare)
     text = _OR.sub(",", _HALF_OR.sub(_separators, text))
-    wordy = any(any(len(word) > 1 for word in re.findall("[A-Za-z]+", part)) for part in _HALF_OR.findall(text))
+    wordy = any(
+        any(len(word) > 1 for word in re.findall("[A-Za-z]+", part))
+        for part in _HALF_OR.findall(text)
+    )
     text = _tight(unwrap(text.replace('"', " ")))
     text = _SHORT_ROOT.sub(r"\\sqrt{\1}", text)
     text = _SHORT_FRACTION.sub(_full_fraction, text)
@@ -96,12 +121,18 @@ def normalise(text: str) -> str:
     return normal_form(text).text
 
 
-def _without_unit(text: str, words: frozenset[str] | None, bare: frozenset[str]) -> tuple[str, tuple[str, ...]]:
+def _without_unit(
+    text: str, words: frozenset[str] | None, bare: frozenset[str]
+) -> tuple[str, tuple[str, ...]]:
     match = _QUOTED_UNIT.search(text.rstrip())
     if match is not None:
         fits = could_be_unit(match[1]) if words is None else is_unit(match[1], words)
         single = match[1] == match[1].strip() and len(match[1]) == 1 and words is None
-        return (text[: match.start()], unit_name(match[1], match[2] or "")) if fits and not single else (text, ())
+        return (
+            (text[: match.start()], unit_name(match[1], match[2] or ""))
+            if fits and not single
+            else (text, ())
+        )
     match = _BARE_UNIT.search(text.rstrip())
     if match is not None and is_unit(match[1] or match[3], bare):
         return text[: match.start()], unit_name(match[1] or match[3], match[2] or "")
@@ -109,15 +140,22 @@ def _without_unit(text: str, words: frozenset[str] | None, bare: frozenset[str])
 
 
 def _separators(match: re.Match[str]) -> str:
-    """``" or 6"`` as ``" or "6``: the words between the items of a list, taken out of a longer quotation."""
+    """``" or 6"`` as ``" or "6``: the words between the items of a list, taken out of a longer
+    quotation.
+    """
     parts = re.split(r"(?:^|(?<=[ ,]))(or|and)(?=[ ]|$)", match[1])
     if len(parts) == 1:
         return match[0]
-    return "".join(f'"{part}"' if part in ("or", "and") else (f'"{part}"' if part.strip() else "") for part in parts)
+    return "".join(
+        f'"{part}"' if part in ("or", "and") else (f'"{part}"' if part.strip() else "")
+        for part in parts
+    )
 
 
 def _tight(text: str) -> str:
-    """Without blanks, but one between two digits (or a comma and a digit, which would be a thousand)."""
+    """Without blanks, but one between two digits (or a comma and a digit, which would be a
+    thousand).
+    """
     parts = text.split()
     result = parts[0] if parts else ""
     for part in parts[1:]:
@@ -139,9 +177,13 @@ _PIECE = re.compile(r"\\begin\{[a-z]+\}|\\end\{[a-z]+\}|\\\\|\\[A-Za-z]+|\\.|.",
 
 
 def split_top(text: str, separators: frozenset[str]) -> list[tuple[str, str]]:
-    r"""(separator before it, part) for the parts of a text between separators that stand outside all brackets."""
+    r"""(separator before it, part) for the parts of a text between separators that stand outside
+    all brackets.
+    """
     parts: list[tuple[str, str]] = []
-    depth, start, before = 0, 0, ""
+    depth = 0
+    start = 0
+    before = ""
     for match in _PIECE.finditer(text):
         piece = match[0]
         if piece in ("(", "[", "{", "\\{", "\\langle") or piece.startswith("\\begin{"):
@@ -150,13 +192,16 @@ def split_top(text: str, separators: frozenset[str]) -> list[tuple[str, str]]:
             depth -= 1
         elif depth == 0 and piece in separators:
             parts.append((before, text[start : match.start()].strip()))
-            before, start = piece, match.end()
+            before = piece
+            start = match.end()
     return [*parts, (before, text[start:].strip())]
 
 
 _CUT = frozenset(",;")
 _EQUAL = frozenset("=\u2248")
-_GREEK = "alpha|beta|gamma|delta|theta|phi|varphi|omega|lambda|mu|sigma|rho|tau|psi|epsilon|ell|Delta"
+_GREEK = (
+    "alpha|beta|gamma|delta|theta|phi|varphi|omega|lambda|mu|sigma|rho|tau|psi|epsilon|ell|Delta"
+)
 _LETTER = rf"(?:[A-Za-z]|\\(?:{_GREEK})(?![A-Za-z]))"
 _SUBSCRIPT = r"(?:_(?:\{[0-9A-Za-z,]{1,8}\}|[0-9A-Za-z]))?"
 _SINGLE = rf"{_LETTER}'{{0,2}}{_SUBSCRIPT}"
@@ -175,7 +220,8 @@ _IN = re.compile(rf"({_SINGLE})\u2208")
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One answer of a list: the name before ``=`` ("" without one), and the values that are said to be equal.
+    """One answer of a list: the name before ``=`` ("" without one), and the values that are said to
+    be equal.
 
     ``about``: whether a sign for "about" stands between the values.
     """
@@ -207,13 +253,17 @@ def _item(text: str) -> Item:
 
 
 def is_name(text: str) -> bool:
-    r"""Whether a text only names what the answer is: ``x``, ``AB``, ``f(x)``, ``x_1``, ``\angle A``, ``\theta``, ``(x,y)``."""
+    r"""Whether a text only names what the answer is: ``x``, ``AB``, ``f(x)``, ``x_1``,
+    ``\angle A``, ``\theta``, ``(x,y)``.
+    """
     return _NAME.fullmatch(text) is not None
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Parts in brackets: ``kind`` is the pair of brackets (or a matrix's name), ``ordered`` whether their order counts."""
+    """Parts in brackets: ``kind`` is the pair of brackets (or a matrix's name), ``ordered`` whether
+    their order counts.
+    """
 
     kind: str
     parts: tuple[str, ...]
@@ -231,10 +281,15 @@ def group_of(text: str) -> Group | None:
         return Group("union", tuple(part for _, part in united), False)
     matrix = _MATRIX.fullmatch(text)
     if matrix is not None:
-        rows = [[cell for _, cell in split_top(row, frozenset("&"))] for _, row in split_top(matrix[2], frozenset(["\\\\"]))]
+        rows = [
+            [cell for _, cell in split_top(row, frozenset("&"))]
+            for _, row in split_top(matrix[2], frozenset(["\\\\"]))
+        ]
         rows = [row for row in rows if row != [""]]
         kind = {"b": "p", "a": "p"}.get(matrix[1][0], matrix[1][0])
-        return Group(f"{kind}{[len(row) for row in rows]}", tuple(cell for row in rows for cell in row), True)
+        return Group(
+            f"{kind}{[len(row) for row in rows]}", tuple(cell for row in rows for cell in row), True
+        )
     for start, ends in _ENDS.items():
         for end in ends:
             if text.startswith(start) and text.endswith(end) and _encloses(text, start, end):

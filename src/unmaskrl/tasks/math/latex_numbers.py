@@ -1,7 +1,9 @@
-r"""Exact values of LaTeX arithmetic on rational numbers: ``-1\frac{4}{5}``, ``2 1/3``, ``\frac{1}{2^{98}}``, ``0.1+0.2``.
+r"""Exact values of LaTeX arithmetic on rational numbers: ``-1\frac{4}{5}``, ``2 1/3``,
+``\frac{1}{2^{98}}``, ``0.1+0.2``.
 
-Grammar, after normalising: sums of products of signed powers; numbers are decimals or have commas by thousands; a whole
-number before a proper fraction is a mixed number. Every size is bounded before it is computed.
+Grammar, after normalising: sums of products of signed powers; numbers are decimals or have commas
+by thousands; a whole number before a proper fraction is a mixed number. Every size is bounded
+before it is computed.
 """
 
 from __future__ import annotations
@@ -15,15 +17,20 @@ MAX_DEPTH = 12
 
 _DIGITS = r"[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+"
 _TOKEN = re.compile(
-    rf"(?P<mixed>[0-9]+ [0-9]+/[0-9]+(?![0-9.,/^]))|(?P<number>(?:{_DIGITS})(?:\.[0-9]*)?|\.[0-9]+)|(?P<frac>\\frac(?=\{{))"
+    r"(?P<mixed>[0-9]+ "
+    rf"[0-9]+/[0-9]+(?![0-9.,/^]))|(?P<number>(?:{_DIGITS})(?:\.[0-9]*)?|\.[0-9]+)|(?P<frac>\\frac(?=\{{))"
     r"|(?P<sign>\\cdot|\\times|\\div|[-+*/^(){}])"
 )
 _PLAIN = {"\\cdot": "*", "\\times": "*", "\\div": "/"}
-_BASE = re.compile(r"([0-9][0-9A-Za-z]*|[A-Za-z]*[0-9][0-9A-Za-z]*)_(?:\{([0-9]{1,2})\}|([0-9]{1,2}))")
+_BASE = re.compile(
+    r"([0-9][0-9A-Za-z]*|[A-Za-z]*[0-9][0-9A-Za-z]*)_(?:\{([0-9]{1,2})\}|([0-9]{1,2}))"
+)
 
 
 def exact_value(text: str) -> Fraction | None:
-    """The value of a text that is nothing but rational arithmetic; None for any other, and beyond a bound."""
+    """The value of a text that is nothing but rational arithmetic; None for any other, and beyond a
+    bound.
+    """
     if len(text) > MAX_CHARACTERS or not any(character.isdigit() for character in text):
         return None
     tokens = _tokens(text)
@@ -62,10 +69,13 @@ def _checked(value: Fraction) -> Fraction:
 
 
 class _Reader:
-    """Recursive descent over the tokens; raises ValueError or IndexError where they are no arithmetic."""
+    """Recursive descent over the tokens; raises ValueError or IndexError where they are no
+    arithmetic.
+    """
 
     def __init__(self, tokens: list[str]) -> None:
-        self.tokens, self.at = tokens, 0
+        self.tokens = tokens
+        self.at = 0
 
     def next(self) -> str:
         return self.tokens[self.at] if self.at < len(self.tokens) else ""
@@ -148,7 +158,9 @@ class _Reader:
         return self.mixed_fraction(whole, token)
 
     def mixed_fraction(self, whole: Fraction, token: str) -> Fraction:
-        """``2\\frac{1}{3}``; anything but two whole numbers of a proper fraction is no mixed number."""
+        """``2\\frac{1}{3}``; anything but two whole numbers of a proper fraction is no mixed
+        number.
+        """
         parts = self.tokens[self.at : self.at + 7]
         shape = [part for part in parts if not part.isdigit()]
         if len(parts) != 7 or shape != ["\\frac", "{", "}", "{", "}"] or not token.isdigit():

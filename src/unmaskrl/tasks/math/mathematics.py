@@ -1,4 +1,6 @@
-r"""MATH (arXiv 2103.03874) and sets like it: problems whose answer is a LaTeX expression in ``\boxed{...}``."""
+r"""MATH (arXiv 2103.03874) and sets like it: problems whose answer is a LaTeX expression in
+``\boxed{...}``.
+"""
 
 from __future__ import annotations
 
@@ -22,18 +24,20 @@ from unmaskrl.tasks.math.units import words_of
 from unmaskrl.tasks.sources import Row, Source, check_columns, examples_of, notes_of
 
 _STRICT = (
-    "{problem}\n\nWork it out step by step. Then write the final answer as \\boxed{{...}} inside <answer></answer>, "
+    "{problem}\n\nWork it out step by step. Then write the final answer as \\boxed{{...}} inside "
+    "<answer></answer>, "
     "for example <answer> \\boxed{{42}} </answer>."
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class MathProblems:
-    r"""Problems with columns ``problem`` and ``solution`` (worked, its answer in ``\boxed{}``) or ``answer`` (LaTeX) or both.
+    r"""Problems with columns ``problem`` and ``solution`` (worked, its answer in ``\boxed{}``) or
+    ``answer`` (LaTeX) or both.
 
-    ``data``, ``test_data``, ``config``, ``protocol`` as in GSM8K. Fields: the columns, answer (from the solution where the row
-    has none), split, and kind (the difficulty, e.g. "level5") where the row has a level. Raises ValueError, also
-    if math-verify is missing ("strict" needs it).
+    ``data``, ``test_data``, ``config``, ``protocol`` as in GSM8K. Fields: the columns, answer (from
+    the solution where the row has none), split, and kind (the difficulty, e.g. "level5") where the
+    row has a level. Raises ValueError, also if math-verify is missing ("strict" needs it).
     """
 
     data: str = "ankner/math-500"
@@ -47,7 +51,9 @@ class MathProblems:
             check_installed()
 
     def examples(self, split: str) -> list[Example]:
-        """The problems of a split. Raises ValueError for data that cannot be read, naming file and line."""
+        """The problems of a split. Raises ValueError for data that cannot be read, naming file and
+        line.
+        """
         return examples_of(self._source, split, _fields, self._rewardable)
 
     @property
@@ -56,7 +62,9 @@ class MathProblems:
         return notes_of(self._source)
 
     def prompt(self, example: Example) -> list[dict[str, str]]:
-        """The problem and what to do; under d1 training and evaluation have different prompts, as published."""
+        """The problem and what to do; under d1 training and evaluation have different prompts, as
+        published.
+        """
         problem = example.fields["problem"]
         if self.protocol == "strict":
             return [{"role": "user", "content": _STRICT.format_map({"problem": problem})}]
@@ -64,22 +72,29 @@ class MathProblems:
 
     def reference(self, example: Example) -> str | None:
         """The worked solution (if there is one) in the layout that the prompt asks for."""
-        worked, gold = (example.fields.get("solution") or "").strip(), example.fields["answer"]
+        worked = (example.fields.get("solution") or "").strip()
+        gold = example.fields["answer"]
         if self.protocol == "d1":
             return f"<reasoning>\n{worked}\n</reasoning>\n<answer>\n\\boxed{{{gold}}}\n</answer>\n"
         return f"{worked}\n<answer> \\boxed{{{gold}}} </answer>".lstrip()
 
     def answer_spans(self, text: str) -> list[tuple[int, int]]:
-        r"""Character spans (start, end) of the insides of the answer tags and of every balanced ``\boxed{...}``, merged."""
+        r"""Character spans (start, end) of the insides of the answer tags and of every balanced
+        ``\boxed{...}``, merged.
+        """
         return merged_spans([*answer_spans(text), *boxed_spans(text)])
 
     def correct(self, example: Example, text: str) -> bool:
-        """Whether the last answer block means the gold answer; under d1, what its evaluation would say."""
+        """Whether the last answer block means the gold answer; under d1, what its evaluation would
+        say.
+        """
         gold = example.fields["answer"]
         if self.protocol == "d1":
             return d1_math.math_correct_for_evaluation(gold, text)
         body = last_answer(text)
-        return body is not None and equivalent(gold, final_answer(body), words_of(example.fields["problem"]))
+        return body is not None and equivalent(
+            gold, final_answer(body), words_of(example.fields["problem"])
+        )
 
     @property
     def name(self) -> str:
@@ -93,18 +108,28 @@ class MathProblems:
 
     @property
     def rewards(self) -> dict[str, RewardPart]:
-        """{"correct": 1, "format": 0.1} for one answer block with a box; under d1 the two published parts."""
+        """{"correct": 1, "format": 0.1} for one answer block with a box; under d1 the two published
+        parts.
+        """
         if self.protocol == "strict":
             return {"correct": self._correct_reward, "format": _format_reward}
         return {"correct": _d1_correct, "format": lambda _, text: d1_math.math_format(text)}
 
     @property
     def _source(self) -> Source:
-        return Source(task=self.name, data=self.data, test_data=self.test_data, config=self.config, column="problem")
+        return Source(
+            task=self.name,
+            data=self.data,
+            test_data=self.test_data,
+            config=self.config,
+            column="problem",
+        )
 
     def _rewardable(self, example: Example) -> bool:
         reference = self.reference(example)
-        return reference is not None and (self.correct(example, reference) or self.rewards["correct"](example, reference) > 0)
+        return reference is not None and (
+            self.correct(example, reference) or self.rewards["correct"](example, reference) > 0
+        )
 
     def _correct_reward(self, example: Example, text: str) -> float:
         return float(self.correct(example, text))
@@ -120,14 +145,21 @@ def _d1_correct(example: Example, text: str) -> float:
 
 
 def _fields(row: Row, split: str) -> dict[str, Any]:
-    answer, solution = row.fields.get("answer"), row.fields.get("solution")
+    answer = row.fields.get("answer")
+    solution = row.fields.get("solution")
     if answer is None:
         check_columns(row.where, row.fields, "solution")
         answer = last_boxed(str(solution))
         if answer is None:
-            raise ValueError(f"{row.where}: got a solution without a closed \\boxed{{...}} and no answer: add the answer")
+            raise ValueError(
+                f"{row.where}: got a solution without a closed \\boxed{{...}} and no answer: add "
+                "the answer"
+            )
     if not str(answer).strip():
-        raise ValueError(f"{row.where}: got an empty answer, expected LaTeX such as '42': add it or leave the row out")
+        raise ValueError(
+            f"{row.where}: got an empty answer, expected LaTeX such as '42': add it or leave the "
+            "row out"
+        )
     digits = "".join(filter(str.isdigit, str(row.fields.get("level", ""))))
     kind = {"kind": f"level{digits}"} if digits else {}
     return {**row.fields, **kind, "answer": str(answer), "split": split}

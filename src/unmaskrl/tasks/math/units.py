@@ -1,4 +1,6 @@
-"""Words after a number: which are units, and which change what the number says (a scale, a second answer, a doubt)."""
+"""Words after a number: which are units, and which change what the number says (a scale, a second
+answer, a doubt).
+"""
 
 from __future__ import annotations
 
@@ -7,15 +9,21 @@ from collections.abc import Iterable
 
 # Words that change the value of the number before them; no unit is guessed around them.
 SCALES = frozenset(
-    "hundred thousand million billion trillion hundreds thousands millions billions trillions dozen dozens score pair pairs "
-    "half halves third thirds quarter quarters double twice thrice k m b x times percent percentage".split()
+    "hundred thousand million billion trillion hundreds thousands millions billions trillions "
+    "dozen dozens score pair pairs "
+    "half halves third thirds quarter quarters double twice thrice k m b x times percent "
+    "percentage".split()
 )
 # Words that make another answer, a condition or a doubt of what they follow.
 HEDGES = frozenset(
-    "or and not no nor neither either both is are was be if else unless when then to through than more less fewer least "
-    "most at over under about around roughly approximately maybe perhaps possibly probably but except only between plus "
-    "minus from without wrong incorrect false undefined nothing none any all other another also with squared cubed over "
-    "one two three four five six seven eight nine ten eleven twelve zero negative base mod modulo sqrt pi remainder".split()
+    "or and not no nor neither either both is are was be if else unless when then to through than "
+    "more less fewer least "
+    "most at over under about around roughly approximately maybe perhaps possibly probably but "
+    "except only between plus "
+    "minus from without wrong incorrect false undefined nothing none any all other another also "
+    "with squared cubed over "
+    "one two three four five six seven eight nine ten eleven twelve zero negative base mod modulo "
+    "sqrt pi remainder".split()
 )
 _NAMES = {
     "metre": "m meter meters metre metres",
@@ -61,7 +69,9 @@ def words_of(text: str) -> frozenset[str]:
 
 
 def known_unit(word: str, words: Iterable[str]) -> bool:
-    """Whether a word is one of ``words``, in the singular or the plural, and neither a scale nor a hedge."""
+    """Whether a word is one of ``words``, in the singular or the plural, and neither a scale nor a
+    hedge.
+    """
     if word in SCALES or word in HEDGES:
         return False
     return any(form in words for form in _forms(word))
@@ -74,26 +84,40 @@ def _forms(word: str) -> tuple[str, ...]:
     spelt += [word[:-3] + "y"] if word.endswith("ies") else []
     spelt += [word[:-1] + "ies"] if word.endswith("y") else []
     if len(word) > 1 and word in _CANONICAL:
-        spelt += [other for other, name in _CANONICAL.items() if name == _CANONICAL[word] and len(other) > 1]
+        spelt += [
+            other
+            for other, name in _CANONICAL.items()
+            if name == _CANONICAL[word] and len(other) > 1
+        ]
     return (word, singular, word + "s", word + "es", *spelt)
 
 
 def unit_name(phrase: str, power: str = "") -> tuple[str, ...]:
-    """One name for the spellings of a unit: words in the singular, ``square inches`` as ``inch``, ``^2``."""
-    names = [_CANONICAL.get(word) or word.removesuffix("s") for word in _WORD.findall(phrase.lower())]
+    """One name for the spellings of a unit: words in the singular, ``square inches`` as ``inch``,
+    ``^2``.
+    """
+    names = [
+        _CANONICAL.get(word) or word.removesuffix("s") for word in _WORD.findall(phrase.lower())
+    ]
     raised = {"square": "2", "cubic": "3"}
     powers = [raised[name] for name in names if name in raised] + ([power] if power else [])
     return (*(name for name in names if name not in raised), *powers)
 
 
 def is_unit(phrase: str, allowed: Iterable[str]) -> bool:
-    """Whether a phrase is up to five words of ``allowed``, none of which scales or hedges; the empty one is not."""
+    """Whether a phrase is up to five words of ``allowed``, none of which scales or hedges; the
+    empty one is not.
+    """
     if _PHRASE.fullmatch(phrase) is None:
         return False
     return all(known_unit(word, allowed) for word in _WORD.findall(phrase.lower()))
 
 
 def could_be_unit(phrase: str) -> bool:
-    """Whether a phrase after a gold answer's number may be its unit: plain words, no scale and no hedge among them."""
+    """Whether a phrase after a gold answer's number may be its unit: plain words, no scale and no
+    hedge among them.
+    """
     words = _WORD.findall(phrase.lower())
-    return _PHRASE.fullmatch(phrase) is not None and not any(word in SCALES or word in HEDGES for word in words)
+    return _PHRASE.fullmatch(phrase) is not None and not any(
+        word in SCALES or word in HEDGES for word in words
+    )

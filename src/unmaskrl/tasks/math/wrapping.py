@@ -1,6 +1,8 @@
-r"""What people and models put around an answer, taken off: ``\boxed``, ``$``, bold, fences, Unicode signs, a full stop.
+r"""What people and models put around an answer, taken off: ``\boxed``, ``$``, bold, fences, Unicode
+signs, a full stop.
 
-Nothing here changes a value: every rule takes off a pair that encloses the whole text, or one sign for the same in LaTeX.
+Nothing here changes a value: every rule takes off a pair that encloses the whole text, or one sign
+for the same in LaTeX.
 """
 
 from __future__ import annotations
@@ -37,7 +39,16 @@ _SUPERSCRIPTS = "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079"
 _RAISED = re.compile(f"(?<=[A-Za-z)0-9])[{_SUPERSCRIPTS}]+")
 _ROOT = re.compile("\u221a([0-9]+|[A-Za-z](?![A-Za-z]))")
 _FENCE = re.compile(r"```[A-Za-z]*[ \t\r\n]+([^`]*)```")
-_PAIRS = (("$$", "$$"), ("$", "$"), ("\\[", "\\]"), ("\\(", "\\)"), ("**", "**"), ("__", "__"), ("*", "*"), ("`", "`"))
+_PAIRS = (
+    ("$$", "$$"),
+    ("$", "$"),
+    ("\\[", "\\]"),
+    ("\\(", "\\)"),
+    ("**", "**"),
+    ("__", "__"),
+    ("*", "*"),
+    ("`", "`"),
+)
 _BOX = re.compile(r"\\(?:boxed|fbox)[ \t\r\n]*(?=\{)")
 # TeX boxes one token; whoever leaves the braces out means the next word.
 _LOOSE_BOX = re.compile(r"\\boxed[ \t]+(?!\{)([^ \t\r\n$]+)")
@@ -47,15 +58,21 @@ _ROUNDS = 12
 
 
 def plain_signs(text: str) -> str:
-    r"""Unicode signs of mathematics as LaTeX: minus, times, degrees, infinity, roots, powers. Digits stay as they are."""
+    r"""Unicode signs of mathematics as LaTeX: minus, times, degrees, infinity, roots, powers.
+    Digits stay as they are.
+    """
     if text.isascii():
         return text
-    text = _RAISED.sub(lambda run: f"^{{{''.join(str(_SUPERSCRIPTS.index(sign)) for sign in run[0])}}}", text)
+    text = _RAISED.sub(
+        lambda run: f"^{{{''.join(str(_SUPERSCRIPTS.index(sign)) for sign in run[0])}}}", text
+    )
     return _ROOT.sub(r"\\sqrt{\1}", text).translate(_TABLE)
 
 
 def unwrap(text: str) -> str:
-    """The text inside everything that encloses it whole, without blanks at its ends and punctuation after it."""
+    """The text inside everything that encloses it whole, without blanks at its ends and punctuation
+    after it.
+    """
     for _ in range(_ROUNDS):
         inner = _opened(text.strip(" \t\r\n"))
         if inner == text:
@@ -111,17 +128,22 @@ _FRACTION = re.compile(r"\\[dt]?frac[ ]*\{([^{}]*)\}[ ]*\{([^{}]*)\}")
 
 
 def plain_arithmetic(text: str) -> str:
-    r"""LaTeX arithmetic with the signs ``+ - * / ( )``: ``\times``, ``\cdot``, ``\div``, ``\frac{a}{b}``, ``\left(``."""
+    r"""LaTeX arithmetic with the signs ``+ - * / ( )``: ``\times``, ``\cdot``, ``\div``,
+    ``\frac{a}{b}``, ``\left(``.
+    """
     text = _FRACTION.sub(r"((\1)/(\2))", unwrap(plain_signs(text)))
     for old, new in _ARITHMETIC:
         text = text.replace(old, new)
     return text.strip(" \t\r\n")
 
 
-# What may stand between the cells of a grid: rules, commas, brackets, dashes; no digit and no letter.
+# What may stand between the cells of a grid: rules, commas, brackets, dashes; no digit and no
+# letter.
 _RULES = re.compile(r"(?:\\\\|\\hline|[ \t\r\n|,;&()\[\]{}+=_-])+")
 
 
 def grid_digits(text: str) -> str:
-    """The cells of a grid without what separates them; other characters stay, so that they can be refused."""
+    """The cells of a grid without what separates them; other characters stay, so that they can be
+    refused.
+    """
     return _RULES.sub("", unwrap(text))

@@ -1,9 +1,11 @@
 """Arithmetic without eval: a grammar for model-written text, and expression trees for our own data.
 
 Grammar (blank, tab and line ends between tokens are free; nothing else is allowed):
-    sum = product (("+" | "-") product)* ; product = atom (("*" | "/") atom)* ; atom = integer | "(" sum ")"
-Integers are ASCII digits without sign or leading zero; there is no unary minus, no power and no "= 33" tail.
-Values are exact rationals. Every limit is checked before work is done, so that no text can be slow.
+    sum = product (("+" | "-") product)* ; product = atom (("*" | "/") atom)* ; atom = integer | "("
+    sum ")"
+Integers are ASCII digits without sign or leading zero; there is no unary minus, no power and no "=
+33" tail. Values are exact rationals. Every limit is checked before work is done, so that no text
+can be slow.
 """
 
 from __future__ import annotations
@@ -29,14 +31,18 @@ Step = tuple[int, str, int, int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expression:
-    """A parsed expression: its numbers from left to right and its value (None: it divides by zero)."""
+    """A parsed expression: its numbers from left to right and its value (None: it divides by
+    zero).
+    """
 
     numbers: tuple[int, ...]
     value: Fraction | None
 
 
 def parse(text: str) -> Expression | None:
-    """Read ``text`` as one expression of the grammar above; None if it is not one or exceeds a limit."""
+    """Read ``text`` as one expression of the grammar above; None if it is not one or exceeds a
+    limit.
+    """
     tokens = tokenize(text)
     if tokens is None:
         return None
@@ -48,11 +54,14 @@ def parse(text: str) -> Expression | None:
 
 
 def tokenize(text: str) -> list[str] | None:
-    """Split into integers, operators and parentheses; None at any other character or beyond a limit."""
+    """Split into integers, operators and parentheses; None at any other character or beyond a
+    limit.
+    """
     if len(text) > MAX_CHARACTERS:
         return None
     tokens: list[str] = []
-    text, position = text.rstrip(" \t\r\n"), 0
+    text = text.rstrip(" \t\r\n")
+    position = 0
     while position < len(text):
         match = _TOKEN.match(text, position)
         if match is None or len(tokens) == MAX_TOKENS or not _is_plain(match[1]):
@@ -70,7 +79,8 @@ def _to_postfix(tokens: list[str]) -> list[str] | None:
     """Shunting-yard, left associative; None where the order of tokens breaks the grammar."""
     output: list[str] = []
     stack: list[str] = []
-    depth, operand_next = 0, True
+    depth = 0
+    operand_next = True
     for token in tokens:
         if operand_next != (token == "(" or token.isdecimal()):
             return None
@@ -109,7 +119,8 @@ def _postfix_value(postfix: list[str]) -> Fraction | None:
         if token.isdecimal():
             stack.append(Fraction(int(token)))
             continue
-        right, left = stack.pop(), stack.pop()
+        right = stack.pop()
+        left = stack.pop()
         if token == "/" and right == 0:
             return None
         stack.append(_apply(token, left, right))
@@ -135,13 +146,16 @@ def parse_tree(text: str) -> Tree | None:
         if token.isdecimal():
             stack.append(int(token))
         else:
-            right, left = stack.pop(), stack.pop()
+            right = stack.pop()
+            left = stack.pop()
             stack.append((token, left, right))
     return stack[0]
 
 
 def canonical(tree: Tree) -> str:
-    """The text of a tree with the operands of + and * sorted: equal for trees that differ by a swap."""
+    """The text of a tree with the operands of + and * sorted: equal for trees that differ by a
+    swap.
+    """
     if isinstance(tree, int):
         return str(tree)
     sides = [canonical(tree[1]), canonical(tree[2])]
@@ -150,10 +164,15 @@ def canonical(tree: Tree) -> str:
 
 
 def render(tree: Tree, leaves: Sequence[object] | None = None) -> str:
-    """Write a tree with blanks between tokens and compound operands in parentheses: ``( 3 * 7 ) + 12``."""
+    """Write a tree with blanks between tokens and compound operands in parentheses:
+    ``( 3 * 7 ) + 12``.
+    """
     if isinstance(tree, int):
         return str(tree if leaves is None else leaves[tree])
-    left, right = (render(side, leaves) if isinstance(side, int) else f"( {render(side, leaves)} )" for side in tree[1:])
+    left, right = (
+        render(side, leaves) if isinstance(side, int) else f"( {render(side, leaves)} )"
+        for side in tree[1:]
+    )
     return f"{left} {tree[0]} {right}"
 
 
@@ -165,7 +184,9 @@ def fill(tree: Tree, numbers: Sequence[int]) -> Tree:
 
 
 def whole_steps(tree: Tree, limit: int) -> list[Step] | None:
-    """The worked steps (left, op, right, result) in post-order; None if a result is not in 1..limit."""
+    """The worked steps (left, op, right, result) in post-order; None if a result is not in
+    1..limit.
+    """
     steps: list[Step] = []
     return steps if _work(tree, limit, steps) else None
 
@@ -195,7 +216,9 @@ def whole_result(op: str, left: int, right: int) -> int:
 
 @lru_cache(maxsize=4096)
 def program(template: Tree, count: int) -> tuple[tuple[str, int, int], ...]:
-    """A template as steps (op, slot, slot): slots 0..count-1 are the leaves, each step fills the next one."""
+    """A template as steps (op, slot, slot): slots 0..count-1 are the leaves, each step fills the
+    next one.
+    """
     steps: list[tuple[str, int, int]] = []
 
     def emit(tree: Tree) -> int:
@@ -209,7 +232,9 @@ def program(template: Tree, count: int) -> tuple[tuple[str, int, int], ...]:
 
 
 def whole_value(steps: Sequence[tuple[str, int, int]], numbers: Sequence[int], limit: int) -> int:
-    """The value of a program at ``numbers``; 0 as soon as a result is not an integer in 1..limit."""
+    """The value of a program at ``numbers``; 0 as soon as a result is not an integer in
+    1..limit.
+    """
     slots = [*numbers]
     for op, left, right in steps:
         result = whole_result(op, slots[left], slots[right])
@@ -220,7 +245,9 @@ def whole_value(steps: Sequence[tuple[str, int, int]], numbers: Sequence[int], l
 
 
 def solution_trees(numbers: Sequence[int], target: int, limit: int) -> Iterator[Tree]:
-    """All ways to reach target using each number once with every result in 1..limit, up to swaps."""
+    """All ways to reach target using each number once with every result in 1..limit, up to
+    swaps.
+    """
     yield from _search(tuple((number, number) for number in numbers), target, limit)
 
 
@@ -242,9 +269,11 @@ def _search(pool: tuple[tuple[int, Tree], ...], target: int, limit: int) -> Iter
 
 @lru_cache(maxsize=8)
 def templates(count: int) -> tuple[Tree, ...]:
-    """Every distinct rational function of ``count`` leaves, each used once: 1, 6, 68, 1170 for 1, 2, 3, 4.
+    """Every distinct rational function of ``count`` leaves, each used once: 1, 6, 68, 1170 for 1,
+    2, 3, 4.
 
-    Two trees are one template if they agree at two points modulo a large prime (so ``a-(b-c)`` is ``a+c-b``).
+    Two trees are one template if they agree at two points modulo a large prime (so ``a-(b-c)`` is
+    ``a+c-b``).
     """
     found = _functions((1 << count) - 1)
     return tuple(found.values())
@@ -266,13 +295,18 @@ def _functions(mask: int) -> dict[_Signature, Tree]:
         leaf = mask.bit_length() - 1
         return {tuple(point[leaf] for point in _POINTS): leaf}
     found: dict[_Signature, Tree] = {}
-    # Large left sides first: "(a + c) - b" is kept, not "a - (b - c)", whose steps are less often positive.
-    parts = sorted((part for part in range(1, mask) if part & mask == part), key=lambda part: -part.bit_count())
+    # Large left sides first: "(a + c) - b" is kept, not "a - (b - c)", whose steps are less often
+    # positive.
+    parts = sorted(
+        (part for part in range(1, mask) if part & mask == part), key=lambda part: -part.bit_count()
+    )
     for op in "-+/*":
         for part in parts:
             for left_key, left in _functions(part).items():
                 for right_key, right in _functions(mask ^ part).items():
-                    key = tuple(_modular(op, a, b) for a, b in zip(left_key, right_key, strict=True))
+                    key = tuple(
+                        _modular(op, a, b) for a, b in zip(left_key, right_key, strict=True)
+                    )
                     found.setdefault(key, (op, left, right))
     return found
 
@@ -286,7 +320,9 @@ def _modular(op: str, left: int, right: int) -> int:
 
 
 def ratio(tree: Tree, numbers: Sequence[int]) -> tuple[int, int]:
-    """The exact value of a template at ``numbers`` as (numerator, denominator); (0, 0) if undefined."""
+    """The exact value of a template at ``numbers`` as (numerator, denominator); (0, 0) if
+    undefined.
+    """
     if isinstance(tree, int):
         return numbers[tree], 1
     op = tree[0]

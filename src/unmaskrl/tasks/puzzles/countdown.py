@@ -1,9 +1,9 @@
 """Countdown: reach a target with + - * / and parentheses, using each given number exactly once.
 
-The generator is ours, since reasoning-gym's gives no control of three things that decide whether a gain means
-competence: splits disjoint by the numbers, a balance of solution templates (here no fixed template such as
-n3+n2-n1 solves more than about 5% of a split; with numbers drawn first it is 17-20%), and leaving out what
-the lazy policy solves.
+The generator is ours, since reasoning-gym's gives no control of three things that decide whether a
+gain means competence: splits disjoint by the numbers, a balance of solution templates (here no
+fixed template such as n3+n2-n1 solves more than about 5% of a split; with numbers drawn first it is
+17-20%), and leaving out what the lazy policy solves.
 """
 
 from __future__ import annotations
@@ -40,19 +40,25 @@ from unmaskrl.tasks.puzzles.countdown_problems import STEP_LIMIT, generate, kind
 
 # A row of a file may need more; tried second.
 FILE_STEP_LIMIT = 1_000_000
-# Only guards against a tree that is no solution: the lazy sum of the largest numbers of a file fits.
+# Only guards against a tree that is no solution: the lazy sum of the largest numbers of a file
+# fits.
 WRITE_LIMIT = 10_000_000
 _INSTRUCT = (
-    "You are given the numbers {numbers} and the target {target}. Combine the numbers with +, -, * and / "
-    "(parentheses are allowed) so that the result is exactly {target}. Use every number exactly once and no "
-    "other number. First show your work, one operation at a time, each written like `2 * 5 = 10 ;`. Then "
+    "You are given the numbers {numbers} and the target {target}. Combine the numbers with +, -, * "
+    "and / "
+    "(parentheses are allowed) so that the result is exactly {target}. Use every number exactly "
+    "once and no "
+    "other number. First show your work, one operation at a time, each written like `2 * 5 = 10 "
+    ";`. Then "
     "write one expression that reaches the target inside <answer></answer>, for example "
     "<answer> ( 2 * 5 ) - 1 </answer>, without an equals sign."
 )
 
 
 def write(tree: Tree) -> str:
-    """Worked steps and the answer: ``3 * 7 = 21 ; 21 + 12 = 33 ; <answer> ( 3 * 7 ) + 12 </answer>``."""
+    """Worked steps and the answer:
+    ``3 * 7 = 21 ; 21 + 12 = 33 ; <answer> ( 3 * 7 ) + 12 </answer>``.
+    """
     steps = arithmetic.whole_steps(tree, WRITE_LIMIT)
     assert steps is not None, tree
     worked = " ".join(f"{left} {op} {right} = {result} ;" for left, op, right, result in steps)
@@ -62,13 +68,17 @@ def write(tree: Tree) -> str:
 def template_coverage(examples: Sequence[Example]) -> list[tuple[str, float]]:
     """The share of examples that each fixed template (``( n2 + n3 ) - n1``) solves, best first.
 
-    A policy that knew only this template would score its share. All examples have the same count of numbers.
+    A policy that knew only this template would score its share. All examples have the same count of
+    numbers.
     """
     count = len(examples[0].fields["numbers"])
     names = [f"n{index + 1}" for index in range(count)]
     problems = [(example.fields["numbers"], example.fields["target"]) for example in examples]
     shares = [
-        (arithmetic.render(tree, names), sum(_hits(tree, *problem) for problem in problems) / len(problems))
+        (
+            arithmetic.render(tree, names),
+            sum(_hits(tree, *problem) for problem in problems) / len(problems),
+        )
         for tree in arithmetic.templates(count)
     ]
     return sorted(shares, key=lambda item: -item[1])
@@ -83,12 +93,13 @@ def _hits(tree: Tree, numbers: Sequence[int], target: int) -> bool:
 class Countdown:
     """Countdown problems with 3 or 4 ``numbers`` in 1..max_number and a target in 1..max_target.
 
-    ``data`` (JSONL rows ``{"numbers": [..], "target": n}``, or with the columns of the published sets: see
-    published_row) replaces the problems of every split; a solution is searched for (None: there is none with
-    positive integer results). Generated problems are distinct, never solved by the lazy sum, and splits share no
-    multiset of numbers. ``protocol``: "strict", or "d1" for the published prompts, reward and parser with their
-    quirks (docs/tasks.md). Fields: numbers, target, solution (an expression or None), kind (see kind_of), under
-    d1 split; a row's other columns are kept. Raises ValueError.
+    ``data`` (JSONL rows ``{"numbers": [..], "target": n}``, or with the columns of the published
+    sets: see published_row) replaces the problems of every split; a solution is searched for (None:
+    there is none with positive integer results). Generated problems are distinct, never solved by
+    the lazy sum, and splits share no multiset of numbers. ``protocol``: "strict", or "d1" for the
+    published prompts, reward and parser with their quirks (docs/tasks.md). Fields: numbers, target,
+    solution (an expression or None), kind (see kind_of), under d1 split; a row's other columns are
+    kept. Raises ValueError.
     """
 
     seed: int = 0
@@ -112,7 +123,9 @@ class Countdown:
         check_choice("protocol", self.protocol, PROTOCOLS)
 
     def examples(self, split: str) -> list[Example]:
-        """The problems of a split. Raises ValueError for a bad row of ``data`` or too large a size."""
+        """The problems of a split. Raises ValueError for a bad row of ``data`` or too large a
+        size.
+        """
         check_choice("split", split, SPLITS)
         size = self.train_size if split == "train" else self.eval_size
         found = (
@@ -120,14 +133,20 @@ class Countdown:
             if self.data is None
             else _from_file(*file_stamp(self.data))
         )
-        return list(found) if self.protocol == "strict" else [d1_puzzles.with_split(example, split) for example in found]
+        return (
+            list(found)
+            if self.protocol == "strict"
+            else [d1_puzzles.with_split(example, split) for example in found]
+        )
 
     def prompt(self, example: Example) -> list[dict[str, str]]:
-        """One user message: ``numbers 3 7 12 target 24``, or an instruction for a general chat model.
+        """One user message: ``numbers 3 7 12 target 24``, or an instruction for a general chat
+        model.
 
         Under d1, training and evaluation (validation, test) have different prompts, as published.
         """
-        numbers, target = example.fields["numbers"], example.fields["target"]
+        numbers = example.fields["numbers"]
+        target = example.fields["target"]
         if self.protocol == "d1":
             return d1_puzzles.countdown_prompt(numbers, target, d1_puzzles.trains(example))
         if self.prompt_style == "short":
@@ -139,15 +158,20 @@ class Countdown:
     def reference(self, example: Example) -> str | None:
         """Worked steps and the answer; None if no solution with positive integer results exists.
 
-        Under d1 the reasoning is the equation alone: its evaluation grades the first ``expression = number``.
+        Under d1 the reasoning is the equation alone: its evaluation grades the first
+        ``expression = number``.
         """
         solution = example.fields["solution"]
         if self.protocol == "d1":
-            return solution and d1_puzzles.layout(f"{solution} = {example.fields['target']}", solution)
+            return solution and d1_puzzles.layout(
+                f"{solution} = {example.fields['target']}", solution
+            )
         return next(iter(self.references(example, limit=1)), None)
 
     def references(self, example: Example, limit: int = 8) -> list[str]:
-        """Up to ``limit`` right completions, different beyond swapped operands, the reference first."""
+        """Up to ``limit`` right completions, different beyond swapped operands, the reference
+        first.
+        """
         if example.fields["solution"] is None:
             return []
         first = arithmetic.parse_tree(example.fields["solution"])
@@ -171,9 +195,13 @@ class Countdown:
         return answer_spans(text)
 
     def correct(self, example: Example, text: str) -> bool:
-        """Whether the last answer uses each number once and its exact value is the target; d1: its evaluation's verdict."""
+        """Whether the last answer uses each number once and its exact value is the target; d1: its
+        evaluation's verdict.
+        """
         if self.protocol == "d1":
-            return d1_puzzles.countdown_correct(text, example.fields["numbers"], example.fields["target"])
+            return d1_puzzles.countdown_correct(
+                text, example.fields["numbers"], example.fields["target"]
+            )
         parsed = _expression(last_answer(text))
         if parsed is None or parsed.value != example.fields["target"]:
             return False
@@ -191,7 +219,9 @@ class Countdown:
 
     @property
     def rewards(self) -> dict[str, RewardPart]:
-        """{"correct": 1 if correct, "format": 0.1 if one answer block has an expression}; d1: {"score": 0, 0.1 or 1}."""
+        """{"correct": 1 if correct, "format": 0.1 if one answer block has an expression}; d1:
+        {"score": 0, 0.1 or 1}.
+        """
         if self.protocol == "d1":
             return {"score": self._published_reward}
         return {"correct": self._correct_reward, "format": self._format_reward}
@@ -207,7 +237,9 @@ class Countdown:
 
 
 def _expression(body: str | None) -> Expression | None:
-    """The expression of an answer's body, its box opened and LaTeX's signs read; ``= value`` behind it must be true."""
+    """The expression of an answer's body, its box opened and LaTeX's signs read; ``= value`` behind
+    it must be true.
+    """
     if body is None:
         return None
     body = final_answer(body)
@@ -217,7 +249,9 @@ def _expression(body: str | None) -> Expression | None:
     parsed = arithmetic.parse(left)
     if parsed is None or not equals:
         return parsed
-    return parsed if parsed.value is not None and exact_value(right.strip()) == parsed.value else None
+    return (
+        parsed if parsed.value is not None and exact_value(right.strip()) == parsed.value else None
+    )
 
 
 def _solutions(numbers: Sequence[int], target: int) -> Iterator[Tree]:
@@ -237,9 +271,11 @@ def _from_file(path: str, _modified: int, _size: int) -> tuple[Example, ...]:
 
 
 def published_row(row: dict[str, Any]) -> dict[str, Any]:
-    """A row with numbers and target, also from the columns of two published sets (those columns stay).
+    """A row with numbers and target, also from the columns of two published sets (those columns
+    stay).
 
-    Jiayi-Pan/Countdown-Tasks-3to4: nums, target. d1's countdown_cd3_test.jsonl: input ("30,100,93"), output ("23").
+    Jiayi-Pan/Countdown-Tasks-3to4: nums, target. d1's countdown_cd3_test.jsonl: input
+    ("30,100,93"), output ("23").
     """
     if "numbers" not in row and "nums" in row:
         return {**row, "numbers": row["nums"]}
@@ -256,15 +292,29 @@ def _whole(text: object) -> object:
 
 def _from_row(where: str, row: dict[str, Any]) -> Example:
     row = published_row(row)
-    numbers, target = row.get("numbers"), row.get("target")
-    if not isinstance(numbers, list) or len(numbers) not in (3, 4) or not all(map(_is_number, numbers)):
+    numbers = row.get("numbers")
+    target = row.get("target")
+    if (
+        not isinstance(numbers, list)
+        or len(numbers) not in (3, 4)
+        or not all(map(_is_number, numbers))
+    ):
         got = ascii(numbers)[:60]
-        raise ValueError(f"{where}: got numbers {got}, expected a list of 3 or 4 integers in 1..999999")
+        raise ValueError(
+            f"{where}: got numbers {got}, expected a list of 3 or 4 integers in 1..999999"
+        )
     if target is None or not _is_number(target):
-        raise ValueError(f"{where}: got target {ascii(target)[:60]}, expected an integer in 1..999999")
+        raise ValueError(
+            f"{where}: got target {ascii(target)[:60]}, expected an integer in 1..999999"
+        )
     tree = next(_solutions(numbers, target), None)
-    if tree is None and not any(_hits(other, numbers, target) for other in arithmetic.templates(len(numbers))):
-        raise ValueError(f"{where}: no expression of the numbers {numbers} is {target}: correct the row or leave it out")
+    if tree is None and not any(
+        _hits(other, numbers, target) for other in arithmetic.templates(len(numbers))
+    ):
+        raise ValueError(
+            f"{where}: no expression of the numbers {numbers} is {target}: correct the row or "
+            "leave it out"
+        )
     solution = None if tree is None else arithmetic.render(tree)
     return Example(id=where, fields={**row, "solution": solution, "kind": kind_of(numbers, target)})
 

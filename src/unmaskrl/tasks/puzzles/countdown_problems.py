@@ -1,4 +1,6 @@
-"""The countdown problems that we generate: templates first, then numbers that fit them, balanced and split by numbers."""
+"""The countdown problems that we generate: templates first, then numbers that fit them, balanced
+and split by numbers.
+"""
 
 from __future__ import annotations
 
@@ -39,10 +41,17 @@ Settings = tuple[str, int, int, int, int, int]
 
 
 class _Generator:
-    """Draws templates, then numbers that fit them, until a split is full or every template is used up."""
+    """Draws templates, then numbers that fit them, until a split is full or every template is used
+    up.
+    """
 
-    def __init__(self, split: str, seed: int, size: int, count: int, max_number: int, max_target: int) -> None:
-        self.split, self.size, self.count, self.max_target = split, size, count, max_target
+    def __init__(
+        self, split: str, seed: int, size: int, count: int, max_number: int, max_target: int
+    ) -> None:
+        self.split = split
+        self.size = size
+        self.count = count
+        self.max_target = max_target
         self.rng = random.Random(f"countdown/{split}/{seed}")
         self.max_number = max_number
         self.cap = _cap(size)
@@ -51,20 +60,27 @@ class _Generator:
         self.solved: Counter[int] = Counter()
 
     def run(self) -> list[Example]:
-        """First one prompt order per problem; only if those run out, further orders of the same problems."""
+        """First one prompt order per problem; only if those run out, further orders of the same
+        problems.
+        """
         for orders in (1, factorial(self.count)):
             self._fill(orders)
-        examples = [_example(numbers, target, tree) for (numbers, target), tree in self.found.items()]
+        examples = [
+            _example(numbers, target, tree) for (numbers, target), tree in self.found.items()
+        ]
         # Late draws lack the templates that reached the cap.
         self.rng.shuffle(examples)
         return examples
 
     def balanced_size(self) -> int:
-        """About the largest size whose cap on every template leaves as many problems among those found."""
+        """About the largest size whose cap on every template leaves as many problems among those
+        found.
+        """
         size = len(self.found)
         # Shrinks geometrically; the bound only guards against a cycle.
         for _ in range(100):
-            previous, size = size, self._count_under(_cap(size))
+            previous = size
+            size = self._count_under(_cap(size))
             if size == previous:
                 break
         return size
@@ -101,7 +117,8 @@ class _Generator:
 
     def _numbers(self) -> Numbers:
         # One draw for all numbers: most draws fit no template, so this is the hot path.
-        code, base = int(self.rng.random() * self.max_number**self.count), self.max_number
+        code = int(self.rng.random() * self.max_number**self.count)
+        base = self.max_number
         numbers = []
         for _ in range(self.count):
             code, digit = divmod(code, base)
@@ -135,7 +152,9 @@ def _cap(size: int) -> int:
 
 @lru_cache(maxsize=1 << 13)
 def _solvers(numbers: Numbers) -> dict[int, list[int]]:
-    """Target -> the watched templates (by number) that reach it from these numbers in this order."""
+    """Target -> the watched templates (by number) that reach it from these numbers in this
+    order.
+    """
     found: dict[int, list[int]] = {}
     for index, tree in enumerate(_watched(len(numbers))):
         numerator, denominator = arithmetic.ratio(tree, numbers)
@@ -146,13 +165,17 @@ def _solvers(numbers: Numbers) -> dict[int, list[int]]:
 
 @lru_cache(maxsize=2)
 def _watched(count: int) -> tuple[Tree, ...]:
-    """The templates that could exceed the cap: all 68 of three numbers; of four only those of + and -."""
+    """The templates that could exceed the cap: all 68 of three numbers; of four only those of + and
+    -.
+    """
     return tuple(tree for tree in arithmetic.templates(count) if count == 3 or _weight(tree) == 3)
 
 
 @lru_cache(maxsize=2048)
 def _weight(tree: Tree) -> int:
-    """How often a template is drawn: 3 for + and - alone, 2 with *, 1 with / (whose problems are few)."""
+    """How often a template is drawn: 3 for + and - alone, 2 with *, 1 with / (whose problems are
+    few).
+    """
     ops = set(arithmetic.render(tree)) & set("*/")
     return 1 if "/" in ops else 2 if ops else 3
 
@@ -180,7 +203,8 @@ def generate(settings: Settings) -> tuple[Example, ...]:
     if len(examples) < size:
         raise ValueError(
             f"countdown has only about {generator.balanced_size()} balanced {split} problems for "
-            f"numbers={count}, max_number={max_number}, max_target={max_target}, got a size of {size}: "
+            f"numbers={count}, max_number={max_number}, max_target={max_target}, got a size of "
+            f"{size}: "
             "lower it or raise a limit"
         )
     return tuple(examples)

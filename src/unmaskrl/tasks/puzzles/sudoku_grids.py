@@ -1,4 +1,6 @@
-"""Sudoku grids of 4x4 and 9x9 cells as strings of digits, row by row, 0 = blank: what is valid, forced, solvable."""
+"""Sudoku grids of 4x4 and 9x9 cells as strings of digits, row by row, 0 = blank: what is valid,
+forced, solvable.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ _SHARES = {"train": (0.0, 0.7), "validation": (0.7, 0.8), "test": (0.8, 1.0)}
 
 @dataclass(frozen=True, slots=True)
 class Board:
-    """``size`` x ``size`` cells in boxes of ``box`` x ``box``; units are rows, columns and boxes, peers share one."""
+    """``size`` x ``size`` cells in boxes of ``box`` x ``box``; units are rows, columns and boxes,
+    peers share one.
+    """
 
     size: int
     box: int
@@ -33,7 +37,9 @@ class Board:
 @lru_cache(maxsize=2)
 def board(size: int) -> Board:
     """The board of 4 or 9."""
-    box, cells, side = isqrt(size), range(size * size), range(size)
+    box = isqrt(size)
+    cells = range(size * size)
+    side = range(size)
     square = [row * size + column for row in range(box) for column in range(box)]
     corners = [row * size + column for row in range(0, size, box) for column in range(0, size, box)]
     units = (
@@ -42,7 +48,10 @@ def board(size: int) -> Board:
         *(tuple(corner + offset for offset in square) for corner in corners),
     )
     units_of = tuple(tuple(unit for unit in units if cell in unit) for cell in cells)
-    peers = tuple(tuple(sorted({other for unit in units_of[cell] for other in unit} - {cell})) for cell in cells)
+    peers = tuple(
+        tuple(sorted({other for unit in units_of[cell] for other in unit} - {cell}))
+        for cell in cells
+    )
     return Board(size, box, "123456789"[:size], units, units_of, peers)
 
 
@@ -66,7 +75,8 @@ def agrees(puzzle: str, grid: str) -> bool:
 
 def lazy_grid(puzzle: str) -> str:
     """Fill each blank with the smallest digit not yet in its row (clues included)."""
-    filled, own = list(puzzle), board_of(puzzle)
+    filled = list(puzzle)
+    own = board_of(puzzle)
     for cell in range(len(puzzle)):
         if filled[cell] == "0":
             start = cell - cell % own.size
@@ -80,21 +90,28 @@ def candidates(puzzle: Sequence[str]) -> list[int]:
     own = board_of(puzzle)
     every = sum(1 << int(digit) for digit in own.digits)
     held = [0 if digit == "0" else 1 << int(digit) for digit in puzzle]
-    taken = [reduce(int.__or__, (held[other] for other in own.peers[cell])) for cell in range(len(puzzle))]
+    taken = [
+        reduce(int.__or__, (held[other] for other in own.peers[cell]))
+        for cell in range(len(puzzle))
+    ]
     return [0 if held[cell] else every & ~taken[cell] for cell in range(len(puzzle))]
 
 
 def forced_order(puzzle: str, solution: str) -> list[int]:
     """The blanks in an order in which each is forced by what stands before it, where possible.
 
-    Forced: one digit is left for the cell, or the cell is the only one left for its digit in a row, column or
-    box. If no cell is forced, the first blank in reading order comes next.
+    Forced: one digit is left for the cell, or the cell is the only one left for its digit in a row,
+    column or box. If no cell is forced, the first blank in reading order comes next.
     """
-    own, masks = board_of(puzzle), candidates(puzzle)
-    blanks, order = [cell for cell, digit in enumerate(puzzle) if digit == "0"], []
+    own = board_of(puzzle)
+    masks = candidates(puzzle)
+    blanks = [cell for cell, digit in enumerate(puzzle) if digit == "0"]
+    order = []
     bits = [1 << int(digit) for digit in solution]
     while blanks:
-        cell = next((cell for cell in blanks if _is_forced(own, masks, cell, bits[cell])), blanks[0])
+        cell = next(
+            (cell for cell in blanks if _is_forced(own, masks, cell, bits[cell])), blanks[0]
+        )
         masks[cell] = 0
         for other in own.peers[cell]:
             masks[other] &= ~bits[cell]
@@ -106,7 +123,10 @@ def forced_order(puzzle: str, solution: str) -> list[int]:
 def _is_forced(own: Board, masks: list[int], cell: int, bit: int) -> bool:
     if masks[cell] == bit:
         return True
-    return any(not any(masks[other] & bit for other in unit if other != cell) for unit in own.units_of[cell])
+    return any(
+        not any(masks[other] & bit for other in unit if other != cell)
+        for unit in own.units_of[cell]
+    )
 
 
 @lru_cache(maxsize=1)
@@ -123,10 +143,16 @@ def _disjoint_boxes(top: str, bottom: str) -> bool:
 
 @lru_cache(maxsize=1)
 def agreement() -> tuple[dict[str, int], ...]:
-    """Per cell of 4x4: digit -> bit mask of the grids (in the order of all_grids) that have it there."""
+    """Per cell of 4x4: digit -> bit mask of the grids (in the order of all_grids) that have it
+    there.
+    """
     grids = all_grids()
     return tuple(
-        {digit: sum(1 << i for i, grid in enumerate(grids) if grid[cell] == digit) for digit in "1234"} for cell in range(16)
+        {
+            digit: sum(1 << i for i, grid in enumerate(grids) if grid[cell] == digit)
+            for digit in "1234"
+        }
+        for cell in range(16)
     )
 
 
@@ -139,31 +165,44 @@ def solutions(puzzle: str) -> list[str]:
 
 @lru_cache(maxsize=3)
 def split_grids(split: str) -> tuple[str, ...]:
-    """The 4x4 solution grids of a split: 70 / 10 / 20 % of the 288 in hash order, for every seed the same."""
+    """The 4x4 solution grids of a split: 70 / 10 / 20 % of the 288 in hash order, for every seed
+    the same.
+    """
     order = sorted(all_grids(), key=lambda grid: stable_hash(f"sudoku/{grid}"))
     low, high = (round(share * len(order)) for share in _SHARES[split])
     return tuple(order[low:high])
 
 
 def relabelled(grid: str) -> str:
-    """The grid with its digits renamed so that the first row is 1, 2, 3, ...: the same for all grids that differ by names."""
+    """The grid with its digits renamed so that the first row is 1, 2, 3, ...: the same for all
+    grids that differ by names.
+    """
     own = board_of(grid)
     return grid.translate(str.maketrans(grid[: own.size], own.digits))
 
 
 def split_of(grid: str) -> str:
-    """The split of a 9x9 solution grid by its relabelled form, for every seed the same: 70 / 10 / 20 %."""
+    """The split of a 9x9 solution grid by its relabelled form, for every seed the same: 70 / 10 /
+    20 %.
+    """
     share = stable_hash(f"sudoku9/{relabelled(grid)}") % 10 / 10
     return next(split for split, (low, high) in _SHARES.items() if low <= share < high)
 
 
 def search(puzzle: str, rng: random.Random | None = None) -> Iterator[str]:
-    """The grids that agree with the clues, by depth-first search: the cell with the fewest digits left first.
+    """The grids that agree with the clues, by depth-first search: the cell with the fewest digits
+    left first.
 
-    Digits are tried in order, or in an order drawn from ``rng``. Raises ValueError after MAX_GUESSES guesses.
+    Digits are tried in order, or in an order drawn from ``rng``. Raises ValueError after
+    MAX_GUESSES guesses.
     """
-    own, grid, guesses = board_of(puzzle), list(puzzle), 0
-    if any(digit != "0" and digit in {puzzle[other] for other in own.peers[cell]} for cell, digit in enumerate(puzzle)):
+    own = board_of(puzzle)
+    grid = list(puzzle)
+    guesses = 0
+    if any(
+        digit != "0" and digit in {puzzle[other] for other in own.peers[cell]}
+        for cell, digit in enumerate(puzzle)
+    ):
         return
     # Each entry: the masks before a guess, its cell, and the digits not tried yet.
     stack: list[tuple[list[int], int, list[int]]] = []
@@ -183,7 +222,10 @@ def search(puzzle: str, rng: random.Random | None = None) -> Iterator[str]:
             return
         guesses += 1
         if guesses > MAX_GUESSES:
-            raise ValueError(f"puzzle {puzzle}: no end of the search after {MAX_GUESSES} guesses; give its solution")
+            raise ValueError(
+                f"puzzle {puzzle}: no end of the search after {MAX_GUESSES} guesses; give its "
+                "solution"
+            )
         before, cell, digits = stack[-1]
         digit = digits.pop(0)
         grid[cell], masks = str(digit), before.copy()
@@ -194,10 +236,12 @@ def search(puzzle: str, rng: random.Random | None = None) -> Iterator[str]:
 
 def _tightest(grid: list[str], masks: list[int]) -> int | None:
     """The blank with the fewest digits left; None if there is no blank."""
-    best, fewest = None, 10
+    best = None
+    fewest = 10
     for cell, mask in enumerate(masks):
         if grid[cell] == "0" and (left := mask.bit_count()) < fewest:
-            best, fewest = cell, left
+            best = cell
+            fewest = left
             if left < 2:
                 break
     return best

@@ -1,4 +1,6 @@
-"""Puzzles with one solution: 4x4 from the list of all grids, 9x9 by taking away cells that their neighbours force."""
+"""Puzzles with one solution: 4x4 from the list of all grids, 9x9 by taking away cells that their
+neighbours force.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,14 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache, reduce
 from operator import and_
 
-from unmaskrl.tasks.puzzles.sudoku_grids import agreement, board, lazy_grid, search, split_grids, split_of
+from unmaskrl.tasks.puzzles.sudoku_grids import (
+    agreement,
+    board,
+    lazy_grid,
+    search,
+    split_grids,
+    split_of,
+)
 
 _TRIES = 400
 _DIGS = 40
@@ -15,14 +24,19 @@ Draw = Callable[[str, int, random.Random], Iterator[str]]
 
 
 @lru_cache(maxsize=16)
-def generate(side: int, split: str, seed: int, size: int, low: int, high: int) -> tuple[tuple[str, str], ...]:
-    """``size`` distinct (puzzle, solution) pairs of a split with low..high blanks. Raises ValueError if there are too few."""
+def generate(
+    side: int, split: str, seed: int, size: int, low: int, high: int
+) -> tuple[tuple[str, str], ...]:
+    """``size`` distinct (puzzle, solution) pairs of a split with low..high blanks. Raises
+    ValueError if there are too few.
+    """
     rng = random.Random(f"{'sudoku' if side == 4 else 'sudoku9'}/{split}/{seed}")
     draw: Draw = _draw_small if side == 4 else _draw_large
     found: dict[str, str] = {}
     misses = 0
     while len(found) < size:
-        grid, blanks = _grid(side, split, rng), rng.randint(low, high)
+        grid = _grid(side, split, rng)
+        blanks = rng.randint(low, high)
         puzzle = next((new for new in draw(grid, blanks, rng) if new not in found), None)
         misses = misses + 1 if puzzle is None else 0
         if puzzle is not None:
@@ -47,7 +61,9 @@ def _grid(side: int, split: str, rng: random.Random) -> str:
 
 
 def _draw_small(grid: str, blanks: int, rng: random.Random) -> Iterator[str]:
-    """Up to _TRIES random puzzles of a grid that have one solution and are not solved by the lazy policy."""
+    """Up to _TRIES random puzzles of a grid that have one solution and are not solved by the lazy
+    policy.
+    """
     cells = list(range(16))
     masks = [agreement()[cell][grid[cell]] for cell in cells]
     for _ in range(_TRIES):
@@ -61,7 +77,9 @@ def _draw_small(grid: str, blanks: int, rng: random.Random) -> Iterator[str]:
 
 
 def _draw_large(grid: str, blanks: int, rng: random.Random) -> Iterator[str]:
-    """Up to _DIGS random puzzles of a grid, solvable cell by forced cell and not solved by the lazy policy."""
+    """Up to _DIGS random puzzles of a grid, solvable cell by forced cell and not solved by the lazy
+    policy.
+    """
     for _ in range(_DIGS):
         puzzle = dig(grid, blanks, rng)
         if puzzle is not None and lazy_grid(puzzle) != grid:
@@ -69,14 +87,17 @@ def _draw_large(grid: str, blanks: int, rng: random.Random) -> Iterator[str]:
 
 
 def dig(grid: str, blanks: int, rng: random.Random) -> str | None:
-    """Blank cells in random order, each only if it stays forced; None if that ends before ``blanks`` cells.
+    """Blank cells in random order, each only if it stays forced; None if that ends before
+    ``blanks`` cells.
 
-    Forced: one digit is left for the cell, or no other blank of a row, column or box can hold its digit. Filling the
-    cells in the opposite order is thus a proof that the solution is the only one. A cell that is not forced once
-    never is later (clues only go), so one pass is enough.
+    Forced: one digit is left for the cell, or no other blank of a row, column or box can hold its
+    digit. Filling the cells in the opposite order is thus a proof that the solution is the only
+    one. A cell that is not forced once never is later (clues only go), so one pass is enough.
     """
     own = board(9)
-    digits, puzzle, left = [int(digit) for digit in grid], list(grid), blanks
+    digits = [int(digit) for digit in grid]
+    puzzle = list(grid)
+    left = blanks
     # How many clues among the peers of a cell hold each digit.
     seen = [[0] * 10 for _ in digits]
     for cell, digit in enumerate(digits):
@@ -87,7 +108,9 @@ def dig(grid: str, blanks: int, rng: random.Random) -> str | None:
             break
         digit = digits[cell]
         naked = seen[cell].count(0) == 2  # no clue holds 0, and none its own digit
-        if not naked and not any(_stays_only(unit, cell, digit, puzzle, seen) for unit in own.units_of[cell]):
+        if not naked and not any(
+            _stays_only(unit, cell, digit, puzzle, seen) for unit in own.units_of[cell]
+        ):
             continue
         puzzle[cell] = "0"
         left -= 1
@@ -96,6 +119,8 @@ def dig(grid: str, blanks: int, rng: random.Random) -> str | None:
     return None if left else "".join(puzzle)
 
 
-def _stays_only(unit: tuple[int, ...], cell: int, digit: int, puzzle: list[str], seen: list[list[int]]) -> bool:
+def _stays_only(
+    unit: tuple[int, ...], cell: int, digit: int, puzzle: list[str], seen: list[list[int]]
+) -> bool:
     """Whether no other blank of the unit could hold the digit once the cell is blank."""
     return all(other == cell or puzzle[other] != "0" or seen[other][digit] > 1 for other in unit)

@@ -1,8 +1,10 @@
-"""Run a function on hostile text with a time and a memory limit, in a worker process that outlives its calls.
+"""Run a function on hostile text with a time and a memory limit, in a worker process that outlives
+its calls.
 
-For verifiers of other packages (computer algebra, reasoning-gym), which a completion can keep busy for hours or feed
-until memory is gone. Arguments and results travel as JSON lines over pipes, each reply with the random number of its
-call: no pickle, no signal handlers, no threads, so a guard works in any thread. POSIX only.
+For verifiers of other packages (computer algebra, reasoning-gym), which a completion can keep busy
+for hours or feed until memory is gone. Arguments and results travel as JSON lines over pipes, each
+reply with the random number of its call: no pickle, no signal handlers, no threads, so a guard
+works in any thread. POSIX only.
 """
 
 from __future__ import annotations
@@ -28,34 +30,44 @@ _RAISE = object()
 
 
 class Guard:
-    """Calls ``target`` ("module:function") in a worker, at most ``seconds`` and about ``megabytes`` for each call.
+    """Calls ``target`` ("module:function") in a worker, at most ``seconds`` and about ``megabytes``
+    for each call.
 
-    The worker starts with the first call, imports the target once, and is killed and replaced after a call that
-    takes too long, brings it down or is answered with another number than its own. ``megabytes`` is address space
-    beyond what the imports took. Processes, sockets, signals to others and written files are refused in the worker
-    (a hurdle, not a sandbox). Hashing is fixed (PYTHONHASHSEED=0), so that sets have the same order in every worker.
-    ``timeouts``, ``crashes`` and ``errors`` count the calls that ended so; ``last_error`` says why the last one failed.
+    The worker starts with the first call, imports the target once, and is killed and replaced after
+    a call that takes too long, brings it down or is answered with another number than its own.
+    ``megabytes`` is address space beyond what the imports took. Processes, sockets, signals to
+    others and written files are refused in the worker (a hurdle, not a sandbox). Hashing is fixed
+    (PYTHONHASHSEED=0), so that sets have the same order in every worker. ``timeouts``, ``crashes``
+    and ``errors`` count the calls that ended so; ``last_error`` says why the last one failed.
     """
 
     def __init__(self, target: str, *, seconds: float = 2.0, megabytes: int = 1024) -> None:
         if target.count(":") != 1:
             raise ValueError(f"target is {target!r}, expected 'module:function'")
         if not seconds > 0 or megabytes < 1:
-            raise ValueError(f"got seconds={seconds}, megabytes={megabytes}: expected positive limits")
+            raise ValueError(
+                f"got seconds={seconds}, megabytes={megabytes}: expected positive limits"
+            )
         self.target, self.seconds, self.megabytes = target, float(seconds), int(megabytes)
         self.timeouts = self.crashes = self.errors = 0
         self.last_error = ""
         self._forget()
 
     def call(self, *args: Any, default: Any = _RAISE, seconds: float | None = None) -> Any:
-        """target(*args), or ``default`` if it raises, takes longer than ``seconds`` or brings the worker down.
+        """target(*args), or ``default`` if it raises, takes longer than ``seconds`` or brings the
+        worker down.
 
-        ``args`` and the result must be JSON (surrogates and NULs in texts are fine). Without a default those cases
-        raise ValueError. A worker that cannot start (a missing package) always does.
+        ``args`` and the result must be JSON (surrogates and NULs in texts are fine). Without a
+        default those cases raise ValueError. A worker that cannot start (a missing package) always
+        does.
         """
         limit = self.seconds if seconds is None else float(seconds)
         number = secrets.token_hex(16).encode("ascii")
-        request = b"%b\n%b\n%b\n" % (str(limit).encode("ascii"), number, json.dumps(args).encode("ascii"))
+        request = b"%b\n%b\n%b\n" % (
+            str(limit).encode("ascii"),
+            number,
+            json.dumps(args).encode("ascii"),
+        )
         if self._owner != os.getpid():
             # After a fork the pipes belong to the parent.
             self._forget()
@@ -74,7 +86,9 @@ class Guard:
         """End the worker; the next call starts another."""
         if self._owner == os.getpid() and self._finalizer is not None:
             self._finalizer()
-        self._process, self._finalizer, self._rest = None, None, b""
+        self._process = None
+        self._finalizer = None
+        self._rest = b""
 
     def _forget(self) -> None:
         self._owner, self._lock, self._rest = os.getpid(), threading.Lock(), b""
@@ -82,12 +96,22 @@ class Guard:
         self._finalizer: weakref.finalize | None = None
 
     def _start(self) -> None:
-        config = {"target": self.target, "megabytes": self.megabytes, "path": [os.path.abspath(path) for path in sys.path]}
+        config = {
+            "target": self.target,
+            "megabytes": self.megabytes,
+            "path": [os.path.abspath(path) for path in sys.path],
+        }
         # One thread: every thread of a numerics library reserves address space.
-        environment = {**os.environ, "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        environment = {
+            **os.environ,
+            "PYTHONHASHSEED": "0",
+            "OMP_NUM_THREADS": "1",
+            "OPENBLAS_NUM_THREADS": "1",
+        }
         # -P: the folder of the script holds modules named like others' packages.
         command = [sys.executable, "-P", str(WORKER), json.dumps(config)]
-        # A new session: Ctrl-C in the terminal is for us alone, and what a worker starts can be killed with it.
+        # A new session: Ctrl-C in the terminal is for us alone, and what a worker starts can be
+        # killed with it.
         process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -110,8 +134,8 @@ class Guard:
     def _exchange(self, request: bytes, number: bytes, seconds: float) -> dict[str, Any]:
         """Send a request and wait for the answer; {"error": ...} and no worker if that fails.
 
-        Also if the answer has another number: something in the worker wrote to the channel, and what follows is not to be
-        trusted.
+        Also if the answer has another number: something in the worker wrote to the channel, and
+        what follows is not to be trusted.
         """
         deadline = time.monotonic() + seconds
         try:
@@ -129,20 +153,25 @@ class Guard:
         except (OSError, ValueError):
             self.crashes += 1
             self.close()
-            return {"error": f"{self.target} brought its worker down (out of memory, or a crash in C code)"}
+            return {
+                "error": f"{self.target} brought its worker down (out of memory, or a crash in C "
+                "code)"
+            }
         self.errors += "error" in reply
         return reply
 
     def _write(self, data: bytes, deadline: float) -> None:
         assert self._process is not None and self._process.stdin is not None
-        pipe, view = self._process.stdin.fileno(), memoryview(data)
+        pipe = self._process.stdin.fileno()
+        view = memoryview(data)
         while view:
             _wait(pipe, select.POLLOUT, deadline)
             view = view[os.write(pipe, view[:65536]) :]
 
     def _read_line(self, deadline: float) -> bytes:
         assert self._process is not None and self._process.stdout is not None
-        pipe, parts = self._process.stdout.fileno(), [self._rest]
+        pipe = self._process.stdout.fileno()
+        parts = [self._rest]
         while b"\n" not in parts[-1]:
             _wait(pipe, select.POLLIN, deadline)
             parts.append(os.read(pipe, 1 << 20))

@@ -1,8 +1,10 @@
-"""Checkpoints that are whole or not there: safetensors plus one JSON state, written aside and renamed.
+"""Checkpoints that are whole or not there: safetensors plus one JSON state, written aside and
+renamed.
 
-A checkpoint folder ``update-000040`` holds one safetensors file per tensor group and ``state.json``, which lists size and
-SHA-256 of every file, and a digest of itself. The loader takes the newest folder that is whole and fits what it is for, and
-says which ones it had to pass over; a disk that cannot be read is no damage: that error is raised.
+A checkpoint folder ``update-000040`` holds one safetensors file per tensor group and
+``state.json``, which lists size and SHA-256 of every file, and a digest of itself. The loader takes
+the newest folder that is whole and fits what it is for, and says which ones it had to pass over; a
+disk that cannot be read is no damage: that error is raised.
 """
 
 from __future__ import annotations
@@ -48,7 +50,9 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Found(Generic[T]):
-    """What was read from the newest checkpoint that can be used (None: there is none at all), and the damaged newer ones."""
+    """What was read from the newest checkpoint that can be used (None: there is none at all), and
+    the damaged newer ones.
+    """
 
     value: T | None
     checkpoint: Checkpoint | None
@@ -57,11 +61,18 @@ class Found(Generic[T]):
 
 
 def save_checkpoint(
-    folder: Path, update: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any], *, keep: int
+    folder: Path,
+    update: int,
+    tensors: dict[str, dict[str, Tensor]],
+    state: dict[str, Any],
+    *,
+    keep: int,
 ) -> Path:
-    """Write ``folder/update-NNNNNN`` and drop the older ones but for ``keep - 1``; OSError leaves them untouched.
+    """Write ``folder/update-NNNNNN`` and drop the older ones but for ``keep - 1``; OSError leaves
+    them untouched.
 
-    Newer ones cannot be of this run's past (``set_aside``): they are never counted. The folder's own parent has to be there.
+    Newer ones cannot be of this run's past (``set_aside``): they are never counted. The folder's
+    own parent has to be there.
     """
     final = folder / f"update-{update:06d}"
     partial = folder / f".partial-{update:06d}"
@@ -71,7 +82,10 @@ def save_checkpoint(
         partial.mkdir()
         for name, group in tensors.items():
             # clones: tensors that share memory are refused by safetensors
-            save_file({k: v.detach().clone().contiguous() for k, v in group.items()}, partial / f"{name}.safetensors")
+            save_file(
+                {k: v.detach().clone().contiguous() for k, v in group.items()},
+                partial / f"{name}.safetensors",
+            )
         _write_state(partial, state)
         for path in partial.iterdir():
             sync(path)
@@ -82,7 +96,9 @@ def save_checkpoint(
         sync(folder)
     except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error
         shutil.rmtree(partial, ignore_errors=True)
-        raise OSError(f"checkpoint {final} could not be written ({error}); the older ones are untouched") from None
+        raise OSError(
+            f"checkpoint {final} could not be written ({error}); the older ones are untouched"
+        ) from None
     older = [path for path in checkpoint_paths(folder) if _number(path) < update]
     for path in older[: max(0, len(older) - (keep - 1))]:
         _remove(path)
@@ -91,14 +107,17 @@ def save_checkpoint(
 
 def checkpoint_paths(folder: Path) -> list[Path]:
     """All checkpoints, oldest first, damaged or not."""
-    return sorted((path for path in folder.glob("update-*") if _NAME.fullmatch(path.name)), key=_number)
+    return sorted(
+        (path for path in folder.glob("update-*") if _NAME.fullmatch(path.name)), key=_number
+    )
 
 
 def load_latest(folder: Path, accept: Callable[[Checkpoint], T]) -> Found[T]:
-    """What ``accept`` makes of the newest checkpoint that is whole and that it does not refuse; a line about each newer one.
+    """What ``accept`` makes of the newest checkpoint that is whole and that it does not refuse; a
+    line about each newer one.
 
-    CheckpointError if checkpoints exist and none will do; OSError if one cannot be read for another reason than that a file
-    is missing. Nothing is changed.
+    CheckpointError if checkpoints exist and none will do; OSError if one cannot be read for another
+    reason than that a file is missing. Nothing is changed.
     """
     notes: list[str] = []
     damaged: list[Path] = []
@@ -115,16 +134,22 @@ def load_latest(folder: Path, accept: Callable[[Checkpoint], T]) -> Found[T]:
         damaged.append(path)
         notes.append(f"checkpoint {path.name} is damaged and is passed over: {reason}")
     if damaged:
+        short = [
+            note.removeprefix("checkpoint ").replace(" is damaged and is passed over", "")
+            for note in notes
+        ]
         raise CheckpointError(
-            f"none of the {len(damaged)} checkpoints in {folder} can be used, nothing was changed (newest first: "
-            f"{'; '.join(note.removeprefix('checkpoint ').replace(' is damaged and is passed over', '') for note in notes)}); "
+            f"none of the {len(damaged)} checkpoints in {folder} can be used, nothing was changed "
+            f"(newest first: {'; '.join(short)}); "
             "put a good copy back, or start anew with --force, which moves this run aside"
         )
     return Found(None, None, [], [])
 
 
 def set_aside(damaged: list[Path]) -> list[str]:
-    """Rename damaged checkpoints, so that the ones written from here on are not mistaken for older than these."""
+    """Rename damaged checkpoints, so that the ones written from here on are not mistaken for older
+    than these.
+    """
     notes = []
     for path in damaged:
         target = path.with_name(path.name.replace("update-", "damaged-"))
@@ -146,16 +171,22 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
     }
 
 
-def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+def load_optimizer(
+    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
+) -> None:
     """The inverse of ``optimizer_tensors``."""
     parameters = dict(model.named_parameters())
     for key, value in tensors.items():
         name, _, field = key.rpartition("/")
-        optimizer.state[parameters[name]][field] = like(value, parameters[name]) if field != "step" else value
+        optimizer.state[parameters[name]][field] = (
+            like(value, parameters[name]) if field != "step" else value
+        )
 
 
 def _write_state(folder: Path, state: dict[str, Any]) -> None:
-    files = {p.name: {"bytes": p.stat().st_size, "sha256": checksum(p)} for p in sorted(folder.iterdir())}
+    files = {
+        p.name: {"bytes": p.stat().st_size, "sha256": checksum(p)} for p in sorted(folder.iterdir())
+    }
     whole = json.loads(json_text({**state, "files": files}))  # as it will be read: keys are strings
     (folder / STATE).write_text(json_text({**whole, _DIGEST: _digest(whole)}, indent=1) + "\n")
 

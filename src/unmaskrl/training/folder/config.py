@@ -1,4 +1,6 @@
-"""The settings of a run that goes on (shell): which may change, which belong to the steps already taken."""
+"""The settings of a run that goes on (shell): which may change, which belong to the steps already
+taken.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +16,12 @@ from ...recipes.schema import Recipe
 from ...utils.files import free_name, write_text
 
 CONFIG = "config.yaml"
-# Length, evaluation, saving, logging and how sums are split: no past step would have been another one.
+# Length, evaluation, saving, logging and how sums are split: no past step would have been another
+# one.
 FREE = {
     "": "name eval eval_decode",
-    "train": "steps minutes out threads shard gather_rollout max_canvases save save_every save_minutes keep_checkpoints "
+    "train": "steps minutes out threads shard gather_rollout max_canvases save save_every "
+    "save_minutes keep_checkpoints "
     "log_with log_every variance_draws probe skip_bad_updates",
     "model": "activation_checkpointing",
 }
@@ -30,24 +34,34 @@ def write_config(recipe: Recipe, folder: Path) -> None:
 
 
 def read_config(path: Path, kind: type = Recipe) -> Any:
-    """A stored recipe; ValueError with the file's name if it holds none. Settings newer than the file have their defaults."""
+    """A stored recipe; ValueError with the file's name if it holds none. Settings newer than the
+    file have their defaults.
+    """
     try:
         return build_recipe(read_mapping(path), kind)
     except (ValueError, TypeError, AttributeError) as error:
         text = str(error)
-        raise ValueError(text if text.startswith(str(path)) else f"{path} holds no recipe: {text}") from None
+        raise ValueError(
+            text if text.startswith(str(path)) else f"{path} holds no recipe: {text}"
+        ) from None
 
 
 def check_changes(recipe: BaseModel, stored: BaseModel, path: Path) -> list[str]:
-    """The changed settings of a run that goes on; ValueError if one of them belongs to its past steps."""
-    new, old = _flat(recipe), _flat(stored)
+    """The changed settings of a run that goes on; ValueError if one of them belongs to its past
+    steps.
+    """
+    new = _flat(recipe)
+    old = _flat(stored)
     changed = [key for key in new | old if new.get(key) != old.get(key)]
     bound = [key for key in changed if not _is_free(key)]
     if bound:
-        each = ", ".join(f"{key} ({_shown(old.get(key))} there, {_shown(new.get(key))} now)" for key in bound)
+        each = ", ".join(
+            f"{key} ({_shown(old.get(key))} there, {_shown(new.get(key))} now)" for key in bound
+        )
         verb = "differs" if len(bound) == 1 else "differ"
         raise ValueError(
-            f"--resume: {each} {verb} from {path} and would change what its steps were; leave it as it was there, or start a "
+            f"--resume: {each} {verb} from {path} and would change what its steps were; leave it "
+            "as it was there, or start a "
             "new run (with model.path=RUN/model to begin where this one stands)"
         )
     return changed
@@ -55,14 +69,23 @@ def check_changes(recipe: BaseModel, stored: BaseModel, path: Path) -> list[str]
 
 def describe_changes(recipe: Recipe, stored: Recipe, changed: list[str]) -> list[str]:
     """What to say about settings that changed: each with both values, and what follows from it."""
-    new, old = _flat(recipe), _flat(stored)
-    shown = [f"{key} {_shown(old.get(key))} -> {_shown(new.get(key))}" for key in changed if key != "train.out"]
+    new = _flat(recipe)
+    old = _flat(stored)
+    shown = [
+        f"{key} {_shown(old.get(key))} -> {_shown(new.get(key))}"
+        for key in changed
+        if key != "train.out"
+    ]
     notes = [f"changed on resume: {', '.join(shown)}"] if shown else []
     if any(key in ROUNDING for key in changed):
-        notes.append(f"{', '.join(k for k in ROUNDING if k in changed)} changed: sums round differently from here on")
+        notes.append(
+            f"{', '.join(k for k in ROUNDING if k in changed)} changed: sums round differently "
+            "from here on"
+        )
     if {"train.steps", "train.minutes"} & set(changed) and (paced := paced_by_length(recipe)):
         notes.append(
-            f"the run's length changed: {', '.join(paced)} follow the new one from here on, past steps keep what they had "
+            f"the run's length changed: {', '.join(paced)} follow the new one from here on, past "
+            "steps keep what they had "
             "(a run of that length from the start would differ)"
         )
     return notes

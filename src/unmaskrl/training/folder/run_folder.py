@@ -1,4 +1,6 @@
-"""The folder of a run (shell): its name, what a run writes into it, who may begin, go on or replace it."""
+"""The folder of a run (shell): its name, what a run writes into it, who may begin, go on or replace
+it.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +17,17 @@ from ...utils.lock import LOCK, Lock, holder, refuse_holder
 
 CONFIGS = ("config.yaml", "config.json")  # of train and of sft
 LOGS = ("metrics.jsonl", "eval.jsonl", "samples.jsonl")
-# All that `train` and `sft` write. What else lies in a folder is somebody's own, and --force leaves such a folder alone.
+# All that `train` and `sft` write. What else lies in a folder is somebody's own, and --force leaves
+# such a folder alone.
 FILES = (
-    "config.yaml config.json threads.json summary.json report.html eval.json metrics.jsonl eval.jsonl samples.jsonl log.jsonl "
-    "*-old-[0-9]*.yaml *-old-[0-9]*.json *-old-[0-9]*.jsonl .lock .*.part .*.partial report.html.part"
+    "config.yaml config.json threads.json summary.json report.html eval.json metrics.jsonl "
+    "eval.jsonl samples.jsonl log.jsonl "
+    "*-old-[0-9]*.yaml *-old-[0-9]*.json *-old-[0-9]*.jsonl .lock .*.part .*.partial "
+    "report.html.part"
 ).split()
-WEIGHTS = "*.safetensors *.safetensors.index.json *.json *.jinja *.txt *.model .*.part .*.partial".split()
+WEIGHTS = (
+    "*.safetensors *.safetensors.index.json *.json *.jinja *.txt *.model .*.part .*.partial".split()
+)
 FOLDERS = {
     "checkpoints": ("*.safetensors", "state.json"),
     "tensorboard": ("events.out.tfevents.*", "hparams.yml"),
@@ -28,20 +35,30 @@ FOLDERS = {
     "model-raw": WEIGHTS,
     "adapter": WEIGHTS,
 }
-_BEFORE_A_RUN = (LOCK, "threads.json", ".*.part")  # a folder with nothing else was killed before its run began
+# a folder with nothing else was killed before its run began
+_BEFORE_A_RUN = (LOCK, "threads.json", ".*.part")
 
 
 def folder_of(out: str, name: str, seed: int) -> Path:
-    """``train.out`` with the recipe's name and the seed in it; ValueError for anything else in braces."""
+    """``train.out`` with the recipe's name and the seed in it; ValueError for anything else in
+    braces.
+    """
     try:
         words = [word for _, *word in string.Formatter().parse(out) if word[0] is not None]
     except ValueError:
         words = [["", "", ""]]
-    fields = {"" if conversion or "{" in (spec or "") else field for field, spec, conversion in words}
+    fields = {
+        "" if conversion or "{" in (spec or "") else field for field, spec, conversion in words
+    }
     if not fields <= {"recipe", "seed"}:
-        raise ValueError(f"train.out {out!r}: only {{recipe}} and {{seed}} are filled in; double other braces")
+        raise ValueError(
+            f"train.out {out!r}: only {{recipe}} and {{seed}} are filled in; double other braces"
+        )
     if "recipe" in fields and Path(name).name != name:
-        raise ValueError(f"train.out {out!r}: the recipe's name {name!r} is no name of a folder; set name= or train.out=")
+        raise ValueError(
+            f"train.out {out!r}: the recipe's name {name!r} is no name of a folder; set name= or "
+            "train.out="
+        )
     try:
         filled = out.format(recipe=name, seed=seed)
     except ValueError as error:
@@ -52,7 +69,9 @@ def folder_of(out: str, name: str, seed: int) -> Path:
 
 
 def check_folder(folder: Path, *, resume: bool, force: bool) -> None:
-    """Refuse, before anything is built, a folder that a run may not begin, go on or be replaced in. Changes nothing."""
+    """Refuse, before anything is built, a folder that a run may not begin, go on or be replaced in.
+    Changes nothing.
+    """
     if resume and force:
         raise ValueError("--resume goes on with a run and --force replaces it: give one of them")
     if folder.is_symlink() and not folder.exists():
@@ -61,9 +80,14 @@ def check_folder(folder: Path, *, resume: bool, force: bool) -> None:
         raise ValueError(f"train.out {str(folder)!r} is a file; name a folder")
     if resume:
         if not folder.exists():
-            raise ValueError(f"--resume: there is no run in {folder}; leave --resume out to start one")
+            raise ValueError(
+                f"--resume: there is no run in {folder}; leave --resume out to start one"
+            )
         if not any((folder / name).exists() for name in CONFIGS):
-            raise ValueError(f"--resume: {folder} holds no run ({' or '.join(CONFIGS)} is missing); put it back, or start anew")
+            raise ValueError(
+                f"--resume: {folder} holds no run ({' or '.join(CONFIGS)} is missing); put it "
+                "back, or start anew"
+            )
         return
     if not is_used(folder):
         return
@@ -75,17 +99,24 @@ def check_folder(folder: Path, *, resume: bool, force: bool) -> None:
 
 def _in_the_way(folder: Path) -> str:
     if _is_run(folder):
-        return f"{folder} already holds a run: add --resume to go on, --force to move it aside, or set train.out"
+        return (
+            f"{folder} already holds a run: add --resume to go on, --force to move it aside, or "
+            "set train.out"
+        )
     return f"{folder} holds files and no run: set train.out to another folder"
 
 
 def is_used(folder: Path) -> bool:
     """Whether a folder holds anything that a new run must not be mixed with."""
-    return folder.exists() and any(not _matches(path.name, _BEFORE_A_RUN) for path in folder.iterdir())
+    return folder.exists() and any(
+        not _matches(path.name, _BEFORE_A_RUN) for path in folder.iterdir()
+    )
 
 
 def claim_folder(folder: Path, *, force: bool) -> tuple[Lock, list[str]]:
-    """Make the folder of a new run and hold its lock; by ``force`` the run in it is moved aside first. Returns what to tell."""
+    """Make the folder of a new run and hold its lock; by ``force`` the run in it is moved aside
+    first. Returns what to tell.
+    """
     notes: list[str] = []
     if force and is_used(folder):
         refuse_replacing(folder)
@@ -110,23 +141,34 @@ def hold_folder(folder: Path) -> Lock:
         lock = Lock.take(folder / LOCK, str(folder))
     except OSError as error:
         raise named(error, folder / LOCK) from None
-    for inside in (folder, *(path for path in folder.rglob("*") if path.is_dir() and not path.is_symlink())):
+    for inside in (
+        folder,
+        *(path for path in folder.rglob("*") if path.is_dir() and not path.is_symlink()),
+    ):
         remove_left_parts(inside)
     return lock
 
 
 def refuse_replacing(folder: Path) -> None:
-    """ValueError unless a folder holds a run and nothing that a run does not write. Nothing is touched."""
+    """ValueError unless a folder holds a run and nothing that a run does not write. Nothing is
+    touched.
+    """
     reason = _not_replaced(folder)
     if reason:
-        raise ValueError(f"--force: {folder} is left alone, {reason}; set train.out to another folder, or move it yourself")
+        raise ValueError(
+            f"--force: {folder} is left alone, {reason}; set train.out to another folder, or move "
+            "it yourself"
+        )
 
 
 def _not_replaced(folder: Path) -> str:
     if folder.is_symlink() or os.path.ismount(folder):
         return "it is a link or the root of a disk"
     whole = folder.resolve()
-    for place, name in ((Path.cwd().resolve(), "the current folder"), (Path.home().resolve(), "the home folder")):
+    for place, name in (
+        (Path.cwd().resolve(), "the current folder"),
+        (Path.home().resolve(), "the home folder"),
+    ):
         if whole == place:
             return f"it is {name}"
         if whole in place.parents:
@@ -168,15 +210,24 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
 
 
 def cut_log(path: Path, size: int) -> list[str]:
-    """Cut a log back to where a checkpoint was taken: whole lines, never longer, and never to nothing without a copy.
+    """Cut a log back to where a checkpoint was taken: whole lines, never longer, and never to
+    nothing without a copy.
 
     Returns what to tell: a log that is shorter than the checkpoint says has lost lines.
     """
     if not path.exists():
-        return [f"{path} is missing, the checkpoint counts {size} bytes of it: it begins anew"] if size else []
-    found, notes = path.stat().st_size, []
+        return (
+            [f"{path} is missing, the checkpoint counts {size} bytes of it: it begins anew"]
+            if size
+            else []
+        )
+    found = path.stat().st_size
+    notes = []
     if found < size:
-        notes.append(f"{path} has {found} bytes, the checkpoint says {size}: lines are lost; the whole ones are kept")
+        notes.append(
+            f"{path} has {found} bytes, the checkpoint says {size}: lines are lost; the whole ones "
+            "are kept"
+        )
     if size == 0:
         if found:
             kept = free_name(path)
@@ -186,13 +237,18 @@ def cut_log(path: Path, size: int) -> list[str]:
     with path.open("r+b") as file:
         whole = _end_of_lines(file, min(found, size))
         if whole < min(found, size) and found >= size:
-            notes.append(f"{path} does not end a line where the checkpoint says; the whole lines before are kept")
+            notes.append(
+                f"{path} does not end a line where the checkpoint says; the whole lines before are "
+                "kept"
+            )
         file.truncate(whole)
     return notes
 
 
 def sync_logs(folder: Path, names: tuple[str, ...] = LOGS) -> dict[str, int]:
-    """Put the logs on the disk and say how long they are: a checkpoint must not know of lines that a power cut takes."""
+    """Put the logs on the disk and say how long they are: a checkpoint must not know of lines that
+    a power cut takes.
+    """
     sizes = {}
     for name in names:
         path = folder / name

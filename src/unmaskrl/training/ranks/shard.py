@@ -1,10 +1,14 @@
-"""Weights split over ranks (shell), by torch's FSDP2: the blocks' parameters, gradients and optimiser state.
+"""Weights split over ranks (shell), by torch's FSDP2: the blocks' parameters, gradients and
+optimiser state.
 
-What is outside the blocks (embedding, final norm, output head) stays whole on every rank, so logits at chosen rows need no
-collective. Collectives inside the body are calls that all ranks must make alike, while rows finish at different calls:
+What is outside the blocks (embedding, final norm, output head) stays whole on every rank, so logits
+at chosen rows need no collective. Collectives inside the body are calls that all ranks must make
+alike, while rows finish at different calls:
 
-- passes without gradient use a whole copy of the weights (``train.gather_rollout``, refreshed once per phase: no collective,
-  nobody waits), or, where that does not fit, run in lock-step: a rank that is done answers with one-token calls until all are;
+- passes without gradient use a whole copy of the weights (``train.gather_rollout``, refreshed once
+  per phase: no collective,
+  nobody waits), or, where that does not fit, run in lock-step: a rank that is done answers with
+  one-token calls until all are;
 - passes with gradient are counted, and every rank runs as many as the rank with most.
 """
 
@@ -28,9 +32,11 @@ from ...models.weights import trainable, whole
 
 
 def shard_blocks(model: Any, mode: str) -> None:
-    """Split the blocks over all ranks: ``fsdp`` gathers a block for each pass, ``zero2`` once for forward and backward.
+    """Split the blocks over all ranks: ``fsdp`` gathers a block for each pass, ``zero2`` once for
+    forward and backward.
 
-    Gradients are summed over ranks. Build the optimiser afterwards: the blocks' parameters are replaced.
+    Gradients are summed over ranks. Build the optimiser afterwards: the blocks' parameters are
+    replaced.
     """
     blocks = transformer_blocks(model)
     device = "cuda" if next(model.parameters()).is_cuda else "cpu"
@@ -51,14 +57,20 @@ def transformer_blocks(model: nn.Module) -> nn.ModuleList:
     """The repeated layers: the longest list of modules."""
     lists = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
     if not lists:
-        raise ValueError(f"{type(model).__name__} has no list of blocks to shard; set train.shard=none")
+        raise ValueError(
+            f"{type(model).__name__} has no list of blocks to shard; set train.shard=none"
+        )
     return max(lists, key=len)
 
 
 class Lockstep(ModelDenoiser):
-    """A sharded model for passes without gradient: ranks may call it differently often, and end with ``finish_lockstep``."""
+    """A sharded model for passes without gradient: ranks may call it differently often, and end
+    with ``finish_lockstep``.
+    """
 
-    def hidden(self, ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"] | None = None) -> Float[Tensor, "B L D"]:
+    def hidden(
+        self, ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"] | None = None
+    ) -> Float[Tensor, "B L D"]:
         """Tell the others that a call comes, and make it."""
         _someone_calls(self.device, True)
         return super().hidden(ids, attention_mask)
@@ -66,9 +78,11 @@ class Lockstep(ModelDenoiser):
 
 @torch.no_grad()
 def finish_lockstep(denoiser: Lockstep) -> None:
-    """Go on with calls of one token until every rank is done; then let go of blocks that ``zero2`` holds for a backward pass.
+    """Go on with calls of one token until every rank is done; then let go of blocks that ``zero2``
+    holds for a backward pass.
 
-    Gathered blocks would hide the shards: weights that are then averaged, loaded or saved would be the wrong tensors.
+    Gathered blocks would hide the shards: weights that are then averaged, loaded or saved would be
+    the wrong tensors.
     """
     while _someone_calls(denoiser.device, False):
         ModelDenoiser.hidden(denoiser, torch.full((1, 1), denoiser.mask_id, device=denoiser.device))
@@ -84,7 +98,9 @@ def is_split(parameter: Tensor) -> bool:
 
 @dataclass(slots=True)
 class Gathered:
-    """A whole copy of sharded weights for passes without gradient; ``refresh`` fetches the current ones (all ranks call)."""
+    """A whole copy of sharded weights for passes without gradient; ``refresh`` fetches the current
+    ones (all ranks call).
+    """
 
     sharded: nn.Module
     plain: ModelDenoiser
@@ -99,14 +115,20 @@ class Gathered:
 
 
 def extra_passes(denoiser: ModelDenoiser, own: int, most: int) -> None:
-    """Forward and backward passes of weight 0, so that a rank with ``own`` gradient passes makes ``most``."""
+    """Forward and backward passes of weight 0, so that a rank with ``own`` gradient passes makes
+    ``most``.
+    """
     for _ in range(most - own):
         hidden = denoiser.hidden(torch.full((1, 1), denoiser.mask_id, device=denoiser.device))
         (hidden.sum() * 0).backward()
 
 
-def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float, total: Callable[[float], float]) -> float:
-    """Norm of sharded and whole gradients together, before they are scaled down to ``max_norm``; ``total`` sums over ranks."""
+def clip_gradients(
+    parameters: Iterable[nn.Parameter], max_norm: float, total: Callable[[float], float]
+) -> float:
+    """Norm of sharded and whole gradients together, before they are scaled down to ``max_norm``;
+    ``total`` sums over ranks.
+    """
     grads = [p.grad for p in parameters if p.grad is not None]
     split = [g.to_local() for g in grads if isinstance(g, DTensor)]
     kept = [g for g in grads if not isinstance(g, DTensor)]

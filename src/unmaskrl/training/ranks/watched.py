@@ -19,7 +19,9 @@ class Watched(ModelDenoiser):
 
     check: Callable[[], None]
 
-    def hidden(self, ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"] | None = None) -> Float[Tensor, "B L D"]:
+    def hidden(
+        self, ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"] | None = None
+    ) -> Float[Tensor, "B L D"]:
         """Hidden states, or Abandoned."""
         self.check()
         return super().hidden(ids, attention_mask)
@@ -31,7 +33,9 @@ class WatchedLockstep(Lockstep):
 
     check: Callable[[], None]
 
-    def hidden(self, ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"] | None = None) -> Float[Tensor, "B L D"]:
+    def hidden(
+        self, ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"] | None = None
+    ) -> Float[Tensor, "B L D"]:
         """Hidden states, or Abandoned before the others are told of a call."""
         self.check()
         return super().hidden(ids, attention_mask)

@@ -1,7 +1,7 @@
 """From problems to rewarded rollouts: prompts, anchors, decoding, rewards.
 
-One step is a pure function of (weights, seed, step), so it can be repeated exactly after a crash and split over ranks by whole
-groups.
+One step is a pure function of (weights, seed, step), so it can be repeated exactly after a crash
+and split over ranks by whole groups.
 """
 
 from __future__ import annotations
@@ -37,12 +37,18 @@ def rollout_step(
     num_ranks: int = 1,
     gamma_of: Callable[[Tensor, Tensor], Gamma] | None = None,
 ) -> Rewarded:
-    """Decode and reward this rank's groups of one step; row ids are global, so ranks and batches change nothing.
+    """Decode and reward this rank's groups of one step; row ids are global, so ranks and batches
+    change nothing.
 
-    ``gamma_of(prompt_mask, row_ids)``: a threshold policy's ``gamma`` in place of the recipe's number.
+    ``gamma_of(prompt_mask, row_ids)``: a threshold policy's ``gamma`` in place of the recipe's
+    number.
     """
     t = recipe.train
-    prompts, given, row_ids, group_ids, examples = [], [], [], [], []
+    prompts = []
+    given = []
+    row_ids = []
+    group_ids = []
+    examples = []
     for position, index in enumerate(problems.indices(step)):
         if position % num_ranks != rank:
             continue
@@ -72,7 +78,9 @@ def rollout_step(
     context = CallContext(
         completion_ids=ids,
         trainer_state=TrainerState(
-            global_step=step, max_steps=t.steps, epoch=step * t.prompts_per_step / len(problems.examples)
+            global_step=step,
+            max_steps=t.steps,
+            epoch=step * t.prompts_per_step / len(problems.examples),
         ),
         run_name=recipe.name,
     )
@@ -92,7 +100,9 @@ def rollout_step(
 
 
 def cast_for_rollout(recipe: Recipe, denoiser: ModelDenoiser) -> ModelDenoiser:
-    """The policy in the precision of rollouts: itself, or a converted copy of the current weights."""
+    """The policy in the precision of rollouts: itself, or a converted copy of the current
+    weights.
+    """
     wanted = recipe.model.rollout_dtype
     if wanted in (None, recipe.model.dtype):
         return denoiser

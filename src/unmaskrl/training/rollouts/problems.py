@@ -20,8 +20,9 @@ from ...tasks import Example, Task
 class Rewarded:
     """Rollouts of one step with their texts, rewards (B,), parts and correctness, on this rank.
 
-    ``parts``: per reward function a float per row, or None where it abstains. ``unscored``: share of rows without any.
-    ``logged`` and ``extra``: what reward functions gave to log_metric (means) and log_extra (per row).
+    ``parts``: per reward function a float per row, or None where it abstains. ``unscored``: share
+    of rows without any. ``logged`` and ``extra``: what reward functions gave to log_metric (means)
+    and log_extra (per row).
     """
 
     rollout: Rollout
@@ -37,22 +38,33 @@ class Rewarded:
 
 
 class Problems:
-    """Training problems in seeded order, as ids; epochs are reshuffled, and a step's prompts depend on its number."""
+    """Training problems in seeded order, as ids; epochs are reshuffled, and a step's prompts depend
+    on its number.
+    """
 
     def __init__(self, recipe: Recipe, task: Task, tokenizer: Any, max_length: int) -> None:
-        self.recipe, self.task, self.tokenizer = recipe, task, tokenizer
-        fits = fitting(recipe, task, tokenizer, task.examples("train")[: recipe.train.num_prompts], max_length)
-        self.examples, self.prompts = fits.examples, fits.prompts
+        self.recipe = recipe
+        self.task = task
+        self.tokenizer = tokenizer
+        fits = fitting(
+            recipe, task, tokenizer, task.examples("train")[: recipe.train.num_prompts], max_length
+        )
+        self.examples = fits.examples
+        self.prompts = fits.prompts
         self.notes = [*getattr(task, "notes", []), *fits.notes]
         if len(self.examples) < recipe.train.prompts_per_step:
             raise ValueError(
                 f"task {task.name} has {len(self.examples)} training problems, fewer than "
-                f"train.prompts_per_step {recipe.train.prompts_per_step}: lower it or give more problems"
+                f"train.prompts_per_step {recipe.train.prompts_per_step}: lower it or give more "
+                "problems"
             )
 
     def indices(self, step: int) -> list[int]:
-        """Which problems step ``step`` (0-based) uses: consecutive entries of the epochs' permutations."""
-        count, size = self.recipe.train.prompts_per_step, len(self.examples)
+        """Which problems step ``step`` (0-based) uses: consecutive entries of the epochs'
+        permutations.
+        """
+        count = self.recipe.train.prompts_per_step
+        size = len(self.examples)
         wanted = range(step * count, (step + 1) * count)
         orders: dict[int, list[int]] = {}
         for epoch in {i // size for i in wanted}:

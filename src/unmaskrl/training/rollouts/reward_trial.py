@@ -1,4 +1,6 @@
-"""Rewards are tried before a run (shell), so that one that cannot work stops it while nothing is decoded or written."""
+"""Rewards are tried before a run (shell), so that one that cannot work stops it while nothing is
+decoded or written.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,11 @@ def try_rewards(
     state: TrainerState | None = None,
     run_name: str = "",
 ) -> list[str]:
-    """Call every reward once, with two completions: a right one (the prompt where none is known) and an empty one.
+    """Call every reward once, with two completions: a right one (the prompt where none is known)
+    and an empty one.
 
-    Returns what to tell of them. Raises ValueError, naming the function, if one raises or returns what is no reward.
+    Returns what to tell of them. Raises ValueError, naming the function, if one raises or returns
+    what is no reward.
     """
     text = task.reference(example)
     if text is None:
@@ -28,9 +32,16 @@ def try_rewards(
         text = decode_texts(tokenizer, [ids])[0]
     else:
         ids = encode_reference(tokenizer, text, [])[0]
-    context = CallContext(completion_ids=[ids, []], trainer_state=state or TrainerState(), run_name=run_name)
+    context = CallContext(
+        completion_ids=[ids, []], trainer_state=state or TrainerState(), run_name=run_name
+    )
     try:
         grade(task, [example, example], [text, ""], context, functions)
     except ValueError as error:
-        raise ValueError(f"{error} (tried before the run, on a reference and an empty completion)") from error
-    return [f"reward {name!r} changes {', '.join(what)}: put back after every call" for name, what in context.changed.items()]
+        raise ValueError(
+            f"{error} (tried before the run, on a reference and an empty completion)"
+        ) from error
+    return [
+        f"reward {name!r} changes {', '.join(what)}: put back after every call"
+        for name, what in context.changed.items()
+    ]

@@ -1,4 +1,6 @@
-"""Training the threshold head inside the RL loop (shell): what it drew, what that was worth, its own optimiser."""
+"""Training the threshold head inside the RL loop (shell): what it drew, what that was worth, its
+own optimiser.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ from .problems import Rewarded
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choices:
-    """What the head saw and drew for each of the N rows of a step that made a call, how likely that was, and its advantage."""
+    """What the head saw and drew for each of the N rows of a step that made a call, how likely that
+    was, and its advantage.
+    """
 
     features: Tensor  # (N, D)
     index: Tensor  # (N,)
@@ -46,31 +50,47 @@ class Sampler:
 
     @classmethod
     def start(cls, recipe: Recipe, denoiser: ModelDenoiser, folder: Path | None) -> Sampler | None:
-        """The head beside the model, or a new one where it is trained; None where gamma is a number or there is none."""
+        """The head beside the model, or a new one where it is trained; None where gamma is a number
+        or there is none.
+        """
         if RULES[recipe.decode.select].prefix is None or recipe.decode.gamma is not None:
             return None
-        t, head = recipe.threshold, None if folder is None else load_threshold(folder, denoiser.device)
+        t = recipe.threshold
+        head = None if folder is None else load_threshold(folder, denoiser.device)
         if head is None and t.mode == "policy":
             raise ValueError(
-                f"decode.gamma is null, so a threshold head chooses it, but {folder or recipe.model.path} has none: "
+                "decode.gamma is null, so a threshold head chooses it, but "
+                f"{folder or recipe.model.path} has none: "
                 "set decode.gamma=0.1, or train a head with threshold.mode=joint or sampler"
             )
         if head is None:
             model = denoiser.model.config
             d_model: int = model.d_model  # pyright: ignore[reportAssignmentType, reportAttributeAccessIssue]
             head = ThresholdHead(d_model, t.gammas, start=t.start, width=t.width, floor=t.floor)
-            head = head.init_weights(named_generator(recipe.train.seed, "threshold")).to(denoiser.device)
+            head = head.init_weights(named_generator(recipe.train.seed, "threshold")).to(
+                denoiser.device
+            )
         head.requires_grad_(True)
-        return cls(config=t, head=head, optimizer=torch.optim.AdamW(head.parameters(), lr=t.lr, weight_decay=0.0), drawn={})
+        return cls(
+            config=t,
+            head=head,
+            optimizer=torch.optim.AdamW(head.parameters(), lr=t.lr, weight_decay=0.0),
+            drawn={},
+        )
 
     def trains(self, share_done: float) -> bool:
         """Whether the head learns at this point of the run."""
         mode = self.config.mode
-        return mode in ("sampler", "joint") or (mode == "sequential" and share_done >= self.config.switch_at)
+        return mode in ("sampler", "joint") or (
+            mode == "sequential" and share_done >= self.config.switch_at
+        )
 
-    def gamma(self, prompt_mask: Tensor, row_ids: Tensor, seed: int, step: int) -> Callable[[Tensor, Tensor], Tensor]:
+    def gamma(
+        self, prompt_mask: Tensor, row_ids: Tensor, seed: int, step: int
+    ) -> Callable[[Tensor, Tensor], Tensor]:
         """``gamma`` for ``decode``: one draw per rollout, keyed by its row id, and remembered."""
-        count, device = len(row_ids), row_ids.device
+        count = len(row_ids)
+        device = row_ids.device
         self.drawn = {
             "features": torch.zeros(count, self.head.d_model, device=device),
             "index": torch.zeros(count, dtype=torch.int64, device=device),
@@ -83,12 +103,14 @@ class Sampler:
             index, logps = self.head.act(features, uniform)
             for name, value in (("features", features), ("index", index), ("old_logps", logps)):
                 self.drawn[name][rows] = value
-            return torch.where(logps.isnan(), math.nan, self.head.gammas(index))  # decode refuses NaN
+            # decode refuses NaN
+            return torch.where(logps.isnan(), math.nan, self.head.gammas(index))
 
         return draw
 
     def choices(self, done: Rewarded) -> Choices:
-        """The step's draws with their advantages: task reward less the cost of calls, against the mean of the group's draws.
+        """The step's draws with their advantages: task reward less the cost of calls, against the
+        mean of the group's draws.
 
         Rows that made no call (nothing was open) drew no gamma: the head learns nothing from them.
         """
@@ -103,10 +125,14 @@ class Sampler:
             max_calls=rollout.gen_length,
         )
         advantages = group_mean(reward, rollout.group_ids.cpu()[chosen]).to(rollout.ids.device)
-        return Choices(**{name: value[drew] for name, value in self.drawn.items()}, advantages=advantages)
+        return Choices(
+            **{name: value[drew] for name, value in self.drawn.items()}, advantages=advantages
+        )
 
     def backward(self, choices: Choices, num_rows: float) -> dict[str, Tensor]:
-        """This rank's clipped policy gradient of the head alone, and metrics that add up over ranks."""
+        """This rank's clipped policy gradient of the head alone, and metrics that add up over
+        ranks.
+        """
         self.optimizer.zero_grad(set_to_none=True)
         c = self.config
         loss, metrics = threshold_loss(
@@ -124,14 +150,18 @@ class Sampler:
 
 
 def sampler_metrics(rollout: Rollout, block_length: int) -> dict[str, float]:
-    """Mean log10 gamma of positive choices, share of exact ones, and the share of rows that took the fewest calls possible.
+    """Mean log10 gamma of positive choices, share of exact ones, and the share of rows that took
+    the fewest calls possible.
 
-    ``sampler/fewest_calls`` near 1 is the collapse to one call per block. Rows that made no call chose nothing: left out.
+    ``sampler/fewest_calls`` near 1 is the collapse to one call per block. Rows that made no call
+    chose nothing: left out.
     """
     drew = rollout.nfe > 0
-    gamma, nfe = rollout.gamma[drew], rollout.nfe[drew]
+    gamma = rollout.gamma[drew]
+    nfe = rollout.nfe[drew]
     positive = gamma[gamma > 0]
-    blocks, count = -(-rollout.gen_length // block_length), max(1, len(nfe))
+    blocks = -(-rollout.gen_length // block_length)
+    count = max(1, len(nfe))
     return {
         "sampler/log10_gamma": float(positive.log10().mean()) if len(positive) else 0.0,
         "sampler/exact_share": float((gamma == 0).double().sum() / count),
