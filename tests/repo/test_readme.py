@@ -6,6 +6,7 @@ import re
 import shlex
 from pathlib import Path
 
+from unmaskrl.cli.arguments import Arguments
 from unmaskrl.cli.main import parse
 
 ROOT = Path(__file__).parents[2]
@@ -29,7 +30,7 @@ def test_commands_parse() -> None:
     ]
     assert len(lines) >= 5
     for line in lines:
-        parse(shlex.split(line)[1:])
+        assert isinstance(parse(shlex.split(line)[1:]), Arguments), line
 
 
 def test_make_targets_exist() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 
 import yaml
@@ -13,10 +12,11 @@ from ..recipes.cost import Cost, step_cost
 from ..recipes.load import load_recipe
 from ..utils.plain_text import printable
 from ..utils.terminal import PlainConsole
+from .arguments import CheckArguments
 from .memory import print_memory
 
 
-def check_command(args: argparse.Namespace) -> int:
+def check_command(args: CheckArguments) -> int:
     """unmaskrl check: the resolved recipe, its cost per step, its memory plan, warnings."""
     recipe = load_recipe(args.recipe, args.overrides)
     text = yaml.safe_dump(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 from typing import Any
 
@@ -16,10 +15,11 @@ from ..recipes.registry import COMPONENTS, component
 from ..recipes.schema import DecodeConfig
 from ..tasks import Task
 from ..utils.torch_setup import DTYPES, default_device, set_threads
+from .arguments import ModelArguments
 
 
 def load_parts(
-    args: argparse.Namespace,
+    args: ModelArguments,
 ) -> tuple[ModelDenoiser, Any, DecodeConfig, Task | None, ThresholdHead | None]:
     """Model, tokenizer, decode settings (stored beside the weights, then overridden), task, and
     threshold head.
@@ -52,7 +52,7 @@ def load_parts(
     return denoiser, tokenizer, decode_config, task, load_threshold(folder, denoiser.device)
 
 
-def check_counts(args: argparse.Namespace) -> None:
+def check_counts(args: ModelArguments) -> None:
     """Refuse sizes that ask for nothing, before a file is begun."""
     for option in ("size", "samples", "batch_size"):
         if getattr(args, option) < 1:
@@ -61,7 +61,7 @@ def check_counts(args: argparse.Namespace) -> None:
             )
 
 
-def task_of(args: argparse.Namespace, task: Task | None) -> Task:
+def task_of(args: ModelArguments, task: Task | None) -> Task:
     if task is None:
         raise ValueError("--task is needed")
     return task

@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
-from ..evaluation.item_log import ItemLog, versions
+from ..evaluation.item_log import (
+    ItemLog,
+    described_model,
+    described_problems,
+    versions,
+)
 from ..evaluation.sweep import (
     Parts,
     Way,
     check_repeats,
     decode_missing,
-    described_evaluation,
     entry,
-    items_path,
     parse_seeds,
     parse_ways,
     pooled,
 )
+from ..recipes.load import parse_overrides
 from ..reporting.tables import eval_table, ways_table
 from ..training.rollouts.reward_trial import try_rewards
 from ..utils.files import check_output, write_json
 from ..utils.lock import holding
 from ..utils.terminal import PlainConsole
+from .arguments import EvalArguments
 from .common import check_counts, load_parts, task_of
 
 
-def eval_command(args: argparse.Namespace) -> int:
+def eval_command(args: EvalArguments) -> int:
     """unmaskrl eval."""
     check_counts(args)
     for option, path in (("--json", args.json), ("--items", args.items)):
@@ -44,7 +48,7 @@ def eval_command(args: argparse.Namespace) -> int:
             f"task {task.name} has no problems in its {args.split} split; choose another --split"
         )
     try_rewards(task, tokenizer, parts.examples[0])
-    ways = parse_ways(args, settings)
+    ways = parse_ways(args.decode or [], args.task, settings, args.temperature)
     check_repeats(ways, len(seeds), args.samples)
     about = described_evaluation(args, parts, seeds)
     with holding(items_path(args)):
@@ -52,14 +56,14 @@ def eval_command(args: argparse.Namespace) -> int:
 
 
 def _evaluate(
-    args: argparse.Namespace, parts: Parts, ways: list[Way], seeds: list[int], about: dict[str, Any]
+    args: EvalArguments, parts: Parts, ways: list[Way], seeds: list[int], about: dict[str, Any]
 ) -> int:
     log = ItemLog.open(items_path(args), {**about, "configs": [way.described() for way in ways]})
     if log.rows:
         PlainConsole().print(
             f"going on with {log.path}: {len(log.rows)} completions are there", highlight=False
         )
-    decode_missing(args, parts, ways, seeds, log)
+    decode_missing(parts, ways, seeds, log, samples=args.samples, batch_size=args.batch_size)
     results = [pooled(log, n, way, len(seeds), args.samples) for n, way in enumerate(ways)]
     entries = [entry(way, result, seeds) for way, result in zip(ways, results, strict=True)]
     title = f"{args.model} on {args.task} ({args.split})"
@@ -79,3 +83,29 @@ def _evaluate(
         if log.path is not None and not args.items:
             log.path.unlink()  # all of it is in the JSON file now
     return 0
+
+
+def described_evaluation(args: EvalArguments, parts: Parts, seeds: list[int]) -> dict[str, Any]:
+    """Everything but the decode settings that decides the completions and their grades."""
+    task = {"name": args.task, **parse_overrides(args.overrides).get("task", {})} | (
+        {"data": args.data} if args.data else {}
+    )
+    return {
+        **described_model(args.model),
+        "task": args.task,
+        "task_settings": task,
+        "split": args.split,
+        "problems": described_problems(parts.task, parts.examples),
+        "seeds": seeds,
+        "samples": args.samples,
+        "dtype": args.dtype,
+    }
+
+
+def items_path(args: EvalArguments) -> Path | None:
+    """Where finished completions are kept: --items, or beside the --json file until that is
+    written.
+    """
+    if args.items:
+        return Path(args.items)
+    return Path(args.json).with_suffix(".items.jsonl") if args.json else None

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..evaluation.frontier import measure, verdict
+from ..evaluation.frontier import measure, parse_gammas, verdict
 from ..evaluation.sweep import Parts
 from ..reporting.frontier import frontier_png, frontier_table
 from ..utils.files import write_json
 from ..utils.terminal import PlainConsole
+from .arguments import FrontierArguments
 from .common import load_parts, task_of
 
 
-def frontier_command(args: argparse.Namespace) -> int:
+def frontier_command(args: FrontierArguments) -> int:
     """unmaskrl frontier."""
     if args.size < 2:
         raise ValueError(f"--size must be at least 2 problems, got {args.size}")
@@ -26,12 +27,23 @@ def frontier_command(args: argparse.Namespace) -> int:
     }
     result["models"] = []
     console = PlainConsole()
-    for model in args.models:
-        args.model = model
-        denoiser, tokenizer, settings, task, head = load_parts(args)
+    changes = [word for word in args.overrides if "=" in word]
+    more = [word for word in args.overrides if "=" not in word]
+    gammas = parse_gammas(args.gammas) if args.gammas else None
+    for model in (args.model, *more):
+        denoiser, tokenizer, settings, task, head = load_parts(
+            replace(args, model=model, overrides=changes)
+        )
         task = task_of(args, task)
         examples = task.examples(args.split)[: args.size]
-        points = measure(args, Parts(denoiser, tokenizer, task, examples, head), settings)
+        points = measure(
+            Parts(denoiser, tokenizer, task, examples, head),
+            settings,
+            name=model,
+            gammas=gammas,
+            temperature=args.temperature,
+            seed=args.seed,
+        )
         result["models"].append({"model": model, "points": points, **verdict(points)})
         console.print(frontier_table(result["models"][-1]))
     if args.json:

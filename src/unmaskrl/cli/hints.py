@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import sys
 from collections.abc import Sequence
@@ -10,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..utils.stopping import Stopped, num_processes
+from .arguments import Arguments, EvalArguments, PriorArguments
 
 if TYPE_CHECKING:
     from ..recipes.schema import Recipe
 
 
-def way_on(stopped: Stopped, args: argparse.Namespace, words: Sequence[str]) -> str:
+def way_on(stopped: Stopped, args: Arguments, words: Sequence[str]) -> str:
     """How the stopped command goes on: each in its own way."""
     name = args.command
     if name in ("train", "sft"):
@@ -61,12 +61,12 @@ def _megabytes(folder: Path) -> float:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6
 
 
-def _kept(args: argparse.Namespace) -> Path | None:
+def _kept(args: Arguments) -> Path | None:
     """Where a command keeps finished rows until its result is written."""
-    if args.command == "prior":
+    if isinstance(args, PriorArguments):
         return Path(f"{args.out}.partial")
-    if args.command == "eval":
-        from ..evaluation.sweep import items_path
+    if isinstance(args, EvalArguments):
+        from .eval import items_path
 
         return items_path(args)
     return None

@@ -4,7 +4,6 @@ log-probs and correctness.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,10 +23,11 @@ from ..tasks import CallContext, Example, Task, grade
 from ..utils.files import check_output, json_text, write_whole
 from ..utils.lock import holding
 from ..utils.terminal import PlainConsole
+from .arguments import PriorArguments
 from .common import check_counts, load_parts, task_of
 
 
-def prior_command(args: argparse.Namespace) -> int:
+def prior_command(args: PriorArguments) -> int:
     """unmaskrl prior."""
     check_counts(args)
     check_output(args.out, "--out")
@@ -91,7 +91,7 @@ def decode_answers(
     prompts: Sequence[Sequence[int]],
     rows: Sequence[int],
     settings: DecodeConfig,
-    args: argparse.Namespace,
+    args: PriorArguments,
     head: ThresholdHead | None,
 ) -> Iterator[dict[str, Any]]:
     """Ids without EOS and their log-probs (nats) when they were drawn, for some rows (problem *

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from typing import Any
 
 from ..core.canvas import anchored_canvas, choose_anchors, random_scores
@@ -16,10 +15,11 @@ from ..recipes.schema import DecodeConfig
 from ..reporting.trajectory import print_trajectory
 from ..tasks import CallContext, Task, grade
 from ..utils.terminal import PlainConsole
+from .arguments import SampleArguments
 from .common import load_parts
 
 
-def sample_command(args: argparse.Namespace) -> int:
+def sample_command(args: SampleArguments) -> int:
     """unmaskrl sample."""
     if (args.prompt is None) == (args.task is None):
         raise ValueError("give either --prompt TEXT or --task T (with --index N)")
@@ -67,7 +67,7 @@ def sample_command(args: argparse.Namespace) -> int:
 
 
 def _sample_anchors(
-    args: argparse.Namespace,
+    args: SampleArguments,
     task: Task,
     example: Any,
     tokenizer: Any,

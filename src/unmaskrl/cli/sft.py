@@ -1,4 +1,4 @@
-"""`unmaskrl sft`: what is written and measured when the training is over."""
+"""`unmaskrl sft`: a supervised run, and what is measured when it is over."""
 
 from __future__ import annotations
 
@@ -9,12 +9,31 @@ from rich.console import Console
 from ..evaluation.decode_settings import DECODE_FILE
 from ..evaluation.evaluate import evaluate
 from ..models.loading import open_checkpoint
+from ..recipes.load import load_recipe
 from ..recipes.registry import COMPONENTS, component
 from ..recipes.schema import SFTRecipe
+from ..reporting.progress import SFTProgress
 from ..reporting.tables import eval_table
 from ..tasks import Task
+from ..training.sft import run_sft
 from ..utils.files import write_json
+from ..utils.terminal import PlainConsole
 from ..utils.torch_setup import default_device
+from .arguments import SFTArguments
+
+
+def sft_command(args: SFTArguments) -> int:
+    """unmaskrl sft."""
+    recipe = load_recipe(args.recipe, args.overrides, SFTRecipe)
+    console = PlainConsole()
+    progress = SFTProgress(console)
+    progress.start(recipe.train.steps, f"{recipe.name} seed {recipe.train.seed}")
+    try:
+        out = run_sft(recipe, resume=args.resume, force=args.force, report=progress.step)
+    finally:
+        progress.stop()
+    finish_sft(recipe, out, console)
+    return 0
 
 
 def finish_sft(recipe: SFTRecipe, out: Path, console: Console) -> None:

@@ -4,7 +4,6 @@ likelihood estimates vary.
 
 from __future__ import annotations
 
-import argparse
 import inspect
 from pathlib import Path
 from typing import Any
@@ -31,10 +30,11 @@ from ..training.rollouts.anchors import Anchors
 from ..training.rollouts.problems import Problems
 from ..utils.files import write_json
 from ..utils.terminal import PlainConsole
+from .arguments import VarianceArguments
 from .common import load_parts, task_of
 
 
-def variance_command(args: argparse.Namespace) -> int:
+def variance_command(args: VarianceArguments) -> int:
     """unmaskrl variance: the variance of likelihood estimates on the model's own anchored
     completions, in three versions.
     """
@@ -52,6 +52,8 @@ def variance_command(args: argparse.Namespace) -> int:
     for out in filter(None, (args.json, args.plot)):
         if not Path(out).parent.is_dir():
             raise ValueError(f"{out}: the folder {Path(out).parent} does not exist; make it first")
+    if args.exit_at is not None:
+        args.overrides.append(f"decode.exit_at={args.exit_at}")
     estimators = {spec: _estimator(spec, args.num_mc) for spec in args.estimators.split(",")}
     denoiser, tokenizer, settings, task, head = load_parts(args)
     rollout, correct, left_out = _anchored_rollout(
@@ -104,7 +106,7 @@ def _estimator(spec: str, num_mc: int) -> Estimator:
 
 
 def _anchored_rollout(
-    args: argparse.Namespace,
+    args: VarianceArguments,
     denoiser: ModelDenoiser,
     tokenizer: Any,
     settings: DecodeConfig,

@@ -7,7 +7,6 @@ it learned a constant.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -29,23 +28,32 @@ KINDS = ("fixed steps", "fixed gamma", "threshold", "learned", "shuffled")
 Setting = tuple[str, str, dict[str, Any], ThresholdHead | None]
 
 
-def measure(args: argparse.Namespace, parts: Parts, settings: DecodeConfig) -> list[dict[str, Any]]:
+def measure(
+    parts: Parts,
+    settings: DecodeConfig,
+    *,
+    name: str,
+    gammas: Sequence[float] | None = None,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
     """One point per way of decoding: kind, label, accuracy with its 95% interval, mean calls per
     completion.
     """
     head = parts.head
     plain = settings.model_copy(update={"exit_at": None})
-    gammas = parse_gammas(args.gammas) if args.gammas else (head.grid if head else GAMMAS)
+    if gammas is None:
+        gammas = head.grid if head else GAMMAS
     ways = list(settings_of(plain, gammas, head))
     points = []
     drawn: list[float] = []
     with Progress(console=PlainConsole(), transient=True) as bar:
-        line = bar.add_task(escape(args.model), total=len(ways) + 2 * (head is not None))
+        line = bar.add_task(escape(name), total=len(ways) + 2 * (head is not None))
         for kind, label, changes, chooser in ways:
             gamma = changes.pop("gammas", None)
             if kind == "shuffled":
                 order = torch.randperm(
-                    len(drawn), generator=named_generator(args.seed, "shuffle")
+                    len(drawn), generator=named_generator(seed, "shuffle")
                 ).tolist()
                 gamma = [drawn[i] for i in order]
             kept: list[Rollout] = []
@@ -55,8 +63,8 @@ def measure(args: argparse.Namespace, parts: Parts, settings: DecodeConfig) -> l
                 parts.task,
                 parts.examples,
                 settings_with(plain, changes),
-                temperature=args.temperature,
-                seed=args.seed,
+                temperature=temperature,
+                seed=seed,
                 head=chooser,
                 gammas=gamma,
                 on_rollout=kept.append,

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.progress import (
@@ -27,7 +25,7 @@ from ..tasks import Example, Task
 from ..utils.terminal import PlainConsole
 from .decode_settings import checked_decode
 from .evaluate import EvalItem, EvalResult, evaluated_rows, is_random
-from .item_log import ItemLog, described_model, described_problems
+from .item_log import ItemLog
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,17 +63,19 @@ def parse_seeds(text: str) -> list[int]:
     return seeds
 
 
-def parse_ways(args: argparse.Namespace, settings: DecodeConfig) -> list[Way]:
+def parse_ways(
+    texts: Sequence[str], task: str, settings: DecodeConfig, default_temperature: float
+) -> list[Way]:
     """One way per --decode (its words changed in the model's settings); without any, the model's
     settings themselves.
     """
     ways = []
-    for text in args.decode or []:
+    for text in texts:
         words = [
             f"decode.{word.removeprefix('decode.')}" for word in text.replace(",", " ").split()
         ]
         changes = parse_overrides(words).get("decode", {})
-        temperature = changes.pop("temperature", args.temperature)
+        temperature = changes.pop("temperature", default_temperature)
         if (
             isinstance(temperature, bool)
             or not isinstance(temperature, int | float)
@@ -88,11 +88,11 @@ def parse_ways(args: argparse.Namespace, settings: DecodeConfig) -> list[Way]:
         ways.append(
             Way(
                 " ".join(text.split()) or "as stored",
-                checked_decode(args.task, {**settings.model_dump(), **changes}),
+                checked_decode(task, {**settings.model_dump(), **changes}),
                 temperature,
             )
         )
-    return ways or [Way("as stored", settings, args.temperature)]
+    return ways or [Way("as stored", settings, default_temperature)]
 
 
 def check_repeats(ways: Sequence[Way], num_seeds: int, samples: int) -> None:
@@ -114,36 +114,14 @@ def check_repeats(ways: Sequence[Way], num_seeds: int, samples: int) -> None:
             )
 
 
-def described_evaluation(
-    args: argparse.Namespace, parts: Parts, seeds: list[int]
-) -> dict[str, Any]:
-    """Everything but the decode settings that decides the completions and their grades."""
-    task = {"name": args.task, **parse_overrides(args.overrides).get("task", {})} | (
-        {"data": args.data} if args.data else {}
-    )
-    return {
-        **described_model(args.model),
-        "task": args.task,
-        "task_settings": task,
-        "split": args.split,
-        "problems": described_problems(parts.task, parts.examples),
-        "seeds": seeds,
-        "samples": args.samples,
-        "dtype": args.dtype,
-    }
-
-
-def items_path(args: argparse.Namespace) -> Path | None:
-    """Where finished completions are kept: --items, or beside the --json file until that is
-    written.
-    """
-    if args.items:
-        return Path(args.items)
-    return Path(args.json).with_suffix(".items.jsonl") if args.json else None
-
-
 def decode_missing(
-    args: argparse.Namespace, parts: Parts, ways: Sequence[Way], seeds: Sequence[int], log: ItemLog
+    parts: Parts,
+    ways: Sequence[Way],
+    seeds: Sequence[int],
+    log: ItemLog,
+    *,
+    samples: int,
+    batch_size: int,
 ) -> None:
     """Decode what the log does not hold yet, and add it batch by batch."""
     columns = (
@@ -155,7 +133,7 @@ def decode_missing(
     )
     have = {(row["config"], row["seed"], row["row"]) for row in log.rows}
     with Progress(*columns, console=PlainConsole(), transient=True) as bar:
-        total = len(ways) * len(seeds) * len(parts.examples) * args.samples
+        total = len(ways) * len(seeds) * len(parts.examples) * samples
         line = bar.add_task("completions", total=total, completed=len(have))
         for n, way in enumerate(ways):
             for seed in seeds:
@@ -166,9 +144,9 @@ def decode_missing(
                     parts.examples,
                     way.settings,
                     temperature=way.temperature,
-                    samples=args.samples,
+                    samples=samples,
                     seed=seed,
-                    batch_size=args.batch_size,
+                    batch_size=batch_size,
                     head=parts.head,
                     done={row for config, s, row in have if (config, s) == (n, seed)},
                 )

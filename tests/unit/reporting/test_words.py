@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from unmaskrl.cli.hints import way_on
-from unmaskrl.cli.main import main
+from unmaskrl.cli.arguments import Arguments
+from unmaskrl.cli.main import main, parse
 from unmaskrl.recipes.files import recipe_names
 from unmaskrl.recipes.load import load_recipe
 from unmaskrl.reporting.charts import Chart, Line, figure_html
@@ -134,15 +135,17 @@ def test_silence_is_not_for_what_went_wrong(capsys: pytest.CaptureFixture[str]) 
     ],
 )
 def test_each_command_has_its_own_hint(words: list[str], resumable: bool, hint: str) -> None:
-    from unmaskrl.cli.main import parse
-
-    said = way_on(Stopped(2, resumable=resumable), parse(words), words)
+    said = way_on(Stopped(2, resumable=resumable), parsed(words), words)
     assert hint in said and "--force" not in said
 
 
-def test_a_stopped_evaluation_names_its_file(tmp_path: Path) -> None:
-    from unmaskrl.cli.main import parse
+def parsed(words: list[str]) -> Arguments:
+    args = parse(words)
+    assert isinstance(args, Arguments)
+    return args
 
+
+def test_a_stopped_evaluation_names_its_file(tmp_path: Path) -> None:
     for words, kept in (
         (
             ["eval", "mini", "--task", "sudoku", "--json", str(tmp_path / "r.json")],
@@ -153,10 +156,10 @@ def test_a_stopped_evaluation_names_its_file(tmp_path: Path) -> None:
             tmp_path / "p.jsonl.partial",
         ),
     ):
-        assert "nothing is kept" in way_on(Stopped(2), parse(words), words)
+        assert "nothing is kept" in way_on(Stopped(2), parsed(words), words)
         kept.write_text("")
         assert f"what is finished is in {kept}: go on with the same command" in way_on(
-            Stopped(15), parse(words), words
+            Stopped(15), parsed(words), words
         )
 
 

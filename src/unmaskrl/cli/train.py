@@ -1,0 +1,32 @@
+"""`unmaskrl train`: a run with its progress, and what to type next."""
+
+from __future__ import annotations
+
+from ..recipes.checks import warnings_for
+from ..recipes.load import load_recipe
+from ..reporting.progress import SilentProgress, TrainProgress, summary_table
+from ..training.loop import train
+from ..utils.stopping import is_main
+from ..utils.terminal import PlainConsole
+from .arguments import TrainArguments
+from .hints import what_next
+
+
+def train_command(args: TrainArguments) -> int:
+    """unmaskrl train."""
+    recipe = load_recipe(args.recipe, args.overrides)
+    console = PlainConsole(quiet=not is_main())  # a table per process would be 64 tables
+    for note in warnings_for(recipe):
+        console.print(f"warning: {note}", style="yellow")
+    progress = SilentProgress() if args.quiet or not is_main() else TrainProgress(console)
+    summary = train(recipe, resume=args.resume, force=args.force, progress=progress)
+    console.print(
+        summary_table(
+            summary["before"], summary["after"], summary["wall_minutes"], summary["report"]
+        )
+    )
+    for line in what_next(recipe, summary):
+        console.print(line, soft_wrap=True)
+    if summary["unsaved"]:
+        raise OSError(f"the run is complete, but {summary['unsaved']}")
+    return 0
