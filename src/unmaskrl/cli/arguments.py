@@ -119,13 +119,35 @@ class RecipesArguments(Arguments):
     """List the shipped recipes, show one as it is, or copy it to a file."""
 
     command = "recipes"
-    panel = "Training"
+    panel = "Help"
     runs = "recipes:recipes_command"
 
     name: Annotated[str | None, Argument(help="show this one")] = None
     copy: Annotated[
         str | None, Option(metavar="F.yaml", help="write it to a new file, for changes of your own")
     ] = None
+
+
+@dataclass(kw_only=True)
+class SettingsArguments(Arguments):
+    """Every setting of a recipe: its default, and what it means."""
+
+    command = "settings"
+    panel = "Help"
+    runs = "settings:settings_command"
+
+    name: Annotated[
+        str | None, Argument(metavar="[NAME]", help="one section or setting, e.g. decode")
+    ] = None
+
+
+@dataclass(kw_only=True)
+class DoctorArguments(Arguments):
+    """What this machine has, and what each missing package would give."""
+
+    command = "doctor"
+    panel = "Help"
+    runs = "doctor:doctor_command"
 
 
 @dataclass(kw_only=True)
@@ -277,11 +299,13 @@ COMMANDS: tuple[type[Arguments], ...] = (
     TrainArguments,
     SFTArguments,
     CheckArguments,
-    RecipesArguments,
     ReportArguments,
     EvalArguments,
     SampleArguments,
     PriorArguments,
     VarianceArguments,
     FrontierArguments,
+    RecipesArguments,
+    SettingsArguments,
+    DoctorArguments,
 )

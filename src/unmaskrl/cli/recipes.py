@@ -1,16 +1,51 @@
-"""`unmaskrl recipes`: the shipped ones."""
+"""`unmaskrl recipes`: the shipped ones, one as it is, a copy of one."""
 
 from __future__ import annotations
 
-from ..recipes.files import PARTS, RECIPES, headline, is_diffpo, is_method, part_names, recipe_names
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from ..recipes.files import (
+    PARTS,
+    RECIPES,
+    headline,
+    is_diffpo,
+    is_method,
+    part_names,
+    recipe_names,
+    recipe_text,
+)
+from ..utils.files import check_output, write_whole
 from ..utils.terminal import PlainConsole
+from .arguments import RecipesArguments
 
 
-def recipes_command() -> int:
-    """unmaskrl recipes: the shipped ones, methods apart from tasks and from the supervised recipes
-    of the bases.
-    """
-    console = PlainConsole()
+def recipes_command(args: RecipesArguments) -> int:
+    """unmaskrl recipes."""
+    if args.name is None:
+        if args.copy is not None:
+            raise ValueError("--copy needs the name of a recipe: unmaskrl recipes NAME --copy F")
+        list_recipes(PlainConsole())
+        return 0
+    text = recipe_text(args.name)
+    if args.copy is None:
+        sys.stdout.write(text)
+        return 0
+    path = Path(args.copy)
+    if path.exists():
+        raise ValueError(f"--copy: {path} exists; name a new file")
+    check_output(path, "--copy")
+    write_whole(path, lambda part: part.write_text(text))
+    PlainConsole().print(
+        f"wrote {path}; try: unmaskrl check {path}", highlight=False, soft_wrap=True
+    )
+    return 0
+
+
+def list_recipes(console: Console) -> None:
+    """The shipped ones: methods apart from tasks and from the supervised recipes of the bases."""
     names = recipe_names()
     bases = [name for name in names if name.endswith("-base")]
     parts = {
@@ -39,4 +74,3 @@ def recipes_command() -> int:
         for name in part_names(kind):
             line = f"  {kind:6}  {name:{width - 8}}  {headline(PARTS / kind / f'{name}.yaml')}"
             console.print(line, highlight=False, markup=False, soft_wrap=True)
-    return 0

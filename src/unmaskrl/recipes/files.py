@@ -72,6 +72,19 @@ def read_recipe(name_or_path: str) -> dict[str, Any]:
     return data
 
 
+def recipe_text(name: str) -> str:
+    """A shipped recipe as its file stands; a composed one as the sum of its parts.
+
+    ValueError with the nearest names if there is none.
+    """
+    if name in recipe_names():
+        return (RECIPES / f"{name}.yaml").read_text(encoding="utf-8")
+    if name not in composed_names():
+        raise ValueError(_not_found(name))
+    body = yaml.safe_dump(_compose(name), sort_keys=False, default_flow_style=None, width=96)
+    return f"# {name}: model, method and task of that name, merged\n{body}"
+
+
 def _stored_recipe(folder: Path) -> dict[str, Any] | None:
     """The recipe of a run, with the place where the run is now; None if the folder holds none."""
     for name in ("config.yaml", "config.json"):

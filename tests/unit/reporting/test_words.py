@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from unmaskrl.cli.hints import way_on
 from unmaskrl.cli.arguments import Arguments
+from unmaskrl.cli.hints import way_on
 from unmaskrl.cli.main import main, parse
 from unmaskrl.recipes.files import recipe_names
 from unmaskrl.recipes.load import load_recipe
