@@ -103,7 +103,7 @@ class CheckArguments(Arguments):
 
     command = "check"
     panel = "Training"
-    runs = "check:check_command"
+    runs = "show.check:check_command"
 
     recipe: Recipe
     overrides: Changes = field(default_factory=list)
@@ -120,7 +120,7 @@ class RecipesArguments(Arguments):
 
     command = "recipes"
     panel = "Help"
-    runs = "recipes:recipes_command"
+    runs = "show.recipes:recipes_command"
 
     name: Annotated[str | None, Argument(help="show this one")] = None
     copy: Annotated[
@@ -134,7 +134,7 @@ class SettingsArguments(Arguments):
 
     command = "settings"
     panel = "Help"
-    runs = "settings:settings_command"
+    runs = "show.settings:settings_command"
 
     name: Annotated[
         str | None, Argument(metavar="[NAME]", help="one section or setting, e.g. decode")
@@ -147,7 +147,7 @@ class DoctorArguments(Arguments):
 
     command = "doctor"
     panel = "Help"
-    runs = "doctor:doctor_command"
+    runs = "show.doctor:doctor_command"
 
 
 @dataclass(kw_only=True)
@@ -156,7 +156,7 @@ class ReportArguments(Arguments):
 
     command = "report"
     panel = "Training"
-    runs = "report:report_command"
+    runs = "show.report:report_command"
 
     folder: Annotated[str, Argument(help="run folder, e.g. runs/sudoku-mini-s0")]
 

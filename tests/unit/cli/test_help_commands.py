@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from unmaskrl.cli.doctor import OPTIONAL, facts
 from unmaskrl.cli.main import main
+from unmaskrl.cli.show.doctor import OPTIONAL, facts
 from unmaskrl.recipes.files import RECIPES, composed_names
 from unmaskrl.recipes.load import load_recipe
 from unmaskrl.recipes.reference import components, find, settings

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ..recipes.files import (
+from ...recipes.files import (
     PARTS,
     RECIPES,
     headline,
@@ -17,9 +17,9 @@ from ..recipes.files import (
     recipe_names,
     recipe_text,
 )
-from ..utils.files import check_output, write_whole
-from ..utils.terminal import PlainConsole
-from .arguments import RecipesArguments
+from ...utils.files import check_output, write_whole
+from ...utils.terminal import PlainConsole
+from ..arguments import RecipesArguments
 
 
 def recipes_command(args: RecipesArguments) -> int:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..reporting.html import write_report
-from ..utils.terminal import PlainConsole
-from .arguments import ReportArguments
+from ...reporting.html import write_report
+from ...utils.terminal import PlainConsole
+from ..arguments import ReportArguments
 
 
 def report_command(args: ReportArguments) -> int:

@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from rich.table import Table
 
-from ..utils.terminal import PlainConsole
-from ..utils.torch_setup import installed
-from .arguments import DoctorArguments
+from ...utils.terminal import PlainConsole
+from ...utils.torch_setup import installed
+from ..arguments import DoctorArguments
 
 # Optional packages: the extra that installs them, and what they give.
 OPTIONAL = {

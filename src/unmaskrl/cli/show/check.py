@@ -7,12 +7,12 @@ import sys
 import yaml
 from rich.table import Table
 
-from ..recipes.checks import warnings_for
-from ..recipes.cost import Cost, step_cost
-from ..recipes.load import load_recipe
-from ..utils.plain_text import printable
-from ..utils.terminal import PlainConsole
-from .arguments import CheckArguments
+from ...recipes.checks import warnings_for
+from ...recipes.cost import Cost, step_cost
+from ...recipes.load import load_recipe
+from ...utils.plain_text import printable
+from ...utils.terminal import PlainConsole
+from ..arguments import CheckArguments
 from .memory import print_memory
 
 

@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from ..recipes.memory import (
+from ...recipes.memory import (
     CARDS,
     HEADROOM,
     Plan,
@@ -19,8 +19,8 @@ from ..recipes.memory import (
     size_text,
     verdict,
 )
-from ..recipes.schema import Recipe
-from ..training.memory_notes import prompt_tokens, this_machine
+from ...recipes.schema import Recipe
+from ...training.memory_notes import prompt_tokens, this_machine
 
 
 def print_memory(recipe: Recipe, console: Console, processes: int = 1) -> None:

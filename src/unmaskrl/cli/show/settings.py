@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from ..recipes.reference import Setting, components, find, settings, sft_settings
-from ..utils.terminal import PlainConsole
-from .arguments import SettingsArguments
+from ...recipes.reference import Setting, components, find, settings, sft_settings
+from ...utils.terminal import PlainConsole
+from ..arguments import SettingsArguments
 
 
 def settings_command(args: SettingsArguments) -> int:

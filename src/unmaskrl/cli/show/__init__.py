@@ -1,0 +1,1 @@
+"""Commands that only show or copy: nothing is decoded or trained."""
