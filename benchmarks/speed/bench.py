@@ -35,6 +35,7 @@ from benchmarks.speed.bench_cases import (
     random_canvas,
     random_denoiser,
     random_rollout,
+    vocabulary_weights,
 )
 from benchmarks.speed.measure import (
     Laps,
@@ -341,8 +342,8 @@ def frozen_vocabulary_side(
     scored = random_rollout(denoiser, case)
     views = ELBO.make_views(scored, denoiser.mask_id, named_generator(0, "bench", "views"))
     old = frozen_token_logps(denoiser, scored, ELBO, views, max_canvases=10**6)
-    for part in ("wte", "ff_out"):
-        denoiser.model.get_parameter(f"model.transformer.{part}.weight").requires_grad_(False)
+    for weight in vocabulary_weights(denoiser.model):
+        weight.requires_grad_(False)
 
     def run(laps: Laps) -> list[Tensor]:
         BACKWARD[name](denoiser, scored, views, old, old)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from unmaskrl.core.canvas import blank_canvas
 from unmaskrl.core.denoiser import Denoiser
@@ -18,7 +18,7 @@ from unmaskrl.core.losses import token_clip
 from unmaskrl.core.rng import named_generator
 from unmaskrl.core.types import Canvas, LossOutputs, Rollout, TrainBatch, completion_columns
 from unmaskrl.models.denoiser import ModelDenoiser
-from unmaskrl.models.families.llada import LLaDA, LLaDAConfig
+from unmaskrl.models.families import LLaDA, LLaDAConfig, MaskPredictor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +84,14 @@ def random_denoiser(case: Case, std: float = 0.06) -> ModelDenoiser:
     )
     model = LLaDA(config).init_weights(named_generator(0, "bench", "weights"), std=std).eval()
     with torch.no_grad():
-        model.get_parameter("model.transformer.ff_out.weight")[config.mask_token_id] = 0.0
+        vocabulary_weights(model)[-1][config.mask_token_id] = 0.0
     return ModelDenoiser.from_model(model)
+
+
+def vocabulary_weights(model: MaskPredictor) -> list[nn.Parameter]:
+    """What has a row per token: the embedding and, unless it is tied, the output layer."""
+    inside = {id(p) for p in model.blocks.parameters()}
+    return [p for p in model.parameters() if id(p) not in inside and p.ndim == 2]
 
 
 def random_canvas(denoiser: Denoiser, case: Case) -> Canvas:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import tasks as tasks
+    from . import testing as testing
     from .core import estimators as estimators
     from .core import losses as losses
     from .core.advantages import group_mean as group_mean
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from .core.types import Views as Views
     from .models.checkpoint import load_denoiser as load_denoiser
     from .models.checkpoint import save_model as save_model
+    from .models.families.family import Family as Family
+    from .models.families.family import MaskPredictor as MaskPredictor
 
 __version__ = "0.1.0"
 # Where each public name lives: a module, or "module:name". It is loaded when it is first asked for,
@@ -40,7 +43,9 @@ _HOMES = {
     "Canvas": "core.types:Canvas",
     "Denoiser": "core.denoiser:Denoiser",
     "Estimator": "core.estimators:Estimator",
+    "Family": "models.families.family:Family",
     "LossOutputs": "core.types:LossOutputs",
+    "MaskPredictor": "models.families.family:MaskPredictor",
     "Rollout": "core.types:Rollout",
     "TrainBatch": "core.types:TrainBatch",
     "Views": "core.types:Views",
@@ -57,6 +62,7 @@ _HOMES = {
     "planned_calls": "core.decoding:planned_calls",
     "save_model": "models.checkpoint:save_model",
     "tasks": "tasks",
+    "testing": "testing",
     "token_logps": "core.scoring:token_logps",
     "view_logps": "core.scoring:view_logps",
 }

@@ -147,3 +147,32 @@ def test_a_run_names_a_model_at_chance_and_goes_on(tmp_path: Path) -> None:
     assert len(notes) == 1 and notes[0].startswith(
         f"model.path {tmp_path / 'model'}: masked-token accuracy 0."
     )
+
+
+def test_a_family_from_outside_is_checked_trained_resumed_and_evaluated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a file that the package does not know: tests/own_family.py, copied."""
+    monkeypatch.syspath_prepend(tmp_path)
+    source = tmp_path / "mine.py"
+    shutil.copyfile(Path(__file__).parents[1] / "own_family.py", source)
+    out = tmp_path / "run"
+    own = f"model.family={source}:family"
+    settings = [*TINY, f"train.out={out}", "model.path=bag", "model.random_init=tiny"]
+    settings.append("train.reward_functions=[mine:count_letters]")
+    code, said = run(capsys, "check", "sudoku-mini", *settings, own)
+    assert code == 0 and "no memory plan: the model's family does not say" in said
+    code, said = run(capsys, "check", "sudoku-mini", *settings)
+    assert code == 2 and "bag is not a folder" in said
+    code, said = run(capsys, "train", "sudoku-mini", *settings, own)
+    assert code == 0 and "no memory plan" in said, said
+    with pytest.raises(ValueError, match="model_type 'bag'; shipped families: llada, Dream"):
+        load_denoiser(out / "model")
+    assert load_denoiser(out / "model", family=f"{source}:family").vocab_size == 262
+    code, said = run(capsys, "train", "sudoku-mini", *settings, own, "train.steps=2", "--resume")
+    assert code == 0, said
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert len(rows) == 2 and rows[0]["grad_norm"] > 0
+    model = [*TINY, f"model.path={out}", own, "train.probe=false", f"train.out={tmp_path / 'on'}"]
+    code, said = run(capsys, "train", "sudoku-mini", *model)
+    assert code == 0, said

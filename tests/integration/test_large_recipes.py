@@ -63,7 +63,9 @@ def test_every_large_run_resolves_and_fits_80_gb(name: str) -> None:
     assert recipe.decode.temperature == (0.3 if task == "sudoku" else 0.9)
     cost = step_cost(recipe)
     assert cost.parameters > 7e9
-    assert memory_plan(model_shape(recipe.model.path), Setup.of(recipe)).total < 0.9 * 80 * 2**30
+    shape = model_shape(recipe.model)
+    assert shape is not None
+    assert memory_plan(shape, Setup.of(recipe, shape)).total < 0.9 * 80 * 2**30
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ BELOW: dict[str, set[str]] = {
     "tasks": {"utils"},
     "models": {"core", "utils"},
     "recipes": {"core", "models", "tasks", "utils"},
+    "testing": {"core", "models", "tasks", "utils"},
     "evaluation": {"core", "models", "tasks", "utils", "recipes"},
     "reporting": {"core", "evaluation", "utils"},
     "training": {"core", "models", "tasks", "utils", "recipes", "evaluation", "reporting"},

@@ -1,15 +1,14 @@
 """Low-rank adapters by peft (shell): y = W x + (alpha / rank) B A x, with W frozen; and 4-bit W by
 bitsandbytes.
 
-Only linear layers inside the transformer's blocks are adapted (LLaDA's output head is called
-ff_out, as the last layer of its blocks is: matching names by their end would adapt both).
+Only linear layers inside the module's ``blocks`` are adapted (LLaDA's output head is called ff_out,
+as the last layer of its blocks is: matching names by their end would adapt both).
 """
 
 from __future__ import annotations
 
 import importlib
 import logging
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,9 +22,9 @@ from torch import Tensor, nn
 
 from ..utils.files import json_text, write_whole
 from .denoiser import ModelDenoiser
+from .families import MaskPredictor
 from .weights import trainable, whole
 
-_IN_BLOCK = re.compile(r"\.\d+\.")
 _NAME = "default"  # peft's name of a model's only adapter
 
 
@@ -44,7 +43,7 @@ class WithoutAdapters(ModelDenoiser):
 
 
 def add_lora(
-    model: nn.Module,
+    model: MaskPredictor,
     generator: torch.Generator,
     *,
     rank: int,
@@ -90,13 +89,10 @@ def add_lora(
     return chosen
 
 
-def linear_names(model: nn.Module) -> list[str]:
+def linear_names(model: MaskPredictor) -> list[str]:
     """Linear layers inside the repeated blocks."""
-    return [
-        name
-        for name, m in model.named_modules()
-        if isinstance(m, nn.Linear) and _IN_BLOCK.search(name)
-    ]
+    inside = set(model.blocks.modules())
+    return [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and m in inside]
 
 
 def lora_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -188,7 +184,7 @@ def save_adapter(
     )
 
 
-def quantize_blocks(model: nn.Module, device: torch.device, compute_dtype: torch.dtype) -> None:
+def quantize_blocks(model: MaskPredictor, device: torch.device, compute_dtype: torch.dtype) -> None:
     """Replace the blocks' linear layers by 4-bit NF4 ones (double quantisation) and move the model
     to ``device``.
     """

@@ -15,15 +15,13 @@ from torch import Tensor, nn
 from ..core.finite import NotFiniteError, first_not_finite
 from ..utils.files import json_text, read_json, write_whole
 from .denoiser import ModelDenoiser
-from .families import FAMILIES
+from .families import Family, named_family, parse_config
 from .hub import ADAPTER, CONFIG, checkpoint_folder
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SHARDS = "model-*-of-*.safetensors"
 MAX_SHARD_BYTES = 5 * 10**9
-# a table that older versions of transformers stored; it follows from config.json
-_DERIVED = "rotary_emb.inv_freq"
 
 
 def load_denoiser(
@@ -31,10 +29,12 @@ def load_denoiser(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     revision: str | None = None,
+    family: str | Family | None = None,
 ) -> ModelDenoiser:
     """Load a checkpoint (config.json and safetensors) in eval mode: a folder, or a hub id at
     ``revision``; no remote code.
 
+    ``family``: the one that reads it, if it is none of the shipped ones (``module:factory``).
     Tensors are read one by one into ``dtype`` on ``device``: there are never two copies. ValueError
     if there is no such checkpoint, the family or a setting is not supported, or the tensors do not
     fit.
@@ -44,26 +44,14 @@ def load_denoiser(
         raise ValueError(
             f"{folder} is an adapter: unmaskrl.models.loading.open_checkpoint puts it on its base"
         )
-    config, model_class = parse_config(read_json(folder / CONFIG), folder / CONFIG)
-    model = model_class(config)
+    config, own = parse_config(
+        read_json(folder / CONFIG), folder / CONFIG, named_family(family, "family")
+    )
+    model = own.build(config)
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    tensors = _read_tensors(folder, expected, torch.device(device), dtype)
+    tensors = _read_tensors(folder, expected, torch.device(device), dtype, own.derived)
     model.load_state_dict(tensors, assign=True)
     return ModelDenoiser.from_model(model.eval())
-
-
-def parse_config(raw: dict[str, Any], where: object) -> tuple[Any, type[nn.Module]]:
-    """A family's config object and module class from config.json; ValueError that names ``where``
-    it came from.
-    """
-    family = raw.get("model_type")
-    if family not in FAMILIES:
-        raise ValueError(f"{where} has model_type {family!r}; supported: {', '.join(FAMILIES)}")
-    config_class, model_class = FAMILIES[family]
-    try:
-        return config_class.from_dict(raw), model_class
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
 
 
 def save_model(
@@ -172,7 +160,11 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _read_tensors(
-    folder: Path, expected: dict[str, torch.Size], device: torch.device, dtype: torch.dtype
+    folder: Path,
+    expected: dict[str, torch.Size],
+    device: torch.device,
+    dtype: torch.dtype,
+    derived: tuple[str, ...],
 ) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     unexpected: list[str] = []
@@ -181,7 +173,7 @@ def _read_tensors(
             with safe_open(file, framework="pt") as handle:
                 names = list(handle.keys())
                 unexpected += [
-                    name for name in names if name not in expected and not name.endswith(_DERIVED)
+                    name for name in names if name not in expected and not name.endswith(derived)
                 ]
                 for name in names:
                     if name in expected:

@@ -7,17 +7,19 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
+
+from .families import FamilyConfig, MaskPredictor
 
 
 @dataclass(frozen=True, eq=False)
 class ModelDenoiser:
-    """A Denoiser around an nn.Module with ``hidden``, ``head`` and ``config`` (see ``families/``).
+    """A Denoiser around a family's module (see ``families/``).
 
     ``end_ids``: ``eos_id`` and the tokenizer's end-of-turn ids; empty means ``eos_id`` alone.
     """
 
-    model: nn.Module
+    model: MaskPredictor
     mask_id: int
     eos_id: int
     pad_id: int
@@ -25,9 +27,9 @@ class ModelDenoiser:
     end_ids: tuple[int, ...] = ()
 
     @classmethod
-    def from_model(cls, model: nn.Module) -> ModelDenoiser:
+    def from_model(cls, model: MaskPredictor) -> ModelDenoiser:
         """Take the ids from ``model.config``."""
-        config: Any = model.config
+        config: FamilyConfig = model.config
         return cls(
             model=model,
             mask_id=config.mask_token_id,
@@ -49,20 +51,17 @@ class ModelDenoiser:
     @property
     def max_length(self) -> int:
         """Positions of the model: prompt and completion together."""
-        config: Any = self.model.config
-        return config.max_sequence_length
+        return self.model.config.max_sequence_length
 
     def hidden(
         self, ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"] | None = None
     ) -> Float[Tensor, "B L D"]:
         """Hidden states after the final norm."""
-        model: Any = self.model
-        return model.hidden(ids, attention_mask)
+        return self.model.hidden(ids, attention_mask)
 
     def head(self, hidden: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
         """Logits at chosen rows of ``hidden``."""
-        model: Any = self.model
-        return model.head(hidden)
+        return self.model.head(hidden)
 
     def logits(
         self, ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"] | None = None

@@ -10,14 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from ..utils.files import read_json
 from .adapter_folder import Base, base_of, put_on
-from .checkpoint import load_denoiser, parse_config
+from .checkpoint import load_denoiser
 from .denoiser import ModelDenoiser
-from .families import known_config
-from .families.known import KNOWN
+from .families import Family, MaskPredictor, known_config, known_names, parse_config
 from .hub import CONFIG, asset, checkpoint_folder
 from .tokenizer import (
     build_byte_tokenizer,
@@ -34,27 +32,36 @@ def open_checkpoint(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     revision: str | None = None,
+    family: Family | None = None,
 ) -> tuple[ModelDenoiser, Any, Path]:
     """Denoiser, tokenizer and folder of a checkpoint: a shipped name, a folder (a run's too) or a
     hub id.
 
-    An adapter is put on the base that it names, and the tokenizer is the base's.
+    ``family`` None: found by config.json's model_type. An adapter is put on the base that it names,
+    and the tokenizer is the base's.
     """
     folder = checkpoint_folder(asset(str(path)), revision)
     base = base_of(folder)
     if base is not None:
-        return _open_adapter(folder, base, device, dtype)
+        return _open_adapter(folder, base, device, dtype, family)
     # the family first: what else is wrong depends on it
-    parse_config(read_json(folder / CONFIG), folder / CONFIG)
-    tokenizer = load_tokenizer(folder)
-    return with_end_ids(load_denoiser(folder, device, dtype), tokenizer), tokenizer, folder
+    parse_config(read_json(folder / CONFIG), folder / CONFIG, family)
+    tokenizer = load_tokenizer(folder, family=family)
+    denoiser = load_denoiser(folder, device, dtype, family=family)
+    return with_end_ids(denoiser, tokenizer), tokenizer, folder
 
 
 def _open_adapter(
-    folder: Path, base: Base, device: str | torch.device, dtype: torch.dtype
+    folder: Path,
+    base: Base,
+    device: str | torch.device,
+    dtype: torch.dtype,
+    family: Family | None,
 ) -> tuple[ModelDenoiser, Any, Path]:
     try:
-        denoiser, tokenizer, base_folder = open_checkpoint(base.path, device, dtype, base.revision)
+        denoiser, tokenizer, base_folder = open_checkpoint(
+            base.path, device, dtype, base.revision, family
+        )
     except ValueError as error:
         raise ValueError(
             f"{folder} is an adapter of {base.path}, which cannot be loaded: {error}"
@@ -77,7 +84,9 @@ def stand_in_folder(path: str) -> Path | None:
     return Path(path) if Path(path).is_dir() and has_tokenizer(Path(path)) else None
 
 
-def random_tiny(path_or_family: str, generator: torch.Generator) -> nn.Module:
+def random_tiny(
+    path_or_family: str, generator: torch.Generator, family: Family | None = None
+) -> MaskPredictor:
     """A random model with 2 layers of width 64 and every other setting of the config.json in a
     folder; downloads nothing.
 
@@ -86,20 +95,20 @@ def random_tiny(path_or_family: str, generator: torch.Generator) -> nn.Module:
     tokenizer's.
     """
     folder = Path(path_or_family)
-    raw = read_json(folder / CONFIG) if folder.is_dir() else known_config(path_or_family)
+    local = folder.is_dir()
+    raw = read_json(folder / CONFIG) if local else known_config(path_or_family, family)
     if raw is None:
-        known = ", ".join(f"{start}*" for start in KNOWN)
+        known = ", ".join(f"{start}*" for start in known_names(family))
         raise ValueError(
             f"random_init=tiny: {path_or_family} is neither a folder with a {CONFIG} nor a model "
             f"known by name ({known})"
         )
-    config, model_class = parse_config(raw, folder / CONFIG if folder.is_dir() else path_or_family)
+    config, family = parse_config(raw, folder / CONFIG if local else path_or_family, family)
     config = config.tiny()
     if stand_in_folder(path_or_family) is None:
         t = byte_tokenizer()
         config = config.with_vocabulary(len(t), t.mask_token_id, t.eos_token_id, t.pad_token_id)
-    model: Any = model_class(config)
-    return model.init_weights(generator).eval()
+    return family.build(config).init_weights(generator).eval()
 
 
 def write_tokenizer(folder: Path | None, target: Path) -> None:

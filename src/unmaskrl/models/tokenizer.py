@@ -8,11 +8,13 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..utils.files import json_text, read_json
-from .hub import TOKENIZER_PATTERNS, checkpoint_folder
+from .families import FAMILIES, Family
+from .hub import CONFIG, TOKENIZER_PATTERNS, checkpoint_folder
 
 if TYPE_CHECKING:
     from ..core.types import Rollout
@@ -118,12 +120,15 @@ def _write_tokenizer(
     )
 
 
-def load_tokenizer(path: str | os.PathLike[str], revision: str | None = None) -> Any:
+def load_tokenizer(
+    path: str | os.PathLike[str], revision: str | None = None, family: Family | None = None
+) -> Any:
     """The transformers fast tokenizer of a folder, or of a hub id at ``revision``; no remote code.
 
-    Without a tokenizer.json, vocab.json and merges.txt are read as Qwen2's (Dream's tokenizer,
-    whose own class is remote code). If the folder holds a model's config.json, the two must agree
-    (``check_tokenizer``). ValueError otherwise.
+    Without a tokenizer.json, vocab.json and merges.txt are read by the class that the model's
+    family names (``family``, or by the model_type of the folder's config.json), Qwen2's if there is
+    no model. If the folder holds a model's config.json, the two must agree (``check_tokenizer``).
+    ValueError otherwise.
     """
     folder = checkpoint_folder(path, revision, TOKENIZER_PATTERNS)
     if not has_tokenizer(folder):
@@ -134,26 +139,58 @@ def load_tokenizer(path: str | os.PathLike[str], revision: str | None = None) ->
     main = "tokenizer.json" if (folder / "tokenizer.json").is_file() else "vocab.json"
     for name in (main, "tokenizer_config.json"):
         read_json(folder / name)
-    # Not AutoTokenizer: its import costs half a second more, and would look for the class that
-    # tokenizer_config.json names.
-    from transformers import PreTrainedTokenizerFast, Qwen2TokenizerFast  # pyright: ignore[reportAttributeAccessIssue]
-
-    kind: Any = PreTrainedTokenizerFast if main == "tokenizer.json" else Qwen2TokenizerFast
+    model = _model_of(folder, family)
     try:
-        tokenizer = kind.from_pretrained(folder, local_files_only=True)
+        tokenizer = _reader(main, folder, model).from_pretrained(folder, local_files_only=True)
     except Exception as error:  # tokenizers raises plain Exceptions
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ValueError(f"{folder / main} is no tokenizer ({reason}); download it again") from None
     _check_added(tokenizer, folder)
-    if (folder / "config.json").is_file():
-        config = read_json(folder / "config.json")
-        size = config.get("embedding_size") or config.get("vocab_size")
-        check_tokenizer(tokenizer, config.get("mask_token_id"), size)
+    if model is not None:
+        check_tokenizer(tokenizer, model.mask_id, model.vocab_size)
     elif tokenizer.mask_token_id is None:
         raise ValueError(
             f"{folder}: the tokenizer has no mask token; set mask_token in tokenizer_config.json"
         )
     return tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    """What a tokenizer must know of the model beside it."""
+
+    mask_id: int | None
+    vocab_size: int | None
+    slow_tokenizer: str | None
+
+
+def _model_of(folder: Path, family: Family | None) -> _Model | None:
+    """From config.json as its family reads it; of a family that is not known, by the usual keys."""
+    if not (folder / CONFIG).is_file():
+        return None
+    raw = read_json(folder / CONFIG)
+    own = family or FAMILIES.get(str(raw.get("model_type")))
+    if own is None:
+        size = raw.get("embedding_size") or raw.get("vocab_size")
+        return _Model(raw.get("mask_token_id"), size, None)
+    config = own.config(raw, folder / CONFIG)
+    return _Model(config.mask_token_id, config.embedding_size, own.slow_tokenizer)
+
+
+def _reader(main: str, folder: Path, model: _Model | None) -> Any:
+    # Not AutoTokenizer: its import costs half a second more, and would look for the class that
+    # tokenizer_config.json names.
+    import transformers
+
+    if main == "tokenizer.json":
+        return transformers.PreTrainedTokenizerFast
+    name = "Qwen2TokenizerFast" if model is None else model.slow_tokenizer
+    if name is None:
+        raise ValueError(
+            f"{folder} holds vocab.json and no tokenizer.json, and its model's family does not say "
+            "how to read that; put a tokenizer.json there"
+        )
+    return getattr(transformers, name)
 
 
 def has_tokenizer(folder: Path) -> bool:

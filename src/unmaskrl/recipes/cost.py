@@ -6,15 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from ..core.decoding import RULES, planned_calls
 from ..core.decoding.sample import CHUNK_ELEMENTS
 from ..models.adapter_folder import base_of
-from ..models.checkpoint import parse_config
-from ..models.families import known_config
+from ..models.families import Family, FamilyConfig, known_config, named_family, parse_config
 from ..models.hub import asset, checkpoint_folder
 from ..utils.files import read_json
 from .registry import make_estimator, make_loss
-from .schema import Recipe
+from .schema import ModelConfig, Recipe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +65,7 @@ def step_cost(recipe: Recipe) -> Cost:
     views = estimator.num_views(d.gen_length, blank, d.exit_at is not None and d.exit_at < 1)
     shared = estimator.num_shared if recipe.prior.name == "none" else 0
     scored = rows * (views - shared) + t.prompts_per_step * shared
-    vocab, parameters = model_size(recipe.model.path)
+    vocab, parameters = model_size(recipe.model)
     targets = min(t.max_canvases, rows * views)
     return Cost(
         num_iterations=t.num_iterations,
@@ -89,25 +90,36 @@ def open_blocks(recipe: Recipe, keep: float) -> list[int]:
     ]
 
 
-def model_size(path: str) -> tuple[int, int]:
-    """Width of the logits and number of parameters, from config.json alone (a tied head counts
-    once).
+def model_size(model: ModelConfig) -> tuple[int, int]:
+    """Width of the logits and number of parameters, from config.json alone."""
+    config, family = described_model(model)
+    return config.embedding_size, count_parameters(family.build(config))
+
+
+def described_model(model: ModelConfig) -> tuple[FamilyConfig, Family]:
+    """Config and family of a recipe's model, from config.json alone; ValueError if there is
+    none.
     """
-    config, model_class = parse_config(model_config(path), f"model.path {path}")
-    return config.embedding_size, sum(p.numel() for p in model_class(config).parameters())
+    family = named_family(model.family)
+    return parse_config(model_config(model.path, family), f"model.path {model.path}", family)
 
 
-def model_config(path: str) -> dict[str, Any]:
+def count_parameters(module: nn.Module) -> int:
+    """Number of parameters; a tied head counts once."""
+    return sum(p.numel() for p in module.parameters())
+
+
+def model_config(path: str, family: Family | None = None) -> dict[str, Any]:
     """A checkpoint's config.json: from its folder, by heart for released models, else fetched
     alone. ValueError if none.
     """
-    known = None if Path(asset(path)).is_dir() else known_config(path)
+    known = None if Path(asset(path)).is_dir() else known_config(path, family)
     if known is not None:
         return known
     folder = checkpoint_folder(asset(path), patterns=("config.json",))
     base = base_of(folder)
     if base is not None:
-        return model_config(base.path)
+        return model_config(base.path, family)
     if not (folder / "config.json").is_file():
         raise ValueError(
             f"model.path {path}: there is no {folder / 'config.json'}; give a checkpoint folder or "

@@ -12,14 +12,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import ceil
-from typing import Any
 
 import torch
+from torch import nn
 
 from ..core.decoding.sample import CHUNK_ELEMENTS
-from .cost import model_config, step_cost
+from ..models.families import Family, FamilyConfig
+from .cost import count_parameters, described_model, step_cost
 from .registry import make_estimator, make_loss
-from .schema import Recipe
+from .schema import ModelConfig, Recipe
 
 GIB = 2**30
 CARDS = {"80 GB": 80.0, "24 GB": 24.0}  # GiB: vendors' GB of memory are binary
@@ -28,24 +29,16 @@ BYTES = {"float64": 8, "float32": 4, "bfloat16": 2}
 NF4_BYTES = 0.5 + 4 / 64  # a 4-bit weight, and one fp32 scale per 64 of them
 CPU_TOKENS = 2048  # models/families runs a batch in parts of about so many tokens on CPU
 ASSUMED_PROMPT = 256  # tokens, where no tokenizer is at hand to count them
-# What a block's linear layers are called by the families, and what they read: x1 and x2 are the
+# What a block's linear layers read, by their role (``families.family.ROLES``): x1 and x2 are the
 # outputs of the two norms.
-_LINEARS = {
-    "q": ("x1", "q_proj"),
-    "k": ("x1", "k_proj"),
-    "v": ("x1", "v_proj"),
-    "out": ("attention", "attn_out", "o_proj"),
-    "gate": ("x2", "ff_proj", "gate_proj"),
-    "up": ("x2", "up_proj"),
-    "down": ("product", "ff_out", "down_proj"),
-}
-_KEYS = {  # LLaDA's name, Dream's name
-    "d_model": ("d_model", "hidden_size"),
-    "n_layers": ("n_layers", "num_hidden_layers"),
-    "n_heads": ("n_heads", "num_attention_heads"),
-    "n_kv_heads": ("n_kv_heads", "num_key_value_heads"),
-    "mlp": ("mlp_hidden_size", "intermediate_size"),
-    "vocab": ("embedding_size", "vocab_size"),
+_READS = {
+    "q": "x1",
+    "k": "x1",
+    "v": "x1",
+    "out": "attention",
+    "gate": "x2",
+    "up": "x2",
+    "down": "product",
 }
 
 
@@ -56,46 +49,43 @@ class ModelShape:
     d_model: int
     n_layers: int
     n_heads: int
-    n_kv_heads: int
+    kv: int  # width of the keys, and of the values
     mlp: int
     vocab: int
     parameters: int
     tied: bool
+    linears: tuple[tuple[str, str], ...]  # name and role of a block's linear layers
 
     @classmethod
-    def of(cls, config: dict[str, Any]) -> ModelShape:
-        """From a config.json of LLaDA's or of Dream's keys; ValueError if a size is missing."""
-        found: dict[str, Any] = {
-            name: next((config[k] for k in keys if config.get(k)), None)
-            for name, keys in _KEYS.items()
+    def of(cls, config: FamilyConfig, family: Family) -> ModelShape:
+        """Measured on the family's module, which is built without memory; ValueError if not all
+        linear layers have a role.
+        """
+        missing = _READS.keys() - set(family.linears.values())
+        if missing:
+            raise ValueError(
+                f"family {family.model_type}: linears names no layer for {sorted(missing)[0]!r}; "
+                f"a memory plan needs {', '.join(_READS)}"
+            )
+        module = family.build(config)
+        sizes = {
+            family.linears[name.rpartition(".")[2]]: layer
+            for name, layer in module.blocks[0].named_modules()
+            if isinstance(layer, nn.Linear)
         }
-        found["n_kv_heads"] = found["n_kv_heads"] or found["n_heads"]
-        if found["mlp"] is None and found["d_model"] and config.get("mlp_ratio"):
-            found["mlp"] = found["d_model"] * config["mlp_ratio"]
-        for name, value in found.items():
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(
-                    f"config.json has no {' or '.join(_KEYS[name])}: expected a size, got {value!r}"
-                )
-        tied = bool(config.get("weight_tying") or config.get("tie_word_embeddings"))
-        shape = cls(**found, parameters=0, tied=tied)
-        every = bool(config.get("include_bias"))
-        biased = set(_LINEARS) if every else {"q", "k", "v"} if _biased_attention(config) else set()
-        sizes = {role: shape.linear(role) for role in _LINEARS}
-        block = (
-            sum(a * b + b * (role in biased) for role, (a, b) in sizes.items()) + 2 * shape.d_model
+        inside = {id(p) for p in module.blocks.parameters()}
+        outer = [p for p in module.parameters() if id(p) not in inside and p.ndim == 2]
+        return cls(
+            d_model=config.d_model,
+            n_layers=len(module.blocks),
+            n_heads=config.n_heads,
+            kv=sizes["k"].out_features,
+            mlp=sizes["down"].in_features,
+            vocab=config.embedding_size,
+            parameters=count_parameters(module),
+            tied=len(outer) == 1,
+            linears=tuple(family.linears.items()),
         )
-        outer = (
-            shape.vocab * shape.d_model * (1 if tied else 2)
-            + shape.d_model
-            + shape.vocab * (every and not tied)
-        )
-        return replace(shape, parameters=shape.n_layers * block + outer)
-
-    @property
-    def kv(self) -> int:
-        """Width of the keys and of the values."""
-        return self.d_model // self.n_heads * self.n_kv_heads
 
     def linear(self, role: str) -> tuple[int, int]:
         """Inputs and outputs of one of a block's linear layers."""
@@ -112,7 +102,7 @@ class ModelShape:
     @property
     def block_weights(self) -> int:
         """Weights of a block's linear layers."""
-        return sum(a * b for a, b in map(self.linear, _LINEARS))
+        return sum(a * b for a, b in map(self.linear, _READS))
 
     def adapter_parameters(self, rank: int, roles: tuple[str, ...]) -> int:
         """rank * (inputs + outputs), summed over the adapted layers."""
@@ -149,6 +139,7 @@ class Setup:
     def of(
         cls,
         recipe: Recipe,
+        shape: ModelShape,
         *,
         processes: int = 1,
         prompt_tokens: int = ASSUMED_PROMPT,
@@ -167,7 +158,7 @@ class Setup:
             dtype=BYTES[m.dtype],
             rollout_dtype=BYTES[m.rollout_dtype or m.dtype],
             rank=m.lora.rank if m.lora else 0,
-            roles=adapted_layers(m.lora.targets) if m.lora else (),
+            roles=adapted_layers(m.lora.targets, shape) if m.lora else (),
             adapter_dtype=max(BYTES[m.dtype], BYTES["float32"]),
             nf4=m.quantize == "nf4",
             checkpointing=m.activation_checkpointing,
@@ -288,7 +279,7 @@ def saved_per_token(shape: ModelShape, s: Setup) -> tuple[float, float]:
     # not fused: x and, if the norm's own weight is trained, x / rms, both in fp32 at least
     norm = d * b + 4 if fused else d * wide * (1 + full) + wide
     attention = (2 * d + 2 * shape.kv) * b + shape.n_heads * wide
-    read = {_LINEARS[role][0] for role in (_LINEARS if full else s.roles)}
+    read = {_READS[role] for role in (_READS if full else s.roles)}
     # the attention keeps its own output
     width = {"x1": d, "x2": d, "product": shape.mlp, "attention": 0}
     converted = bool(s.rank) and s.adapter_dtype != b
@@ -416,7 +407,7 @@ def smaller_settings(shape: ModelShape, s: Setup, limit: float) -> str:
     checkpoint = ("model.activation_checkpointing=true", {"checkpointing": True})
     shard = ("train.shard=fsdp", {"shard": "fsdp"})
     alone = ("train.gather_rollout=false", {"gather_rollout": False})
-    adapters = {"rank": 128, "roles": tuple(_LINEARS), "reference": False}
+    adapters = {"rank": 128, "roles": tuple(_READS), "reference": False}
     lora = ("model.lora={rank: 128}", adapters)
     nf4 = ("model.quantize=nf4", {"nf4": True})
     ladder = [[], [checkpoint]]
@@ -443,34 +434,26 @@ def smaller_settings(shape: ModelShape, s: Setup, limit: float) -> str:
     return ""
 
 
-def adapted_layers(targets: tuple[str, ...] | None) -> tuple[str, ...]:
+def adapted_layers(targets: tuple[str, ...] | None, shape: ModelShape) -> tuple[str, ...]:
     """The roles of ``model.lora.targets``; null: all linear layers of the blocks."""
-    known = {name: role for role, (_, *names) in _LINEARS.items() for name in names}
+    known = dict(shape.linears)
     unknown = [name for name in targets or () if name not in known]
     if unknown:
         raise ValueError(
             f"model.lora.targets: {unknown[0]!r} is no linear layer of a block; known: "
             f"{', '.join(known)}"
         )
-    return (
-        tuple(_LINEARS)
-        if targets is None
-        else tuple(dict.fromkeys(known[name] for name in targets))
-    )
+    return tuple(dict.fromkeys(known[name] for name in targets or known))
 
 
-def model_shape(path: str) -> ModelShape:
-    """The shape of a checkpoint folder, a shipped model or a released one, from its config.json."""
-    return ModelShape.of(model_config(path))
+def model_shape(model: ModelConfig) -> ModelShape | None:
+    """The shape of a recipe's model, from its config.json; None if its family does not say what its
+    linear layers are.
+    """
+    config, family = described_model(model)
+    return ModelShape.of(config, family) if family.linears else None
 
 
 def size_text(size: float) -> str:
     """GiB, or MiB below a tenth of one."""
     return f"{size / GIB:.1f} GiB" if size >= GIB / 10 else f"{size / 2**20:.1f} MiB"
-
-
-def _biased_attention(config: dict[str, Any]) -> bool:
-    # Dream's attention is Qwen2's: q, k and v have biases, and config.json does not say so
-    return bool(
-        config.get("include_qkv_bias") or config.get("attention_bias") or "hidden_size" in config
-    )

@@ -39,6 +39,11 @@ class ModelConfig(Section):
         description="folder of a checkpoint, a hub id, or a shipped one (mini, zero)",
     )
     revision: str | None = Field(default=None, description="branch, tag or commit of a hub id")
+    family: str | None = Field(
+        default=None,
+        description="what reads config.json and computes: llada, Dream, or 'module:factory' of "
+        "your own; null: by config.json's model_type",
+    )
     random_init: Literal["tiny"] | None = Field(
         default=None,
         description="a tiny random model of the same family in place of the weights, for a dry run "

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
+from ..models.families import named_family, parse_config
 from ..models.hub import asset
 from ..models.tokenizer import has_tokenizer, load_tokenizer
 from ..recipes.memory import ASSUMED_PROMPT, GIB, ModelShape, Setup, verdict
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from .state import Run
 
 _PROMPTS = 64  # problems whose prompts are counted
+NO_PLAN = "no memory plan: the model's family does not say what its linear layers are"
 
 
 def memory_notes(run: Run) -> list[str]:
@@ -27,12 +29,15 @@ def memory_notes(run: Run) -> list[str]:
     """
     if run.step or run.inner:
         return []
-    model: Any = run.denoiser.model
-    shape = ModelShape.of(model.config.to_dict())
+    config = run.denoiser.model.config
+    _, family = parse_config(config.to_dict(), "the model", named_family(run.recipe.model.family))
+    if not family.linears:
+        return [NO_PLAN]
+    shape = ModelShape.of(config, family)
     a = run.accelerator
     tokens = longest_prompt(run.problems)
     cuda = a.device.type == "cuda"
-    setup = Setup.of(run.recipe, processes=a.num_processes, prompt_tokens=tokens, cuda=cuda)
+    setup = Setup.of(run.recipe, shape, processes=a.num_processes, prompt_tokens=tokens, cuda=cuda)
     return [f"memory plan: {verdict(shape, setup, *this_machine(a.num_processes))}"]
 
 
@@ -49,9 +54,8 @@ def prompt_tokens(recipe: Recipe) -> tuple[int, bool]:
     if not Path(path).is_dir() or not has_tokenizer(Path(path)):
         return ASSUMED_PROMPT, False
     try:
-        return longest_prompt(
-            Problems(recipe, make_task(recipe), load_tokenizer(path), sys.maxsize)
-        ), True
+        tokenizer = load_tokenizer(path, family=named_family(recipe.model.family))
+        return longest_prompt(Problems(recipe, make_task(recipe), tokenizer, sys.maxsize)), True
     except (ValueError, OSError):
         return ASSUMED_PROMPT, False
 

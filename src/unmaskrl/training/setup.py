@@ -13,6 +13,7 @@ from accelerate.utils import DistributedType, InitProcessGroupKwargs, ProjectCon
 from ..core.rng import named_generator
 from ..models.adapters import WithoutAdapters, add_lora, quantize_blocks
 from ..models.denoiser import ModelDenoiser
+from ..models.families import named_family
 from ..models.hub import asset
 from ..models.loading import open_checkpoint, random_tiny, stand_in_folder, with_end_ids
 from ..models.probe import check_probe, masked_accuracy
@@ -213,7 +214,7 @@ def open_model(
     recomputed, if so set.
     """
     denoiser, tokenizer, folder = _open_base(model, "cpu" if model.quantize else device)
-    module: Any = denoiser.model
+    module = denoiser.model
     if model.quantize:
         quantize_blocks(module, torch.device(device), DTYPES[model.dtype])
     if model.lora:
@@ -232,9 +233,11 @@ def _open_base(
     model: ModelConfig, device: str | torch.device
 ) -> tuple[ModelDenoiser, Any, Path | None]:
     dtype = DTYPES[model.dtype]
+    family = named_family(model.family)
     if model.random_init is None:
-        return open_checkpoint(model.path, device, dtype, model.revision)
+        return open_checkpoint(model.path, device, dtype, model.revision, family)
     folder = stand_in_folder(asset(model.path))
-    tokenizer = byte_tokenizer() if folder is None else load_tokenizer(folder)
-    module = random_tiny(asset(model.path), named_generator(0, "random_init")).to(device, dtype)
+    tokenizer = byte_tokenizer() if folder is None else load_tokenizer(folder, family=family)
+    generator = named_generator(0, "random_init")
+    module = random_tiny(asset(model.path), generator, family).to(device, dtype)
     return with_end_ids(ModelDenoiser.from_model(module), tokenizer), tokenizer, folder

@@ -325,7 +325,7 @@ def test_no_weights(folder: Path) -> None:
 
 def test_other_families_are_refused(folder: Path) -> None:
     edit_config(folder, model_type="qwen2")
-    with pytest.raises(ValueError, match="model_type 'qwen2'; supported: llada, Dream"):
+    with pytest.raises(ValueError, match="model_type 'qwen2'; shipped families: llada, Dream"):
         load_denoiser(folder)
 
 

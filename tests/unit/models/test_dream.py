@@ -14,16 +14,16 @@ from torch import Tensor
 
 from tests.conftest import same_maths, seeded
 from unmaskrl.models.checkpoint import load_denoiser, save_model
-from unmaskrl.models.families import Dream, DreamConfig, common
+from unmaskrl.models.families import Dream, DreamConfig, MaskPredictor
 
 DATA = Path(__file__).parents[2] / "data" / "dream-tiny"
 
 SMALL = DreamConfig(
-    hidden_size=32,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    num_hidden_layers=2,
-    intermediate_size=48,
+    d_model=32,
+    n_heads=4,
+    n_kv_heads=2,
+    n_layers=2,
+    mlp_hidden_size=48,
     vocab_size=24,
     mask_token_id=0,
     eos_token_id=1,
@@ -117,13 +117,13 @@ def by_formula(model: Dream, ids: Tensor) -> Tensor:
 
     x = weights["model.embed_tokens.weight"][ids]
     length = len(ids)
-    for layer in range(c.num_hidden_layers):
+    for layer in range(c.n_layers):
         at = f"model.layers.{layer}."
         y = norm(x, at + "input_layernorm")
         q, k, v = (linear(y, f"{at}self_attn.{n}_proj").view(length, -1, c.head_dim) for n in "qkv")
         heads = []
-        for head in range(c.num_attention_heads):
-            shared = head // (c.num_attention_heads // c.num_key_value_heads)
+        for head in range(c.n_heads):
+            shared = head // (c.n_heads // c.n_kv_heads)
             qs = torch.stack([rope(q[i, head], i) for i in range(length)])
             ks = torch.stack([rope(k[i, shared], i) for i in range(length)])
             heads.append((qs @ ks.T / math.sqrt(c.head_dim)).softmax(-1) @ v[:, shared])
@@ -178,7 +178,7 @@ def test_rows_do_not_depend_on_the_batch(monkeypatch: pytest.MonkeyPatch) -> Non
     with torch.no_grad():
         together = model(ids, mask)
         rows = torch.cat([model(ids[i : i + 1], mask[i : i + 1]) for i in range(7)])
-        monkeypatch.setattr(common, "CPU_CHUNK", 20)
+        monkeypatch.setattr(MaskPredictor, "cpu_chunk", 20)
         chunked = model(ids, mask)
     assert same_maths(rows, together)
     assert same_maths(chunked, together)
@@ -208,11 +208,11 @@ def test_too_many_positions_are_refused() -> None:
     with pytest.raises(
         ValueError, match="got 9 positions, the model has max_position_embeddings 8"
     ):
-        small_model(max_position_embeddings=8).hidden(random_ids(1, 9))
+        small_model(max_sequence_length=8).hidden(random_ids(1, 9))
 
 
 def test_init_scales_and_generator() -> None:
-    config = dataclasses.replace(SMALL, hidden_size=256, intermediate_size=512, num_hidden_layers=8)
+    config = dataclasses.replace(SMALL, d_model=256, mlp_hidden_size=512, n_layers=8)
     first, second, other = (Dream(config).init_weights(seeded(s)).state_dict() for s in (3, 3, 4))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not torch.equal(first["lm_head.weight"], other["lm_head.weight"])
@@ -227,9 +227,9 @@ def test_init_scales_and_generator() -> None:
 
 
 def test_a_tied_model_has_no_second_head(tmp_path: Path) -> None:
-    model = small_model(tie_word_embeddings=True)
+    model = small_model(weight_tying=True)
     assert "lm_head.weight" not in model.state_dict()
-    hidden = torch.randn(3, SMALL.hidden_size, generator=seeded(5), dtype=torch.float64)
+    hidden = torch.randn(3, SMALL.d_model, generator=seeded(5), dtype=torch.float64)
     expected = hidden @ model.state_dict()["model.embed_tokens.weight"].T
     assert same_maths(model.head(hidden), expected)
     save_model(model, tmp_path)
@@ -274,7 +274,7 @@ def test_config_of_a_new_model_reads_back() -> None:
 def test_absent_keys_mean_what_the_published_class_fills_in() -> None:
     raw = published() | {"num_key_value_heads": None, "pad_token_id": None}
     config = DreamConfig.from_dict(raw)
-    assert config.num_key_value_heads == config.num_attention_heads
+    assert config.n_kv_heads == config.n_heads
     assert config.pad_token_id == config.eos_token_id
 
 

@@ -15,6 +15,7 @@ from unmaskrl.models.checkpoint import load_denoiser
 from unmaskrl.models.hub import ASSETS, checkpoint_folder
 from unmaskrl.models.tokenizer import load_tokenizer
 from unmaskrl.recipes.cost import model_size
+from unmaskrl.recipes.schema import ModelConfig
 
 DREAM = Path(__file__).parents[2] / "data" / "dream-tiny"
 
@@ -62,7 +63,7 @@ def test_a_tokenizer_alone_needs_no_weights(hub: list[dict], tmp_path: Path) -> 
 
 
 def test_a_size_needs_config_json_alone(hub: list[dict], tmp_path: Path) -> None:
-    assert model_size("someone/mini") == model_size("mini")
+    assert model_size(ModelConfig(path="someone/mini")) == model_size(ModelConfig(path="mini"))
     assert [p.name for p in (tmp_path / "cache").iterdir()] == ["config.json"]
 
 
@@ -76,7 +77,7 @@ def test_what_cannot_be_downloaded_is_one_line(hub: list[dict]) -> None:
     with pytest.raises(ValueError, match="could not be downloaded"):
         load_tokenizer("a/b")
     with pytest.raises(ValueError, match="could not be downloaded"):
-        model_size("a/b")
+        model_size(ModelConfig(path="a/b"))
 
 
 @pytest.mark.parametrize("path", ["nowhere", "a/b/c", "/no/folder", "../x/y", "~/model", "a//b"])
@@ -104,10 +105,10 @@ def test_a_revision_belongs_to_a_hub_id() -> None:
 
 def test_released_models_are_known_by_name(hub: list[dict]) -> None:
     # 8.02B: LLaDA's paper; 7.62B: Qwen2.5-7B's model card
-    assert model_size("GSAI-ML/LLaDA-8B-Instruct") == (126464, 8_015_581_184)
+    assert model_size(ModelConfig(path="GSAI-ML/LLaDA-8B-Instruct")) == (126464, 8_015_581_184)
     assert (
-        model_size("apple/DiffuCoder-7B-cpGRPO")
-        == model_size("Dream-org/Dream-v0-Base-7B")
+        model_size(ModelConfig(path="apple/DiffuCoder-7B-cpGRPO"))
+        == model_size(ModelConfig(path="Dream-org/Dream-v0-Base-7B"))
         == (152064, 7_615_616_512)
     )
     assert hub == []
@@ -116,4 +117,7 @@ def test_released_models_are_known_by_name(hub: list[dict]) -> None:
 def test_sizes_are_the_modules(hub: list[dict]) -> None:
     for path in (DREAM, ASSETS / "mini"):
         parameters = sum(p.numel() for p in load_denoiser(path).model.parameters())
-        assert model_size(str(path)) == (load_denoiser(path).vocab_size, parameters)
+        assert model_size(ModelConfig(path=str(path))) == (
+            load_denoiser(path).vocab_size,
+            parameters,
+        )

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tests.conftest import same_maths
 from unmaskrl.models.checkpoint import load_denoiser
-from unmaskrl.models.families import LLaDA, LLaDAConfig, common
+from unmaskrl.models.families import LLaDA, LLaDAConfig, MaskPredictor
 
 DATA = Path(__file__).parents[2] / "data" / "llada-tiny"
 GQA = Path(__file__).parents[4] / "shared" / "parity" / "llada-tiny-gqa-bias"
@@ -183,7 +183,9 @@ def test_rows_do_not_depend_on_the_batch(monkeypatch: pytest.MonkeyPatch) -> Non
     with torch.no_grad():
         together = model(ids, mask)
         rows = torch.cat([model(ids[i : i + 1], mask[i : i + 1]) for i in range(7)])
-        monkeypatch.setattr(common, "CPU_CHUNK", 20)  # two rows at a time, the last chunk has one
+        monkeypatch.setattr(
+            MaskPredictor, "cpu_chunk", 20
+        )  # two rows at a time, the last chunk has one
         chunked = model(ids, mask)
     assert same_maths(rows, together)
     assert same_maths(chunked, together)
@@ -193,7 +195,7 @@ def test_gradients_do_not_depend_on_the_chunks(monkeypatch: pytest.MonkeyPatch) 
     ids = random_ids(5, 8)
     gradients = []
     for chunk in (2048, 16):
-        monkeypatch.setattr(common, "CPU_CHUNK", chunk)
+        monkeypatch.setattr(MaskPredictor, "cpu_chunk", chunk)
         model = small_model()
         model(ids).log_softmax(-1).pow(2).mean().backward()
         gradients.append([p.grad for p in model.parameters()])

@@ -152,7 +152,12 @@ def test_vocabulary_and_mask_must_be_the_models(qwen: Path, tmp_path: Path) -> N
     with pytest.raises(ValueError, match="has 265 tokens, the model only 250 embeddings"):
         load_tokenizer(
             dream_folder(
-                tmp_path / "small", qwen, vocab_size=250, mask_token_id=249, eos_token_id=1
+                tmp_path / "small",
+                qwen,
+                vocab_size=250,
+                mask_token_id=249,
+                eos_token_id=1,
+                pad_token_id=1,
             )
         )
 
@@ -299,7 +304,7 @@ def test_a_stand_in_keeps_the_settings_and_vocabulary_of_a_folder(
     )
     config: Any = denoiser.model.config
     assert source == folder and len(tokenizer) == 265 and denoiser.vocab_size == 512
-    assert (denoiser.mask_id, config.rope_theta, config.tie_word_embeddings) == (264, 5000.0, True)
+    assert (denoiser.mask_id, config.rope_theta, config.weight_tying) == (264, 5000.0, True)
     assert {p.dtype for p in denoiser.model.parameters()} == {torch.bfloat16}
     assert end_ids(denoiser) == (501, 262)
 

@@ -22,7 +22,8 @@ from unmaskrl.core.canvas import blank_canvas
 from unmaskrl.core.decoding import decode
 from unmaskrl.core.scoring import target_logps
 from unmaskrl.models.denoiser import ModelDenoiser
-from unmaskrl.models.families.common import CPU_CHUNK
+from unmaskrl.models.families import FAMILIES
+from unmaskrl.models.families.family import CPU_CHUNK
 from unmaskrl.models.families.llada import LLaDA, LLaDAConfig
 from unmaskrl.models.hub import ASSETS
 from unmaskrl.recipes.cost import step_cost
@@ -45,27 +46,24 @@ from unmaskrl.recipes.memory import (
     smaller_settings,
     verdict,
 )
+from unmaskrl.recipes.schema import ModelConfig
 
-LLADA_8B = {
-    "d_model": 4096,
-    "n_heads": 32,
-    "n_kv_heads": 32,
-    "n_layers": 32,
-    "mlp_hidden_size": 12288,
-    "vocab_size": 126464,
-    "embedding_size": 126464,
-    "weight_tying": False,
-}
-DREAM_7B = {
-    "hidden_size": 3584,
-    "num_attention_heads": 28,
-    "num_key_value_heads": 4,
-    "num_hidden_layers": 28,
-    "intermediate_size": 18944,
-    "vocab_size": 152064,
-    "tie_word_embeddings": False,
-}
-ALL = adapted_layers(None)
+
+def released(model_type: str) -> ModelShape:
+    """The shape of a family's released models."""
+    family = FAMILIES[model_type]
+    return ModelShape.of(family.read(dict(family.released or {})), family)
+
+
+def mini_shape() -> ModelShape:
+    shape = model_shape(ModelConfig())
+    assert shape is not None
+    return shape
+
+
+LLADA_8B = released("llada")
+DREAM_7B = released("Dream")
+ALL = adapted_layers(None, LLADA_8B)
 TOLERANCE = 0.15
 FULL = Setup(
     dtype=2,
@@ -153,7 +151,7 @@ def wide(dtype: torch.dtype, *, kv: int = 8, vocab: int = 5000, **other: Any) ->
 
 def shape_of(denoiser: ModelDenoiser) -> ModelShape:
     config: Any = denoiser.model.config
-    return ModelShape.of(config.to_dict())
+    return ModelShape.of(config, FAMILIES["llada"])
 
 
 def on_cpu(dtype: torch.dtype, rows: int, length: int, gen: int, **other: Any) -> Setup:
@@ -176,10 +174,10 @@ def on_cpu(dtype: torch.dtype, rows: int, length: int, gen: int, **other: Any) -
 
 
 @pytest.mark.parametrize(
-    ("config", "parameters"), [(LLADA_8B, 8_015_581_184), (DREAM_7B, 7_615_616_512)]
+    ("shape", "parameters"), [(LLADA_8B, 8_015_581_184), (DREAM_7B, 7_615_616_512)]
 )
-def test_published_sizes(config: dict[str, Any], parameters: int) -> None:
-    assert ModelShape.of(config).parameters == parameters
+def test_published_sizes(shape: ModelShape, parameters: int) -> None:
+    assert shape.parameters == parameters
 
 
 @pytest.mark.parametrize(
@@ -199,27 +197,32 @@ def test_parameters_are_those_of_the_module(settings: dict[str, Any]) -> None:
 
 def test_shipped_models_have_a_shape_and_others_are_refused() -> None:
     cost = step_cost(load_recipe("sudoku-mini"))
-    shape = model_shape("mini")
+    shape = mini_shape()
     assert (shape.vocab, shape.parameters) == (120, cost.parameters)
     with pytest.raises(ValueError, match=r"nowhere is not a folder, nor a hub id"):
-        model_shape("nowhere")
-    with pytest.raises(ValueError, match="no mlp_hidden_size or intermediate_size"):
-        ModelShape.of({**LLADA_8B, "mlp_hidden_size": None})
+        model_shape(ModelConfig(path="nowhere"))
+
+
+def test_a_family_that_names_no_linear_layers_has_no_plan() -> None:
+    llada = FAMILIES["llada"]
+    config = llada.read(dict(llada.released or {}))
+    with pytest.raises(ValueError, match="linears names no layer for 'down'"):
+        ModelShape.of(config, replace(llada, linears={"q_proj": "q", "k_proj": "k"}))
 
 
 def test_adapters_are_rank_times_inputs_and_outputs() -> None:
-    shape = ModelShape.of(DREAM_7B)
+    shape = DREAM_7B
     d = 3584
     kv = 512
     mlp = 18944
     attention = 2 * (d + d) + 2 * (d + kv)
     assert shape.adapter_parameters(16, ALL) == 28 * 16 * (attention + 3 * (d + mlp))
-    assert shape.adapter_parameters(8, adapted_layers(("q_proj", "v_proj"))) == 28 * 8 * (
+    assert shape.adapter_parameters(8, adapted_layers(("q_proj", "v_proj"), shape)) == 28 * 8 * (
         d + d + d + kv
     )
-    assert adapted_layers(("attn_out", "o_proj")) == ("out",)
+    assert adapted_layers(("o_proj", "o_proj"), shape) == ("out",)
     with pytest.raises(ValueError, match=r"'q' is no linear layer of a block; known: q_proj, "):
-        adapted_layers(("q",))
+        adapted_layers(("q",), shape)
     stays = memory_plan(shape, replace(LORA, rank=16)).stays
     count = shape.adapter_parameters(16, ALL)
     assert (
@@ -237,7 +240,7 @@ def test_adamw_keeps_two_numbers_in_the_precision_of_the_weights(dtype: torch.dt
     optimizer.step()
     state = [t for key, t in optimizer.state[weight].items() if key != "step"]
     held = sum(t.numel() * t.element_size() for t in state)
-    shape = ModelShape.of(LLADA_8B)
+    shape = LLADA_8B
     setup = replace(FULL, dtype=dtype.itemsize)
     planned = memory_plan(shape, setup).stays["optimiser state (AdamW)"] / shape.parameters
     assert held / weight.numel() == planned == 2 * dtype.itemsize
@@ -247,7 +250,7 @@ def test_sharding_divides_what_it_says() -> None:
     """The blocks' share of every kind of state; embedding and head stay whole; zero2 has whole
     blocks during a pass.
     """
-    shape = ModelShape.of(LLADA_8B)
+    shape = LLADA_8B
     outer = 2 * 126464 * 4096 + 4096
     blocks = shape.parameters - outer
     per_parameter = {
@@ -283,7 +286,7 @@ def test_sharding_divides_what_it_says() -> None:
 
 
 def test_4_bits_and_the_reference_copy() -> None:
-    shape = ModelShape.of(LLADA_8B)
+    shape = LLADA_8B
     linear = 32 * (4 * 4096**2 + 3 * 4096 * 12288)
     plain = memory_plan(shape, LORA).stays
     small = memory_plan(shape, replace(LORA, nf4=True)).stays
@@ -294,7 +297,7 @@ def test_4_bits_and_the_reference_copy() -> None:
 
 @pytest.mark.parametrize("base", [FULL, LORA, replace(LORA, nf4=True, checkpointing=True)])
 def test_more_canvases_need_more_until_all_are_alive(base: Setup) -> None:
-    shape = ModelShape.of(LLADA_8B)
+    shape = LLADA_8B
     totals = [memory_plan(shape, replace(base, max_canvases=n)).total for n in range(1, 80)]
     assert all(a < b for a, b in itertools.pairwise(totals[15:72])) and sorted(totals) == totals
     assert len(set(totals[71:])) == 1  # 72 canvases are all
@@ -307,7 +310,7 @@ def test_more_canvases_need_more_until_all_are_alive(base: Setup) -> None:
 
 
 def test_checkpointing_and_adapters_need_less() -> None:
-    shape = ModelShape.of(LLADA_8B)
+    shape = LLADA_8B
     assert (
         memory_plan(shape, replace(FULL, checkpointing=True)).activations
         < 0.2 * memory_plan(shape, FULL).activations
@@ -321,7 +324,7 @@ def test_checkpointing_and_adapters_need_less() -> None:
 
 
 def test_verdicts_say_what_fits_and_what_to_change() -> None:
-    shape = ModelShape.of(LLADA_8B)
+    shape = LLADA_8B
     setup = replace(LORA, max_canvases=8)
     need = memory_plan(shape, setup).total / GIB
     fits = verdict(shape, setup, "80 GB", 80)
@@ -338,7 +341,7 @@ def test_verdicts_say_what_fits_and_what_to_change() -> None:
 
 def test_split_weights_are_not_put_into_4_bits() -> None:
     split = replace(LORA, processes=8, shard="fsdp", gather_rollout=True)
-    shape = ModelShape.of(LLADA_8B)
+    shape = LLADA_8B
     assert "train.gather_rollout=false" in verdict(shape, split, "24 GB", 24)
     assert "nf4" not in verdict(shape, split, "24 GB", 24) + verdict(shape, split, "8 GB", 8)
 
@@ -348,7 +351,7 @@ def test_split_weights_are_not_put_into_4_bits() -> None:
 )
 @pytest.mark.parametrize("gib", [12, 16, 24, 48, 80])
 def test_suggested_settings_fit(base: Setup, gib: int) -> None:
-    shape = ModelShape.of(LLADA_8B)
+    shape = LLADA_8B
     limit = HEADROOM * gib * GIB
     if memory_plan(shape, base).total <= limit:
         return
@@ -383,7 +386,7 @@ def test_a_recipe_becomes_a_setup() -> None:
         "sudoku-mini-elbo",
         [*size, "model.lora={rank: 8, targets: [q_proj]}", "model.dtype=bfloat16"],
     )
-    setup = Setup.of(recipe, processes=2, prompt_tokens=19, cuda=False)
+    setup = Setup.of(recipe, mini_shape(), processes=2, prompt_tokens=19, cuda=False)
     assert (setup.dtype, setup.adapter_dtype, setup.rank, setup.roles) == (2, 4, 8, ("q",))
     assert (setup.train_rows, setup.eval_rows, setup.alive, setup.length, setup.window) == (
         8,
@@ -393,17 +396,16 @@ def test_a_recipe_becomes_a_setup() -> None:
         20,
     )
     assert not setup.reference and setup.shard == "none"
-    plan = memory_plan(model_shape("mini"), setup)
+    plan = memory_plan(mini_shape(), setup)
     assert plan.logits == 5 * 20 * 120 * 6  # logits in bf16 and in fp32
-    whole = Setup.of(load_recipe("sudoku-mini-elbo", ["loss.kl_coef=0.04"]))
+    whole = Setup.of(load_recipe("sudoku-mini-elbo", ["loss.kl_coef=0.04"]), mini_shape())
     assert (
         whole.reference
         and whole.alive == whole.canvases == step_cost(load_recipe("sudoku-mini-elbo")).new // 4
     )
-    one = Setup.of(load_recipe("sudoku-mini"))
+    one = Setup.of(load_recipe("sudoku-mini"), mini_shape())
     assert (
-        memory_plan(model_shape("mini"), one).logits
-        == step_cost(load_recipe("sudoku-mini")).logits_bytes
+        memory_plan(mini_shape(), one).logits == step_cost(load_recipe("sudoku-mini")).logits_bytes
     )
 
 
@@ -456,19 +458,14 @@ def test_saved_activations_with_adapters(
     for name, parameter in denoiser.model.named_parameters():
         if "lora_" in name:
             parameter.data = parameter.data.to(adapter_dtype)
-    shape = ModelShape.of({**LLADA_8B, **_sizes(denoiser)})
-    roles = adapted_layers(targets)
+    shape = shape_of(denoiser)
+    roles = adapted_layers(targets, shape)
     trained = sum(p.numel() for p in denoiser.model.parameters() if p.requires_grad)
     assert trained == shape.adapter_parameters(16, roles)
     ids = torch.randint(2, 5000, (6, 80), generator=seeded(1))
     setup = on_cpu(dtype, 6, 80, 40, rank=16, roles=roles, adapter_dtype=adapter_dtype.itemsize)
     planned = saved_bytes(shape, replace(setup, scored=0))
     assert saved_storages(denoiser.model, ids) == pytest.approx(planned, rel=TOLERANCE)
-
-
-def _sizes(denoiser: ModelDenoiser) -> dict[str, Any]:
-    config: Any = denoiser.model.config
-    return {key: value for key, value in config.to_dict().items() if key in LLADA_8B}
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

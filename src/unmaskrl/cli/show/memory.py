@@ -20,7 +20,7 @@ from ...recipes.memory import (
     verdict,
 )
 from ...recipes.schema import Recipe
-from ...training.memory_notes import prompt_tokens, this_machine
+from ...training.memory_notes import NO_PLAN, prompt_tokens, this_machine
 
 
 def print_memory(recipe: Recipe, console: Console, processes: int = 1) -> None:
@@ -29,8 +29,11 @@ def print_memory(recipe: Recipe, console: Console, processes: int = 1) -> None:
         raise ValueError(f"--processes must be at least 1, got {processes}")
     cuda = torch.cuda.is_available()
     (tokens, counted) = prompt_tokens(recipe)
-    shape = model_shape(recipe.model.path)
-    setup = Setup.of(recipe, processes=processes, prompt_tokens=tokens, cuda=cuda)
+    shape = model_shape(recipe.model)
+    if shape is None:
+        console.print(NO_PLAN, highlight=False)
+        return
+    setup = Setup.of(recipe, shape, processes=processes, prompt_tokens=tokens, cuda=cuda)
     console.print(memory_table(memory_plan(shape, setup)))
     source = (
         "the longest of the first training prompts"

@@ -1,14 +1,12 @@
-"""What the families share: RMSNorm, rotary attention, chunks on a CPU, and how a config.json is
-read.
-"""
+"""What the shipped families share: their config, RMSNorm, rotary attention, chunks on a CPU."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -16,21 +14,145 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-# On CPU a batch runs in chunks of about this many tokens, so that activations stay in the cache:
-# 10-50 % faster at d_model 128, forward and backward; the optimum is flat between 1,000 and 3,000
-# tokens.
-CPU_CHUNK = 2048
+Config = TypeVar("Config", bound="TransformerConfig")
 _TYPES = {"int": (int,), "float": (float, int), "bool": (bool,)}
+_SIZES = ("d_model", "n_heads", "n_kv_heads", "n_layers", "mlp_hidden_size", "vocab_size")
 
 
-class MaskPredictor(nn.Module):
-    """What every family has besides its layers: how its forward pass is run, which changes no
-    number.
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+    """Sizes and token ids of a Llama-like transformer; a family's class says how its config.json
+    calls them.
+
+    ``raw`` keeps what was read, verbatim.
     """
 
-    # None: a batch is one pass, as ranks with sharded weights need it
-    cpu_chunk: int | None = CPU_CHUNK
-    recompute: bool = False  # activation checkpointing
+    name: ClassVar[str]  # in messages
+    # what config.json calls a field, where it is another name
+    keys: ClassVar[dict[str, str]] = {}
+    # settings that change the maths, and the values that are computed here (None: the key is absent
+    # or null); the first value is the one that is written
+    supported: ClassVar[dict[str, tuple[Any, ...]]]
+    written: ClassVar[dict[str, Any]]
+
+    d_model: int
+    n_heads: int
+    n_kv_heads: int
+    n_layers: int
+    mlp_hidden_size: int
+    vocab_size: int
+    mask_token_id: int
+    eos_token_id: int
+    pad_token_id: int
+    max_sequence_length: int
+    rope_theta: float
+    rms_norm_eps: float
+    weight_tying: bool = False
+    raw: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Refuse sizes and ids that do not fit together (ValueError)."""
+        for name in (*_SIZES, "max_sequence_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{self.key(name)} is {getattr(self, name)}; expected at least 1")
+        d = self.d_model
+        h = self.n_heads
+        if d % h or (d // h) % 2:
+            raise ValueError(
+                f"{self.key('d_model')} {d} / {self.key('n_heads')} {h} must be an even whole "
+                "number"
+            )
+        if h % self.n_kv_heads:
+            raise ValueError(
+                f"{self.key('n_heads')} {h} must be a multiple of {self.key('n_kv_heads')} "
+                f"{self.n_kv_heads}"
+            )
+        config: Any = self
+        for name in ("mask_token_id", "eos_token_id", "pad_token_id"):
+            if not 0 <= getattr(self, name) < config.embedding_size:
+                raise ValueError(
+                    f"{name} {getattr(self, name)} is not in 0..{config.embedding_size - 1}"
+                )
+
+    @classmethod
+    def key(cls, name: str) -> str:
+        """What config.json calls a field."""
+        return cls.keys.get(name, name)
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.d_model // self.n_heads
+
+    @classmethod
+    def derived(cls, raw: dict[str, Any]) -> dict[str, Any]:
+        """What the published configuration class fills in for absent (or null) keys."""
+        return {
+            cls.key("n_kv_heads"): raw.get(cls.key("n_heads")),
+            "pad_token_id": raw.get("eos_token_id"),
+        }
+
+    @classmethod
+    def from_dict(cls: type[Config], raw: dict[str, Any]) -> Config:
+        """Read config.json; ValueError on missing keys, wrong types, and settings not computed
+        here.
+        """
+        refuse_unsupported(cls.name, raw, cls.supported)
+        filled = cls.derived(raw) | {key: value for key, value in raw.items() if value is not None}
+        values = {}
+        for item in fields(cls):
+            key = cls.key(item.name)
+            if item.name == "raw":
+                continue
+            if filled.get(key) is not None:
+                values[item.name] = filled[key]
+            elif item.default is MISSING:
+                raise ValueError(f"{cls.name} config lacks {key}; add it to config.json")
+            if item.name in values and type(values[item.name]) not in _TYPES[str(item.type)]:
+                raise ValueError(
+                    f"{cls.name} config has {key}={values[item.name]!r}; expected {item.type}"
+                )
+        return cls(**values, raw=dict(raw))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The config.json: the keys that were read, verbatim, except values that were replaced
+        since.
+        """
+        if self.raw and type(self).from_dict(self.raw) == self:
+            return dict(self.raw)
+        fixed = self.written | {key: values[0] for key, values in self.supported.items()}
+        own = {self.key(f.name): getattr(self, f.name) for f in fields(self) if f.name != "raw"}
+        return fixed | self.raw | own
+
+    def tiny(self: Config) -> Config:
+        """The same settings and vocabulary at sizes for a dry run; the share of key/value heads is
+        kept.
+        """
+        # the nearest divisor of 4 to the same share, at least 1
+        kv_heads = min((1, 2, 4), key=lambda n: abs(n * self.n_heads - 4 * self.n_kv_heads))
+        raw = {key: value for key, value in self.raw.items() if key != "head_dim"}
+        return replace(
+            self,
+            d_model=64,
+            n_layers=2,
+            n_heads=4,
+            n_kv_heads=kv_heads,
+            mlp_hidden_size=160,
+            raw=raw,
+        )
+
+    def with_vocabulary(
+        self: Config, vocab_size: int, mask_id: int, eos_id: int, pad_id: int
+    ) -> Config:
+        """The same architecture for another tokenizer."""
+        widths = {f.name for f in fields(self)} & {"vocab_size", "embedding_size"}
+        return replace(
+            self,
+            mask_token_id=mask_id,
+            eos_token_id=eos_id,
+            pad_token_id=pad_id,
+            **dict.fromkeys(widths, vocab_size),
+        )
 
 
 class RMSNorm(nn.Module):
@@ -178,64 +300,3 @@ def refuse_unsupported(
             raise ValueError(
                 f"{family} config has {key}={raw.get(key)!r}; only {values[0]!r} is supported"
             )
-
-
-def read_fields(
-    family: str, kind: Any, raw: dict[str, Any], derived: dict[str, Any]
-) -> dict[str, Any]:
-    """Values of a config dataclass's fields from config.json, absent or null ones from ``derived``
-    or the default.
-
-    ValueError on what is missing or of another type.
-    """
-    filled = derived | {key: value for key, value in raw.items() if value is not None}
-    values = {}
-    for item in fields(kind):
-        if item.name == "raw":
-            continue
-        if filled.get(item.name) is not None:
-            values[item.name] = filled[item.name]
-        elif item.default is MISSING:
-            raise ValueError(f"{family} config lacks {item.name}; add it to config.json")
-        if item.name in values and type(values[item.name]) not in _TYPES[str(item.type)]:
-            raise ValueError(
-                f"{family} config has {item.name}={values[item.name]!r}; expected {item.type}"
-            )
-    return values
-
-
-def written_config(config: Any, fixed: dict[str, Any]) -> dict[str, Any]:
-    """The config.json of ``config``: the keys that were read, verbatim, except values that were
-    replaced since.
-    """
-    if config.raw and type(config).from_dict(config.raw) == config:
-        return dict(config.raw)
-    return (
-        fixed
-        | config.raw
-        | {f.name: getattr(config, f.name) for f in fields(config) if f.name != "raw"}
-    )
-
-
-def check_sizes(config: Any, sizes: tuple[str, ...], width: str, heads: str, kv_heads: str) -> None:
-    """Refuse sizes and token ids that do not fit together (ValueError)."""
-    for name in sizes:
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} is {getattr(config, name)}; expected at least 1")
-    d, h, kv = (getattr(config, name) for name in (width, heads, kv_heads))
-    if d % h or (d // h) % 2:
-        raise ValueError(f"{width} {d} / {heads} {h} must be an even whole number")
-    if h % kv:
-        raise ValueError(f"{heads} {h} must be a multiple of {kv_heads} {kv}")
-    for name in ("mask_token_id", "eos_token_id", "pad_token_id"):
-        if not 0 <= getattr(config, name) < config.embedding_size:
-            raise ValueError(
-                f"{name} {getattr(config, name)} is not in 0..{config.embedding_size - 1}"
-            )
-
-
-def tiny_kv_heads(heads: int, kv_heads: int) -> int:
-    """Key/value heads of a model cut down to 4 heads: the nearest divisor of 4 to the same share,
-    at least 1.
-    """
-    return min((1, 2, 4), key=lambda count: abs(count * heads - 4 * kv_heads))

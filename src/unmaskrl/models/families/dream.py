@@ -18,8 +18,8 @@ Parameters carry the published names (``model.layers.0.self_attn.q_proj.weight``
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -27,80 +27,44 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from .common import (
-    MaskPredictor,
     RMSNorm,
-    check_sizes,
+    TransformerConfig,
     draw_weights,
     in_chunks,
-    read_fields,
-    refuse_unsupported,
     rotary_attention,
     rotary_table,
     run_blocks,
-    tiny_kv_heads,
-    written_config,
 )
-
-# Settings of the published configuration class that change the maths, and the values that this code
-# computes (None: the key is absent or null). The first value is the one we write.
-_SUPPORTED: dict[str, tuple[Any, ...]] = {
-    "hidden_act": ("silu", None),
-    "rope_scaling": (None,),
-    "rope_parameters": (None,),  # newer transformers write rope_theta in there
-    "use_sliding_window": (False, None),
-    "use_mrope": (False, None),
-    "attention_dropout": (0.0, None),
-}
-_SIZES = (
-    "hidden_size",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "num_hidden_layers",
-    "intermediate_size",
-    "vocab_size",
-    "max_position_embeddings",
-)
+from .family import Family, MaskPredictor
 
 
 @dataclass(frozen=True, kw_only=True)
-class DreamConfig:
-    """Sizes and token ids, named as in Dream's config.json; ``raw`` keeps what was read,
-    verbatim.
-    """
+class DreamConfig(TransformerConfig):
+    """Sizes and token ids of Dream, from Qwen2's names in config.json."""
 
-    hidden_size: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    num_hidden_layers: int
-    intermediate_size: int
-    vocab_size: int
-    mask_token_id: int
-    eos_token_id: int
-    pad_token_id: int
-    max_position_embeddings: int = 131072
+    name: ClassVar[str] = "Dream"
+    keys: ClassVar[dict[str, str]] = {
+        "d_model": "hidden_size",
+        "n_heads": "num_attention_heads",
+        "n_kv_heads": "num_key_value_heads",
+        "n_layers": "num_hidden_layers",
+        "mlp_hidden_size": "intermediate_size",
+        "max_sequence_length": "max_position_embeddings",
+        "weight_tying": "tie_word_embeddings",
+    }
+    supported: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "hidden_act": ("silu", None),
+        "rope_scaling": (None,),
+        "rope_parameters": (None,),  # newer transformers write rope_theta in there
+        "use_sliding_window": (False, None),
+        "use_mrope": (False, None),
+        "attention_dropout": (0.0, None),
+    }
+    written: ClassVar[dict[str, Any]] = {"model_type": "Dream", "architectures": ["DreamModel"]}
+
+    max_sequence_length: int = 131072
     rope_theta: float = 1000000.0
     rms_norm_eps: float = 1e-6
-    tie_word_embeddings: bool = False
-    raw: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
-
-    def __post_init__(self) -> None:
-        """Refuse sizes and ids that do not fit together (ValueError)."""
-        check_sizes(self, _SIZES, "hidden_size", "num_attention_heads", "num_key_value_heads")
-
-    @property
-    def head_dim(self) -> int:
-        """Width of one attention head."""
-        return self.hidden_size // self.num_attention_heads
-
-    @property
-    def max_sequence_length(self) -> int:
-        """Positions, by the name that every family has."""
-        return self.max_position_embeddings
-
-    @property
-    def d_model(self) -> int:
-        """Width of the hidden states."""
-        return self.hidden_size
 
     @property
     def embedding_size(self) -> int:
@@ -109,57 +73,14 @@ class DreamConfig:
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> DreamConfig:
-        """Read Dream's config.json; ValueError on missing keys and on settings not computed
-        here.
-        """
-        raw = _with_plain_rope(raw)
-        refuse_unsupported("Dream", raw, _SUPPORTED)
-        derived = {
-            "num_key_value_heads": raw.get("num_attention_heads"),
-            "pad_token_id": raw.get("eos_token_id"),
-        }
-        config = cls(**read_fields("Dream", cls, raw, derived), raw=dict(raw))
+        """Read config.json; ValueError on missing keys and on settings not computed here."""
+        config = super().from_dict(_with_plain_rope(raw))
         if raw.get("head_dim") not in (None, config.head_dim):
             raise ValueError(
                 f"Dream config has head_dim={raw['head_dim']!r}; only {config.head_dim} is "
                 "supported"
             )
         return config
-
-    def to_dict(self) -> dict[str, Any]:
-        """The config.json: the keys that were read, verbatim, except values that were replaced
-        since.
-        """
-        fixed = {"model_type": "Dream", "architectures": ["DreamModel"]}
-        return written_config(
-            self, fixed | {key: supported[0] for key, supported in _SUPPORTED.items()}
-        )
-
-    def tiny(self) -> DreamConfig:
-        """The same settings and vocabulary at sizes for a dry run; the share of key/value heads is
-        kept.
-        """
-        kv_heads = tiny_kv_heads(self.num_attention_heads, self.num_key_value_heads)
-        sizes = {
-            "hidden_size": 64,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "intermediate_size": 160,
-        }
-        raw = {key: value for key, value in self.raw.items() if key != "head_dim"}
-        return replace(self, **sizes, num_key_value_heads=kv_heads, raw=raw)
-
-    def with_vocabulary(
-        self, vocab_size: int, mask_id: int, eos_id: int, pad_id: int
-    ) -> DreamConfig:
-        """The same architecture for another tokenizer."""
-        return replace(
-            self,
-            vocab_size=vocab_size,
-            mask_token_id=mask_id,
-            eos_token_id=eos_id,
-            pad_token_id=pad_id,
-        )
 
 
 def _with_plain_rope(raw: dict[str, Any]) -> dict[str, Any]:
@@ -185,12 +106,12 @@ class _Attention(nn.Module):
 
     def __init__(self, config: DreamConfig) -> None:
         super().__init__()
-        d = config.hidden_size
+        d = config.d_model
         self.head_dim = config.head_dim
-        self.q_proj = nn.Linear(d, config.num_attention_heads * self.head_dim, bias=True)
-        self.k_proj = nn.Linear(d, config.num_key_value_heads * self.head_dim, bias=True)
-        self.v_proj = nn.Linear(d, config.num_key_value_heads * self.head_dim, bias=True)
-        self.o_proj = nn.Linear(config.num_attention_heads * self.head_dim, d, bias=False)
+        self.q_proj = nn.Linear(d, config.n_heads * self.head_dim, bias=True)
+        self.k_proj = nn.Linear(d, config.n_kv_heads * self.head_dim, bias=True)
+        self.v_proj = nn.Linear(d, config.n_kv_heads * self.head_dim, bias=True)
+        self.o_proj = nn.Linear(config.n_heads * self.head_dim, d, bias=False)
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
         q = self.q_proj(x)
@@ -204,9 +125,9 @@ class _MLP(nn.Module):
 
     def __init__(self, config: DreamConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = nn.Linear(config.d_model, config.mlp_hidden_size, bias=False)
+        self.up_proj = nn.Linear(config.d_model, config.mlp_hidden_size, bias=False)
+        self.down_proj = nn.Linear(config.mlp_hidden_size, config.d_model, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
@@ -219,8 +140,8 @@ class _Layer(nn.Module):
         super().__init__()
         self.self_attn = _Attention(config)
         self.mlp = _MLP(config)
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.input_layernorm = RMSNorm(config.d_model, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.d_model, config.rms_norm_eps)
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), rotary, mask)
@@ -241,25 +162,28 @@ class Dream(MaskPredictor):
         with torch.device("meta"):
             self.model = nn.ModuleDict(
                 {
-                    "embed_tokens": nn.Embedding(config.vocab_size, config.hidden_size),
-                    "layers": nn.ModuleList(
-                        [_Layer(config) for _ in range(config.num_hidden_layers)]
-                    ),
-                    "norm": RMSNorm(config.hidden_size, config.rms_norm_eps),
+                    "embed_tokens": nn.Embedding(config.vocab_size, config.d_model),
+                    "layers": nn.ModuleList([_Layer(config) for _ in range(config.n_layers)]),
+                    "norm": RMSNorm(config.d_model, config.rms_norm_eps),
                 }
             )
-            if not config.tie_word_embeddings:
-                self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+            if not config.weight_tying:
+                self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
 
     @property
     def _parts(self) -> Any:
         return self.model
 
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The repeated layers."""
+        return self._parts["layers"]
+
     def init_weights(self, generator: torch.Generator, std: float = 0.02) -> Dream:
         """Draw all weights on the generator's device: N(0, std), before residuals std / sqrt(2
-        num_hidden_layers).
+        n_layers).
         """
-        draw_weights(self, generator, std, self.config.num_hidden_layers, ("o_proj", "down_proj"))
+        draw_weights(self, generator, std, self.config.n_layers, ("o_proj", "down_proj"))
         return self
 
     def hidden(
@@ -271,7 +195,7 @@ class Dream(MaskPredictor):
         Rows at such positions are finite and mean nothing. Pass None when there are no pads: the
         mask is not inspected. ValueError beyond ``max_position_embeddings`` positions.
         """
-        limit = self.config.max_position_embeddings
+        limit = self.config.max_sequence_length
         return _shift(
             in_chunks(
                 self._hidden, ids, attention_mask, limit, "max_position_embeddings", self.cpu_chunk
@@ -289,15 +213,9 @@ class Dream(MaskPredictor):
 
     def head(self, hidden: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
         """Logits over all V = ``vocab_size`` rows, as in the published code."""
-        if self.config.tie_word_embeddings:
+        if self.config.weight_tying:
             return F.linear(hidden, self._parts["embed_tokens"].weight)
         return self.lm_head(hidden)
-
-    def forward(
-        self, ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"] | None = None
-    ) -> Float[Tensor, "B L V"]:
-        """head(hidden(ids))."""
-        return self.head(self.hidden(ids, attention_mask))
 
 
 def _shift(
@@ -309,3 +227,46 @@ def _shift(
         return shifted
     first = attention_mask & (attention_mask.long().cumsum(-1) == 1)
     return torch.where(first[..., None], hidden, shifted)
+
+
+FAMILY = Family(
+    model_type="Dream",
+    read=DreamConfig.from_dict,
+    build=Dream,
+    linears={
+        "q_proj": "q",
+        "k_proj": "k",
+        "v_proj": "v",
+        "o_proj": "out",
+        "gate_proj": "gate",
+        "up_proj": "up",
+        "down_proj": "down",
+    },
+    # DiffuCoder's model_type is Dream's, and it starts from Qwen2.5-Coder-7B
+    hub_ids=("Dream-org/Dream-v0-", "apple/DiffuCoder-7B-"),
+    # Qwen2.5-7B's sizes (Dream-org/Dream-v0-Instruct-7B, config.json). The file could not be
+    # downloaded here: when one is at hand, it is what counts.
+    released={
+        "model_type": "Dream",
+        "architectures": ["DreamModel"],
+        "hidden_act": "silu",
+        "rope_scaling": None,
+        "rope_theta": 1000000.0,
+        "rms_norm_eps": 1e-6,
+        "use_sliding_window": False,
+        "tie_word_embeddings": False,
+        "hidden_size": 3584,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "intermediate_size": 18944,
+        "max_position_embeddings": 131072,
+        "vocab_size": 152064,
+        "mask_token_id": 151666,
+        "eos_token_id": 151643,
+        "pad_token_id": 151643,
+    },
+    # its own tokenizer class is remote code
+    slow_tokenizer="Qwen2TokenizerFast",
+    derived=("rotary_emb.inv_freq",),  # a table that older versions of transformers stored
+)

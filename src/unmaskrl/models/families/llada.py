@@ -13,8 +13,8 @@ the published code: no dropout, no KV cache; RMSNorm and attention are torch's o
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -22,77 +22,51 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from .common import (
-    MaskPredictor,
     RMSNorm,
-    check_sizes,
+    TransformerConfig,
     draw_weights,
     in_chunks,
-    read_fields,
-    refuse_unsupported,
     rotary_attention,
     rotary_table,
     run_blocks,
-    tiny_kv_heads,
-    written_config,
 )
-
-# Settings of the published configuration class that change the maths, and the values that this code
-# computes (None: the key is absent or null, which means one of the other values). The first value
-# is the one we write.
-_SUPPORTED: dict[str, tuple[Any, ...]] = {
-    "block_type": ("llama",),
-    "activation_type": ("silu",),
-    "layer_norm_type": ("rms",),
-    "rope": (True,),
-    "rope_full_precision": (True, None),
-    "layer_norm_with_affine": (True, None),
-    "bias_for_layer_norm": (False, None),
-    "alibi": (False, None),
-    "input_emb_norm": (False, None),
-    "attention_layer_norm": (False, None),
-    "scale_logits": (False, None),
-    "multi_query_attention": (None, False),
-    "clip_qkv": (None,),
-    "rope_scaling": (None,),
-    "block_group_size": (1, None),
-    "attention_dropout": (0.0, None),
-    "residual_dropout": (0.0, None),
-    "embedding_dropout": (0.0, None),
-}
-_SIZES = (
-    "d_model",
-    "n_heads",
-    "n_kv_heads",
-    "n_layers",
-    "mlp_hidden_size",
-    "vocab_size",
-    "max_sequence_length",
-)
+from .family import Family, MaskPredictor
 
 
 @dataclass(frozen=True, kw_only=True)
-class LLaDAConfig:
-    """Sizes and token ids, named as in LLaDA's config.json; ``raw`` keeps what was read,
-    verbatim.
-    """
+class LLaDAConfig(TransformerConfig):
+    """Sizes and token ids, named as in LLaDA's config.json."""
 
-    d_model: int
-    n_heads: int
-    n_kv_heads: int
-    n_layers: int
-    mlp_hidden_size: int
-    vocab_size: int
+    name: ClassVar[str] = "LLaDA"
+    # None: the key is absent or null, which for some keys means another value
+    supported: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "block_type": ("llama",),
+        "activation_type": ("silu",),
+        "layer_norm_type": ("rms",),
+        "rope": (True,),
+        "rope_full_precision": (True, None),
+        "layer_norm_with_affine": (True, None),
+        "bias_for_layer_norm": (False, None),
+        "alibi": (False, None),
+        "input_emb_norm": (False, None),
+        "attention_layer_norm": (False, None),
+        "scale_logits": (False, None),
+        "multi_query_attention": (None, False),
+        "clip_qkv": (None,),
+        "rope_scaling": (None,),
+        "block_group_size": (1, None),
+        "attention_dropout": (0.0, None),
+        "residual_dropout": (0.0, None),
+        "embedding_dropout": (0.0, None),
+    }
+    written: ClassVar[dict[str, Any]] = {"model_type": "llada", "architectures": ["LLaDAModelLM"]}
+
     embedding_size: int
-    mask_token_id: int
-    eos_token_id: int
-    pad_token_id: int
     max_sequence_length: int = 4096
     rope_theta: float = 500000.0
     rms_norm_eps: float = 1e-5
     include_qkv_bias: bool = False
     include_bias: bool = False
-    weight_tying: bool = False
-    raw: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         """Refuse sizes and ids that do not fit together (ValueError)."""
@@ -100,61 +74,27 @@ class LLaDAConfig:
             raise ValueError(
                 f"embedding_size {self.embedding_size} is below vocab_size {self.vocab_size}"
             )
-        check_sizes(self, _SIZES, "d_model", "n_heads", "n_kv_heads")
+        super().__post_init__()
 
-    @property
-    def head_dim(self) -> int:
-        """Width of one attention head."""
-        return self.d_model // self.n_heads
+    @classmethod
+    def derived(cls, raw: dict[str, Any]) -> dict[str, Any]:
+        """What the published configuration class fills in for absent (or null) keys."""
+        d_model = raw.get("d_model")
+        ratio = raw.get("mlp_ratio")
+        return super().derived(raw) | {
+            "mlp_hidden_size": d_model * ratio if d_model and ratio else None,
+            "embedding_size": raw.get("vocab_size"),
+        }
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> LLaDAConfig:
-        """Read LLaDA's config.json; ValueError on missing keys and on settings not computed
-        here.
-        """
-        refuse_unsupported("LLaDA", raw, _SUPPORTED)
+        """Read config.json; ValueError on missing keys and on settings not computed here."""
+        config = super().from_dict(raw)
         if raw.get("include_bias") and raw.get("bias_for_layer_norm") is None:
             raise ValueError(
                 "LLaDA config has include_bias and norms with a bias; that is not supported"
             )
-        return cls(**read_fields("LLaDA", cls, raw, _derived(raw)), raw=dict(raw))
-
-    def to_dict(self) -> dict[str, Any]:
-        """The config.json: the keys that were read, verbatim, except values that were replaced
-        since.
-        """
-        fixed = {"model_type": "llada", "architectures": ["LLaDAModelLM"]}
-        return written_config(
-            self, fixed | {key: supported[0] for key, supported in _SUPPORTED.items()}
-        )
-
-    def tiny(self) -> LLaDAConfig:
-        """The same settings and vocabulary at sizes for a dry run; the share of key/value heads is
-        kept.
-        """
-        kv_heads = tiny_kv_heads(self.n_heads, self.n_kv_heads)
-        return replace(
-            self, d_model=64, n_layers=2, n_heads=4, n_kv_heads=kv_heads, mlp_hidden_size=160
-        )
-
-    def with_vocabulary(
-        self, vocab_size: int, mask_id: int, eos_id: int, pad_id: int
-    ) -> LLaDAConfig:
-        """The same architecture for another tokenizer."""
-        ids = {"mask_token_id": mask_id, "eos_token_id": eos_id, "pad_token_id": pad_id}
-        return replace(self, vocab_size=vocab_size, embedding_size=vocab_size, **ids)
-
-
-def _derived(raw: dict[str, Any]) -> dict[str, Any]:
-    # What the published configuration class fills in for absent (or null) keys.
-    d_model = raw.get("d_model")
-    ratio = raw.get("mlp_ratio")
-    return {
-        "n_kv_heads": raw.get("n_heads"),
-        "mlp_hidden_size": d_model * ratio if d_model and ratio else None,
-        "embedding_size": raw.get("vocab_size"),
-        "pad_token_id": raw.get("eos_token_id"),
-    }
+        return config
 
 
 class _Block(nn.Module):
@@ -214,6 +154,11 @@ class LLaDA(MaskPredictor):
     def _parts(self) -> Any:
         return self.model["transformer"]
 
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The repeated layers."""
+        return self._parts["blocks"]
+
     def init_weights(self, generator: torch.Generator, std: float = 0.02) -> LLaDA:
         """Draw all weights on the generator's device: N(0, std), before residuals std / sqrt(2
         n_layers).
@@ -250,8 +195,47 @@ class LLaDA(MaskPredictor):
             return F.linear(hidden, parts["wte"].weight)
         return parts["ff_out"](hidden)
 
-    def forward(
-        self, ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"] | None = None
-    ) -> Float[Tensor, "B L V"]:
-        """head(hidden(ids))."""
-        return self.head(self.hidden(ids, attention_mask))
+
+FAMILY = Family(
+    model_type="llada",
+    read=LLaDAConfig.from_dict,
+    build=LLaDA,
+    linears={
+        "q_proj": "q",
+        "k_proj": "k",
+        "v_proj": "v",
+        "attn_out": "out",
+        "ff_proj": "gate",
+        "up_proj": "up",
+        "ff_out": "down",
+    },
+    hub_ids=("GSAI-ML/LLaDA-8B-", "GSAI-ML/LLaDA-1.5"),
+    # Sizes as LLaDA's converters check them (GSAI-ML/LLaDA-8B-Instruct, config.json). The file
+    # could not be downloaded here: when one is at hand, it is what counts.
+    released={
+        "model_type": "llada",
+        "architectures": ["LLaDAModelLM"],
+        "block_type": "llama",
+        "activation_type": "silu",
+        "layer_norm_type": "rms",
+        "rope": True,
+        "rope_full_precision": True,
+        "rope_theta": 500000.0,
+        "rms_norm_eps": 1e-5,
+        "include_bias": False,
+        "include_qkv_bias": False,
+        "weight_tying": False,
+        "d_model": 4096,
+        "n_layers": 32,
+        "n_heads": 32,
+        "n_kv_heads": 32,
+        "mlp_hidden_size": 12288,
+        "max_sequence_length": 4096,
+        "vocab_size": 126464,
+        "embedding_size": 126464,
+        "mask_token_id": 126336,
+        "eos_token_id": 126081,
+        "pad_token_id": 126081,
+    },
+    derived=("rotary_emb.inv_freq",),
+)

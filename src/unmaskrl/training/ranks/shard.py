@@ -38,7 +38,7 @@ def shard_blocks(model: Any, mode: str) -> None:
     Gradients are summed over ranks. Build the optimiser afterwards: the blocks' parameters are
     replaced.
     """
-    blocks = transformer_blocks(model)
+    blocks = model.blocks
     device = "cuda" if next(model.parameters()).is_cuda else "cpu"
     mesh = init_device_mesh(device, (dist.get_world_size(),))
     inside = {id(p) for block in blocks for p in block.parameters()}
@@ -51,16 +51,6 @@ def shard_blocks(model: Any, mode: str) -> None:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             _sum_not_mean(module)
-
-
-def transformer_blocks(model: nn.Module) -> nn.ModuleList:
-    """The repeated layers: the longest list of modules."""
-    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
-    if not lists:
-        raise ValueError(
-            f"{type(model).__name__} has no list of blocks to shard; set train.shard=none"
-        )
-    return max(lists, key=len)
 
 
 class Lockstep(ModelDenoiser):
