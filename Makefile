@@ -9,7 +9,7 @@ SEED := 0
 .PHONY: demo test check lint types unit integration bench clean
 
 demo: $(STAMP)
-	$(VENV)/bin/unmaskrl train $(DEMO) train.seed=$(SEED) --force
+	$(VENV)/bin/unmaskrl train $(DEMO) run.seed=$(SEED) --force
 
 test: lint types unit integration
 

@@ -27,10 +27,10 @@ from unmaskrl.training.loop import collect, update
 from unmaskrl.training.setup import start_run
 
 SETTINGS = (
-    "prior.keep=0.2 prior.keep_end=null prior.share=1.0 prior.hide_in_views=false "
+    "prior.keep=0.2 prior.keep_end=null prior.share=1.0 estimator.hide_anchors=false "
     "decode.exit_at=0.85 "
-    "train.prompts_per_step=8 train.group_size=8 train.warmup=0 train.schedule=constant "
-    "train.log_with=[] train.threads=1"
+    "train.prompts_per_step=8 train.group_size=8 optimizer.warmup=0 optimizer.schedule=constant "
+    "run.log_with=[] run.threads=1"
 ).split()
 ROWS = 16
 DRAWS = 24
@@ -43,7 +43,7 @@ def drift_figures() -> Figures:
     ``SETTINGS``).
     """
     with tempfile.TemporaryDirectory() as folder:
-        recipe = load_recipe("sudoku-mini", [*SETTINGS, f"train.out={folder}/run"])
+        recipe = load_recipe("sudoku-mini", [*SETTINGS, f"run.out={folder}/run"])
         run = start_run(recipe, resume=False, force=True)
         old = frozen_copy(run.denoiser)
         batch = collect(run)
@@ -68,7 +68,12 @@ def drift_figures() -> Figures:
             name: float(r.action_mask.sum(-1).float().mean())
             for name, r in likelihoods(sample).items()
         }
-        used = {"rows": ROWS, "draws": DRAWS, "lr": recipe.train.lr, "settings": " ".join(SETTINGS)}
+        used = {
+            "rows": ROWS,
+            "draws": DRAWS,
+            "lr": recipe.optimizer.lr,
+            "settings": " ".join(SETTINGS),
+        }
         return {
             **used,
             "tokens": tokens,

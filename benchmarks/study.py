@@ -69,14 +69,14 @@ def run_arm(arm: str, seed: int, minutes: float, runs: Path) -> dict[str, Any]:
     """
     recipe, *settings = arm.split(",")
     folder = runs / f"{arm.replace(',', '+').replace('/', '_')}-s{seed}"
-    command = ["unmaskrl", "train", recipe, *settings, f"train.seed={seed}"]
+    command = ["unmaskrl", "train", recipe, *settings, f"run.seed={seed}"]
     command += [f"train.minutes={minutes}", "train.steps=100000"] if minutes else []
     command += [
-        "train.threads=1",
-        "train.log_with=[]",
+        "run.threads=1",
+        "run.log_with=[]",
         "eval.every=10",
         "eval.size_during=256",
-        f"train.out={folder}",
+        f"run.out={folder}",
     ]
     executable = [sys.executable, "-c", CPU_CLOCK]
     subprocess.run(

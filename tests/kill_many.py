@@ -23,8 +23,8 @@ from pathlib import Path
 
 SETTINGS = (
     "train.steps=4 train.prompts_per_step=2 train.group_size=4 train.num_iterations=2 "
-    "train.save_every=1 train.threads=1 "
-    "train.log_with=[] train.keep_checkpoints=2 train.probe=false eval.size=4 eval.size_during=2 "
+    "run.save_every=1 run.threads=1 "
+    "run.log_with=[] run.keep_checkpoints=2 run.probe=false eval.size=4 eval.size_during=2 "
     "eval.every=2 decode.steps=10 "
     "task.train_size=20"
 ).split()
@@ -63,7 +63,7 @@ def start(out: Path, *words: str) -> int:
     code = 1
     try:
         code = main(
-            ["train", "sudoku-mini", *SETTINGS, *words, f"train.out={out}", "--quiet", *flags]
+            ["train", "sudoku-mini", *SETTINGS, *words, f"run.out={out}", "--quiet", *flags]
         )
     finally:
         os._exit(code)

@@ -23,7 +23,7 @@ SETTINGS = {
     "eb": {"needs_logits": True, "needs_draw": False},
     "eb_max_prob": {"needs_logits": True, "needs_draw": False},
     "eb_margin": {"needs_logits": True, "needs_draw": False},
-    "threshold": {"needs_logits": True, "needs_draw": False},
+    "confidence_threshold": {"needs_logits": True, "needs_draw": False},
     "factor": {"needs_logits": True, "needs_draw": False},
 }
 EVERY = pytest.mark.parametrize("name", sorted(RULES))

@@ -16,7 +16,7 @@ from unmaskrl.recipes.load import build_recipe, load_recipe
 from unmaskrl.tasks import load
 
 EVAL = ("eval", "mini", "--task", "sudoku", "--size", "2", "--threads", "1")
-TRAIN = ("train", "sudoku-mini", "train.threads=1", "train.steps=1", "eval.size=2")
+TRAIN = ("train", "sudoku-mini", "run.threads=1", "train.steps=1", "eval.size=2")
 
 
 def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
@@ -54,8 +54,8 @@ def changed_mini(folder: Path, name: str, text: str) -> str:
         ),
         ((*EVAL, "--items", "folder"), "--items folder is a folder"),
         (("prior", "mini", "--task", "sudoku", "--out", "folder"), "--out folder is a folder"),
-        ((*TRAIN, "train.out=runs/{step}"), "only {recipe} and {seed} are filled in"),
-        ((*TRAIN, "train.out=plain"), "train.out 'plain' is a file"),
+        ((*TRAIN, "run.out=runs/{step}"), "only {recipe} and {seed} are filled in"),
+        ((*TRAIN, "run.out=plain"), "run.out 'plain' is a file"),
         (
             (*TRAIN, "model.lora.targets=[]"),
             "model.lora.targets: tuple should have at least 1 item",

@@ -13,7 +13,7 @@ from unmaskrl.cli.main import main
 
 TINY = (
     "train.steps=2 train.prompts_per_step=4 train.group_size=4 train.num_iterations=2 "
-    "train.threads=1 train.log_with=[] "
+    "run.threads=1 run.log_with=[] "
     "eval.size=16 eval.size_during=8 eval.every=1 decode.steps=10"
 ).split()
 REWARDS = """
@@ -48,7 +48,7 @@ def test_train_then_eval_sample_and_report(
 ) -> None:
     out = tmp_path / "run"
     settings = [s for s in TINY if recipe == "sudoku-mini" or not s.startswith("decode.")]
-    code, said = run(capsys, "train", recipe, *settings, f"train.out={out}")
+    code, said = run(capsys, "train", recipe, *settings, f"run.out={out}")
     assert code == 0 and "accuracy" in said
     assert said.count("memory plan: RAM") == 1 and "fits (" in said
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -87,7 +87,7 @@ def test_user_rewards_by_trl_contract(
     monkeypatch.syspath_prepend(str(tmp_path))
     out = tmp_path / "run"
     chosen = "train.reward_functions=[my_rewards:length]"
-    assert run(capsys, "train", "sudoku-mini", *TINY, chosen, f"train.out={out}")[0] == 0
+    assert run(capsys, "train", "sudoku-mini", *TINY, chosen, f"run.out={out}")[0] == 0
     row = json.loads((out / "metrics.jsonl").read_text().splitlines()[0])
     assert 0.01 < row["reward/my_rewards:length"] < 0.2
     said = refused(
@@ -96,7 +96,7 @@ def test_user_rewards_by_trl_contract(
         "sudoku-mini",
         *TINY,
         "train.reward_functions=[my_rewards:broken]",
-        f"train.out={tmp_path / 'b'}",
+        f"run.out={tmp_path / 'b'}",
     )
     assert "broken" in said
     said = refused(
@@ -105,7 +105,7 @@ def test_user_rewards_by_trl_contract(
         "sudoku-mini",
         *TINY,
         "train.reward_functions=[my_rewards:absent]",
-        f"train.out={tmp_path / 'c'}",
+        f"run.out={tmp_path / 'c'}",
     )
     assert "absent" in said
 
@@ -144,7 +144,7 @@ def test_prior_file_feeds_spatial_pruning(
     ]
     out = tmp_path / "run"
     assert (
-        run(capsys, "train", "countdown-mini-elbo", *settings, *anchors, f"train.out={out}")[0] == 0
+        run(capsys, "train", "countdown-mini-elbo", *settings, *anchors, f"run.out={out}")[0] == 0
     )
     assert json.loads((out / "metrics.jsonl").read_text().splitlines()[0])["rollout/anchors"] > 3
 
@@ -254,8 +254,8 @@ def test_profiling_the_variance_changes_nothing_else(
                 "train",
                 "sudoku-mini",
                 *settings,
-                f"train.variance_draws={draws}",
-                f"train.out={out}",
+                f"run.variance_draws={draws}",
+                f"run.out={out}",
             )[0]
             == 0
         )
@@ -354,7 +354,7 @@ def test_recipes_lists_every_recipe(capsys: pytest.CaptureFixture[str]) -> None:
             [*VARIANCE, "--select-anchors", "random", "--keep", "1", *ALL_ANCHORS],
             ["--keep 1", "all anchors"],
         ),
-        (["check", "sudoku-mini", "train.variance_draws=1"], ["variance_draws", "2"]),
+        (["check", "sudoku-mini", "run.variance_draws=1"], ["variance_draws", "2"]),
     ],
 )
 def test_bad_input_is_one_clear_line(
@@ -379,6 +379,6 @@ def test_bad_input_leaves_nothing_behind(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
-    refused(capsys, "train", "sudoku-mini", "model.path=/nowhere", f"train.out={out}")
-    refused(capsys, "train", "sudoku-mini", "train.prompts_per_step=999999", f"train.out={out}")
+    refused(capsys, "train", "sudoku-mini", "model.path=/nowhere", f"run.out={out}")
+    refused(capsys, "train", "sudoku-mini", "train.prompts_per_step=999999", f"run.out={out}")
     assert not out.exists()

@@ -18,11 +18,11 @@ from unmaskrl.training.loop import train
 
 SETTINGS = (
     "model.random_init=tiny train.steps=1 train.prompts_per_step=2 train.group_size=2 "
-    "train.num_iterations=2 train.threads=1 "
-    "train.log_with=[] decode.gen_length=16 decode.block_length=16 decode.steps=16 eval.size=2 "
+    "train.num_iterations=2 run.threads=1 "
+    "run.log_with=[] decode.gen_length=16 decode.block_length=16 decode.steps=16 eval.size=2 "
     "eval.size_during=2 "
-    "task.train_size=8 task.eval_size=4 train.save_every=1 train.keep_checkpoints=3 "
-    "train.variance_draws=2 model.lora.rank=2"
+    "task.train_size=8 task.eval_size=4 run.save_every=1 run.keep_checkpoints=3 "
+    "run.variance_draws=2 model.lora.rank=2"
 ).split()
 METHODS = {
     "llada-8b-countdown-stp": "prior.adapt_share=true prior.share=0.5 train.num_prompts=2".split(),
@@ -60,7 +60,7 @@ def test_a_run_on_a_device_and_its_resume_inside_a_step(
     monkeypatch.setattr("unmaskrl.training.setup.Accelerator", There)
     # builds the full-size model without memory
     monkeypatch.setattr("unmaskrl.training.loop.memory_notes", lambda run: [])
-    recipe = load_recipe(name, [*SETTINGS, *METHODS[name], f"train.out={tmp_path / 'run'}"])
+    recipe = load_recipe(name, [*SETTINGS, *METHODS[name], f"run.out={tmp_path / 'run'}"])
     with pretend_device():
         train(recipe)
         # the first was taken inside the step

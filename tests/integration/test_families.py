@@ -25,7 +25,7 @@ from unmaskrl.training.setup import start_run
 
 TINY = (
     "train.steps=1 train.prompts_per_step=2 train.group_size=2 train.num_iterations=1 "
-    "train.threads=1 train.log_with=[] "
+    "run.threads=1 run.log_with=[] "
     "eval.size=2 eval.size_during=2 decode.steps=10"
 ).split()
 
@@ -48,7 +48,7 @@ def test_a_dry_run_of_a_released_model_by_name(
     hub_id: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
-    settings = [*TINY, f"train.out={out}", f"model.path={hub_id}", "model.random_init=tiny"]
+    settings = [*TINY, f"run.out={out}", f"model.path={hub_id}", "model.random_init=tiny"]
     code, said = run(capsys, "train", "sudoku-mini", *settings)
     assert code == 0, said
     row = json.loads((out / "metrics.jsonl").read_text().splitlines()[0])
@@ -77,7 +77,7 @@ def test_a_dry_run_of_a_folder_without_weights(
     (folder / "config.json").write_text(
         json.dumps(raw | {"mask_token_id": 0, "eos_token_id": 1, "pad_token_id": 1})
     )
-    settings = [*TINY, f"train.out={out}", f"model.path={folder}"]
+    settings = [*TINY, f"run.out={out}", f"model.path={folder}"]
     code, said = run(capsys, "train", "sudoku-mini", *settings)
     assert code == 2 and "holds neither model.safetensors nor" in said and not out.exists()
     code, said = run(capsys, "train", "sudoku-mini", *settings, "model.random_init=tiny")
@@ -100,8 +100,8 @@ def test_a_threshold_head_has_the_width_of_either_family(tmp_path: Path) -> None
         settings = [
             f"model.path={family}",
             "model.random_init=tiny",
-            f"train.out={tmp_path / family}",
-            "train.threads=1",
+            f"run.out={tmp_path / family}",
+            "run.threads=1",
         ]
         sampler = start_run(
             load_recipe("diffpo-joint", settings), resume=False, force=False
@@ -113,7 +113,7 @@ def test_a_threshold_head_has_the_width_of_either_family(tmp_path: Path) -> None
 
 def recipe_for(path: str, out: Path, *more: str) -> Any:
     return load_recipe(
-        "countdown-mini", [f"model.path={path}", f"train.out={out}", "train.threads=1", *more]
+        "countdown-mini", [f"model.path={path}", f"run.out={out}", "run.threads=1", *more]
     )
 
 
@@ -132,7 +132,7 @@ def test_a_run_refuses_shifted_logits_before_it_writes_anything(
     assert not (tmp_path / "b").exists()
     assert (
         start_run(
-            recipe_for("mini", tmp_path / "b", "train.probe=false"), resume=False, force=False
+            recipe_for("mini", tmp_path / "b", "run.probe=false"), resume=False, force=False
         ).notes
         == []
     )

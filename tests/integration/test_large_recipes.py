@@ -29,7 +29,7 @@ DATA = Path(__file__).parents[1] / "data"
 TINY = (
     "model.random_init=tiny model.lora.rank=2 train.steps=2 train.prompts_per_step=2 "
     "train.group_size=2 train.num_iterations=2 "
-    "train.threads=1 train.log_with=[] decode.gen_length=32 decode.steps=16 eval.size=2 "
+    "run.threads=1 run.log_with=[] decode.gen_length=32 decode.steps=16 eval.size=2 "
     "eval.size_during=2"
 ).split()
 
@@ -54,7 +54,9 @@ def test_every_large_run_resolves_and_fits_80_gb(name: str) -> None:
     assert recipe.name == name and recipe.task == {**recipe.task, "name": task, "protocol": "d1"}
     assert ("LLaDA" in recipe.model.path) == (family == "llada-8b")
     assert (
-        recipe.decode.gen_length == 256 and recipe.train.group_size == 6 and recipe.train.lr == 3e-6
+        recipe.decode.gen_length == 256
+        and recipe.train.group_size == 6
+        and recipe.optimizer.lr == 3e-6
     )
     assert recipe.train.num_iterations == {
         "diffu_grpo": 8 if task in ("countdown", "sudoku") else 12,
@@ -93,7 +95,7 @@ def test_a_rehearsal_without_a_download(
         if rows
         else ["task.train_size=8", "task.eval_size=4"]
     )
-    train(load_recipe(name, [*TINY, *data, f"train.out={tmp_path / 'run'}"]))
+    train(load_recipe(name, [*TINY, *data, f"run.out={tmp_path / 'run'}"]))
     steps = [
         json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     ]
@@ -139,12 +141,12 @@ def test_a_checkpoint_of_the_layout_trains_by_its_path_alone(
     out = tmp_path / "run"
     settings = (
         "model.dtype=float32 train.steps=1 train.prompts_per_step=1 train.group_size=4 "
-        "train.num_iterations=1 train.lr=0.01 "
-        "train.threads=1 train.log_with=[] eval.size=2 eval.size_during=2 decode.gen_length=16 "
+        "train.num_iterations=1 optimizer.lr=0.01 "
+        "run.threads=1 run.log_with=[] eval.size=2 eval.size_during=2 decode.gen_length=16 "
         "decode.block_length=16 "
         "decode.steps=8 task.train_size=4 task.eval_size=4 task.protocol=strict "
         "task.prompt_style=short "
-        f"train.reward_functions=[{__name__}:distinct] model.path={folder} train.out={out}"
+        f"train.reward_functions=[{__name__}:distinct] model.path={folder} run.out={out}"
     ).split()
     train(load_recipe(f"{family}-countdown-stp", settings))
     before = load_denoiser(folder).model.state_dict()

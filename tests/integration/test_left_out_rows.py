@@ -18,7 +18,7 @@ from unmaskrl.recipes.load import load_recipe
 train_module = importlib.import_module("unmaskrl.training.loop")
 TINY = (
     "train.steps=1 train.prompts_per_step=6 train.group_size=4 train.num_iterations=2 "
-    "train.threads=1 train.log_with=[] "
+    "run.threads=1 run.log_with=[] "
     "eval.size=2 eval.size_during=2"
 ).split()
 
@@ -33,7 +33,7 @@ def test_leaving_out_flat_groups_changes_nothing(
 ) -> None:
     def run(name: str) -> tuple[dict, dict]:
         recipe = load_recipe(
-            "sudoku-mini", [*TINY, *loss, "loss.kl_coef=0.0", f"train.out={tmp_path / name}"]
+            "sudoku-mini", [*TINY, *loss, "loss.kl_coef=0.0", f"run.out={tmp_path / name}"]
         )
         train_module.train(recipe)
         row = json.loads((tmp_path / name / "metrics.jsonl").read_text())
@@ -52,9 +52,7 @@ def test_leaving_out_flat_groups_changes_nothing(
 
 
 def test_with_a_kl_term_every_row_counts(tmp_path: Path) -> None:
-    recipe = load_recipe(
-        "sudoku-mini", [*TINY, "loss.kl_coef=0.01", f"train.out={tmp_path / 'run'}"]
-    )
+    recipe = load_recipe("sudoku-mini", [*TINY, "loss.kl_coef=0.01", f"run.out={tmp_path / 'run'}"])
     train_module.train(recipe)
     row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())
     assert row["groups/used_rows"] == 24 and row["groups/live"] < 1

@@ -20,8 +20,8 @@ from unmaskrl.models.hub import asset
 
 SMALL = (
     "train.steps=3 train.prompts_per_step=2 train.group_size=4 train.num_iterations=2 "
-    "train.threads=1 train.log_with=[] "
-    "train.warmup=0 train.save_every=1 train.keep_checkpoints=9 eval.size=4 eval.size_during=4"
+    "run.threads=1 run.log_with=[] "
+    "optimizer.warmup=0 run.save_every=1 run.keep_checkpoints=9 eval.size=4 eval.size_during=4"
 ).split()
 TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 LIMIT = 300  # seconds: far beyond what a command takes, far below a day
@@ -71,9 +71,7 @@ def command(
 def train(
     folder: Path, *words: str, launcher: tuple[str, ...] = ()
 ) -> subprocess.CompletedProcess[str]:
-    return command(
-        folder, "train", "sudoku-mini", *SMALL, "train.out=out", *words, launcher=launcher
-    )
+    return command(folder, "train", "sudoku-mini", *SMALL, "run.out=out", *words, launcher=launcher)
 
 
 def one_line(done: subprocess.CompletedProcess[str]) -> str:
@@ -93,12 +91,12 @@ def assert_finite(folder: Path) -> int:
 
 
 def test_a_learning_rate_that_is_far_too_high(tmp_path: Path) -> None:
-    line = one_line(train(tmp_path, "train.lr=1e10"))
+    line = one_line(train(tmp_path, "optimizer.lr=1e10"))
     assert "step 1: inner update 2: loss is nan, grad_norm is nan" in line
     assert "largest |advantage| 1.5" in line and "checkpoints/update-000001" in line
     assert assert_finite(tmp_path / "out") >= 3
-    assert "train.lr: input should be less than" in one_line(
-        train(tmp_path, "train.lr=1e39", "train.out=new")
+    assert "optimizer.lr: input should be less than" in one_line(
+        train(tmp_path, "optimizer.lr=1e39", "run.out=new")
     )
 
 
@@ -130,7 +128,7 @@ def test_a_skipped_update_changes_nothing_and_is_counted(tmp_path: Path) -> None
         "advantage.name=group_mean",
         "train.skip_bad_updates=2",
     )
-    done = train(tmp_path, *words, "decode.select=eb", "threshold.mode=joint")
+    done = train(tmp_path, *words, "decode.select=eb", "sampler.mode=joint")
     assert done.returncode == 0, done.stderr
     for count in (1, 2):
         assert f"step 2, inner update {count}: loss is" in done.stdout
@@ -182,8 +180,8 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     "words",
     [
-        ("train", "sudoku-mini", *SMALL, "train.out=out"),
-        ("train", "sudoku-mini", *SMALL, "train.out=out", "train.probe=false"),
+        ("train", "sudoku-mini", *SMALL, "run.out=out"),
+        ("train", "sudoku-mini", *SMALL, "run.out=out", "run.probe=false"),
         ("eval", "MODEL", "--task", "sudoku", "--size", "4"),
         (
             "eval",
@@ -219,11 +217,11 @@ def test_a_broken_weight_ends_every_command_that_decodes(
 def test_supervised_training_stops_as_well(tmp_path: Path) -> None:
     short = (
         "train.steps=4",
-        "train.lr=1e20",
-        "train.warmup=0",
-        "train.save_every=1",
-        "train.threads=1",
-        "train.out=sft",
+        "optimizer.lr=1e20",
+        "optimizer.warmup=0",
+        "run.save_every=1",
+        "run.threads=1",
+        "run.out=sft",
     )
     short += tuple(
         f"data.{part}.{key}" for part in (0, 1) for key in ("num_examples=200", "batch_size=8")

@@ -27,11 +27,11 @@ RUNS += [
     (name, PRUNED) for name in ("diffu_grpo", "spg_mix", "espo", "tracerl", "wd1", "coupled_grpo")
 ]
 RUNS += [
-    ("elbo_grpo", [*PRUNED, "prior.hide_in_views=true"]),
+    ("elbo_grpo", [*PRUNED, "estimator.hide_anchors=true"]),
     ("gdpo", ["prior.name=anchors", "prior.keep=0.5"]),
 ]
 TINY = (
-    "train.prompts_per_step=2 train.group_size=3 train.threads=1 train.log_with=[] train.warmup=1 "
+    "train.prompts_per_step=2 train.group_size=3 run.threads=1 run.log_with=[] optimizer.warmup=1 "
     "train.reward_functions=[tests.integration.test_presets:spread] eval.size=2 eval.size_during=2 "
     "decode.temperature=1.0"
 ).split()
@@ -63,7 +63,7 @@ def test_it_trains(
         f"train.num_iterations={min(2, load_recipe(name).train.num_iterations)}",
         f"train.steps={steps}",
     ]
-    recipe = load_recipe(name, [*TINY, *size, *overrides, f"train.out={tmp_path / 'run'}"])
+    recipe = load_recipe(name, [*TINY, *size, *overrides, f"run.out={tmp_path / 'run'}"])
     train_module.train(recipe)
     assert len(compared) == 1 and compared[0] > 20  # every ratio was 1 before the first update
     rows = [

@@ -20,15 +20,15 @@ from unmaskrl.models.hub import asset
 
 SETTINGS = (
     "model.dtype=float64 train.steps=2 train.prompts_per_step=4 train.group_size=4 "
-    "train.num_iterations=2 train.threads=1 "
-    "train.log_with=[] train.save_every=2 eval.size=8 eval.size_during=8 decode.select=eb "
-    "threshold.mode=joint "
+    "train.num_iterations=2 run.threads=1 "
+    "run.log_with=[] run.save_every=2 eval.size=8 eval.size_during=8 decode.select=eb "
+    "sampler.mode=joint "
     "prior.name=anchors prior.adapt_share=true prior.share=0.5 prior.keep_end=null "
     "prior.adapt_to=0.5 train.num_prompts=4 "
     "train.max_canvases=7"
 ).split()
 TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-ADAPTERS = ("model.lora.rank=4", "loss.kl_coef=0.01", "train.save=merged")
+ADAPTERS = ("model.lora.rank=4", "loss.kl_coef=0.01", "run.save=merged")
 COMPARED = (
     "loss grad_norm reward/mean nfe/mean groups/live sampler/entropy sampler/grad_norm calls/total "
     "prior/share prior/keep"
@@ -50,7 +50,7 @@ def train(
         flag,
     ]
     done = subprocess.run(
-        [*command, f"train.out={out}", "--quiet"], capture_output=True, text=True, timeout=300
+        [*command, f"run.out={out}", "--quiet"], capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return load_file(out / "model-raw" / "model.safetensors") | load_file(

@@ -87,7 +87,7 @@ def test_train_and_evaluate(
         task,
         *anchors,
         f"model.path={bytes_model}",
-        f"train.out={out}",
+        f"run.out={out}",
     ]
     code, said = run(capsys, "train", "sudoku-mini-elbo", *settings)
     assert code == 0, said
@@ -116,7 +116,7 @@ def test_long_prompts_stop_a_run_or_are_dropped(
         *STEP,
         f"task={{name: gsm8k, data: {data}}}",
         f"model.path={bytes_model}",
-        f"train.out={out}",
+        f"run.out={out}",
     ]
     said = refused(capsys, "train", "sudoku-mini-elbo", *settings, "train.max_prompt_length=240")
     assert re.search(
@@ -154,7 +154,7 @@ def test_the_example_of_the_docs_runs(
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(tmp_path))])
     runpy.run_path("make_rows.py")
     assert yaml.safe_load(files["largest.yaml"])["task"]["name"] == "jsonl"
-    code, said = run(capsys, "train", "largest.yaml", *TINY, "eval.size=8", "train.out=run")
+    code, said = run(capsys, "train", "largest.yaml", *TINY, "eval.size=8", "run.out=run")
     assert code == 0, said
     row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
     assert 0.0 <= row["reward/largest_reward:largest_first"] <= 1.0

@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 
 SETTINGS = (
     "train.steps=6 train.prompts_per_step=4 train.group_size=4 train.num_iterations=2 "
-    "train.save_every=3 train.threads=1 "
-    "train.log_with=[] train.seed=3 eval.size=16 eval.size_during=8 eval.every=2 decode.steps=10 "
+    "run.save_every=3 run.threads=1 "
+    "run.log_with=[] run.seed=3 eval.size=16 eval.size_during=8 eval.every=2 decode.steps=10 "
     "decode.exit_at=0.85"
 ).split()
 
@@ -32,7 +32,7 @@ def command(out: Path, *extra: str) -> list[str]:
         "train",
         "sudoku-mini",
         *SETTINGS,
-        f"train.out={out}",
+        f"run.out={out}",
         *extra,
     ]
 
@@ -120,7 +120,7 @@ def test_the_head_and_shares_by_prompt_resume_with_the_run(tmp_path: Path) -> No
     """
     joint = (
         "decode.select=eb",
-        "threshold.mode=joint",
+        "sampler.mode=joint",
         "estimator.name=two_mean_field",
         "loss.is_cap=2",
         "train.num_prompts=4",
@@ -129,9 +129,9 @@ def test_the_head_and_shares_by_prompt_resume_with_the_run(tmp_path: Path) -> No
         "prior.name=anchors",
         "prior.adapt_share=true",
         "prior.share=0.5",
-        "prior.hide_in_views=false",
+        "estimator.hide_anchors=false",
     )
-    joint += ("train.save_every=1", "train.steps=3")
+    joint += ("run.save_every=1", "train.steps=3")
     finish(tmp_path / "straight", *joint)
     kill_when(tmp_path / "run", 2, 0.1, *joint)
     finish(tmp_path / "run", *joint, "--resume")
@@ -178,10 +178,13 @@ def test_full_disk_is_said_and_the_last_good_checkpoint_stays(tmp_path: Path) ->
 
 def test_resume_refuses_other_settings(straight: Path) -> None:
     done = subprocess.run(
-        command(straight, "train.lr=0.5", "--resume"), capture_output=True, text=True, timeout=120
+        command(straight, "optimizer.lr=0.5", "--resume"),
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 2
-    assert "train.lr" in done.stderr and "Traceback" not in done.stderr
+    assert "optimizer.lr" in done.stderr and "Traceback" not in done.stderr
     again = subprocess.run(
         command(straight), capture_output=True, text=True, timeout=120, env=os.environ.copy()
     )

@@ -55,7 +55,7 @@ def test_a_run_with_files_of_d1_and_trl(tmp_path: Path, capsys: pytest.CaptureFi
         "countdown-mini",
         *settings,
         f"train.reward_functions=[{','.join(names)}]",
-        f"train.out={out}",
+        f"run.out={out}",
     )
     assert code == 0, said
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -100,7 +100,7 @@ def test_rewards_that_abstain_and_that_change_the_process(
         "countdown-mini",
         *settings,
         task,
-        "train.out=run",
+        "run.out=run",
         "decode.temperature=1.0",
     )
     assert code == 0, said
@@ -145,7 +145,7 @@ def test_a_reward_that_cannot_work_leaves_the_run_that_is_there(
         "sudoku-mini",
         *TINY,
         f"train.reward_functions=[bad_rewards:{name}]",
-        f"train.out={out}",
+        f"run.out={out}",
         "--force",
     )
     assert re.search(words, said), said

@@ -25,8 +25,8 @@ from unmaskrl.utils.lock import Lock
 
 SETTINGS = (
     "train.steps=3 train.prompts_per_step=2 train.group_size=4 train.num_iterations=2 "
-    "train.save_every=1 train.threads=1 "
-    "train.log_with=[] train.keep_checkpoints=3 train.schedule=constant train.probe=false "
+    "run.save_every=1 run.threads=1 "
+    "run.log_with=[] run.keep_checkpoints=3 optimizer.schedule=constant run.probe=false "
     "eval.size=4 eval.size_during=2 "
     "eval.every=7 decode.steps=10 prior.name=none task.train_size=20"
 ).split()
@@ -47,7 +47,7 @@ class Heard(SilentProgress):
 def run(out: Path, *settings: str, **how: bool) -> list[str]:
     heard = Heard()
     train(
-        load_recipe("sudoku-mini", [*SETTINGS, f"train.out={out}", *settings]),
+        load_recipe("sudoku-mini", [*SETTINGS, f"run.out={out}", *settings]),
         progress=heard,
         **how,
     )
@@ -78,7 +78,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of two steps; no test changes it."""
     out = tmp_path_factory.mktemp("short") / "run"
-    run(out, "train.steps=2", "train.save_every=3")
+    run(out, "train.steps=2", "run.save_every=3")
     return out
 
 
@@ -100,7 +100,7 @@ def test_a_finished_run_of_two_steps_becomes_one_of_three(
     kept, now = (
         yaml.safe_load((out / name).read_text()) for name in ("config-old-1.yaml", "config.yaml")
     )
-    assert (kept["train"]["steps"], now["train"]["steps"], now["train"]["out"]) == (2, 3, str(out))
+    assert (kept["train"]["steps"], now["train"]["steps"], now["run"]["out"]) == (2, 3, str(out))
     assert json.loads((out / "summary-old-1.json").read_text())["steps"] == 2
     with pytest.raises(ValueError, match="stands at step 3 already; set at least that"):
         run(out, "train.steps=2", "eval.batch_size=3", resume=True)
@@ -143,11 +143,11 @@ def test_the_current_folder_is_never_replaced(
     (tmp_path / "my_reward.py").write_text("mine")
     monkeypatch.chdir(tmp_path)
     for words in (["train", "sudoku-mini"], ["sft", "mini-base"]):
-        assert main([*words, "train.out=.", "--force"]) == 2
+        assert main([*words, "run.out=.", "--force"]) == 2
         said = capsys.readouterr().err
         assert (
             said
-            == "unmaskrl: error: --force: . is left alone, it is the current folder; set train.out "
+            == "unmaskrl: error: --force: . is left alone, it is the current folder; set run.out "
             "to another folder, "
             "or move it yourself\n"
         )
@@ -211,7 +211,7 @@ def built(straight: Path):
     out = straight.parent / "built"
     shutil.copytree(straight, out)
     built = start_run(
-        load_recipe("sudoku-mini", [*SETTINGS, f"train.out={out}"]), resume=True, force=False
+        load_recipe("sudoku-mini", [*SETTINGS, f"run.out={out}"]), resume=True, force=False
     )
     yield built
     assert built.lock is not None
@@ -338,13 +338,13 @@ def test_a_folder_that_goes_away_in_mid_run_is_one_clear_line(
 def test_sft_is_replaced_lengthened_and_refused_alike(tmp_path: Path) -> None:
     out = tmp_path / "sft"
     small = [
-        "train.save_every=5",
-        "train.log_every=1",
+        "run.save_every=5",
+        "run.log_every=1",
         "data.0.num_examples=50",
         "data.1.num_examples=50",
-        "train.threads=1",
+        "run.threads=1",
     ]
-    small += ["data.0.batch_size=4", "data.1.batch_size=4", f"train.out={out}"]
+    small += ["data.0.batch_size=4", "data.1.batch_size=4", f"run.out={out}"]
     short, longer = (
         load_recipe("mini-base", [*small, f"train.steps={n}"], SFTRecipe) for n in (2, 3)
     )
@@ -353,9 +353,9 @@ def test_sft_is_replaced_lengthened_and_refused_alike(tmp_path: Path) -> None:
         ValueError, match="already holds a run: add --resume to go on, --force to move it aside"
     ):
         run_sft(short)
-    with pytest.raises(ValueError, match=r"--resume: train\.lr .* differs"):
+    with pytest.raises(ValueError, match=r"--resume: optimizer\.lr .* differs"):
         run_sft(
-            load_recipe("mini-base", [*small, "train.steps=2", "train.lr=1"], SFTRecipe),
+            load_recipe("mini-base", [*small, "train.steps=2", "optimizer.lr=1"], SFTRecipe),
             resume=True,
         )
     notes: list[dict] = []

@@ -1,4 +1,4 @@
-"""What a finished run leaves: one model folder without an average, adapters as train.save says,
+"""What a finished run leaves: one model folder without an average, adapters as run.save says,
 each of them a MODEL.
 """
 
@@ -17,13 +17,14 @@ from unmaskrl.training.loop import train
 
 SETTINGS = (
     "train.steps=1 train.prompts_per_step=2 train.group_size=4 train.num_iterations=1 "
-    "train.threads=1 train.log_with=[] "
-    "eval.size=4 eval.size_during=4 train.ema=0 train.lr=0.01 train.warmup=0 train.probe=false"
+    "run.threads=1 run.log_with=[] "
+    "eval.size=4 eval.size_during=4 train.ema=0 "
+    "optimizer.lr=0.01 optimizer.warmup=0 run.probe=false"
 ).split()
 
 
 def run(out: Path, *settings: str) -> Path:
-    train(load_recipe("sudoku-mini", [*SETTINGS, *settings, f"train.out={out}"]))
+    train(load_recipe("sudoku-mini", [*SETTINGS, *settings, f"run.out={out}"]))
     return out
 
 
@@ -38,7 +39,7 @@ def test_an_adapter_is_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str
     """
     pytest.importorskip("peft")
     runs = {
-        save: run(tmp_path / save, "model.lora.rank=4", f"train.save={save}")
+        save: run(tmp_path / save, "model.lora.rank=4", f"run.save={save}")
         for save in ("adapter", "merged", "both")
     }
     files = {save: {p.name for p in (out / "model").iterdir()} for save, out in runs.items()}
@@ -89,7 +90,7 @@ def test_a_checkpoint_that_could_not_be_written_is_said_at_the_end(
         raise OSError("checkpoint x could not be written (No space left on device)")
 
     monkeypatch.setattr("unmaskrl.training.saving.save_run", full)
-    code = main(["train", "sudoku-mini", *SETTINGS, f"train.out={tmp_path / 'run'}", "--quiet"])
+    code = main(["train", "sudoku-mini", *SETTINGS, f"run.out={tmp_path / 'run'}", "--quiet"])
     said = capsys.readouterr()
     assert code == 2
     assert (
@@ -110,8 +111,8 @@ def test_a_checkpoint_by_minutes(tmp_path: Path) -> None:
     """
     out = run(
         tmp_path / "run",
-        "train.save_every=100",
-        "train.save_minutes=1e-6",
+        "run.save_every=100",
+        "run.save_minutes=1e-6",
         "train.num_iterations=3",
     )
     names = sorted(path.name for path in (out / "checkpoints").glob("update-*"))

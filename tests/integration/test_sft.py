@@ -20,7 +20,7 @@ def test_first_twenty_steps_reproduce_the_logged_losses(tmp_path: Path) -> None:
     """Same data, masks and weights; sums may differ in the last bits between machines, hence
     1e-3.
     """
-    run_sft(load_recipe("mini-base", [f"train.out={tmp_path / 'run'}"], SFTRecipe), stop_at=20)
+    run_sft(load_recipe("mini-base", [f"run.out={tmp_path / 'run'}"], SFTRecipe), stop_at=20)
     ours = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     logged = [
         json.loads(line) for line in (ASSETS / "mini" / "log.jsonl").read_text().splitlines()
@@ -33,14 +33,14 @@ def test_first_twenty_steps_reproduce_the_logged_losses(tmp_path: Path) -> None:
 def test_interrupted_sft_resumes_exactly(tmp_path: Path) -> None:
     small = [
         "train.steps=12",
-        "train.save_every=5",
-        "train.log_every=1",
+        "run.save_every=5",
+        "run.log_every=1",
         "data.0.num_examples=200",
         "data.1.num_examples=200",
     ]
     small += ["data.0.batch_size=8", "data.1.batch_size=8"]
     runs = {
-        name: load_recipe("mini-base", [*small, f"train.out={tmp_path / name}"], SFTRecipe)
+        name: load_recipe("mini-base", [*small, f"run.out={tmp_path / name}"], SFTRecipe)
         for name in "ab"
     }
     run_sft(runs["a"])

@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 
 SETTINGS = (
     "train.steps=4 train.prompts_per_step=4 train.group_size=4 train.num_iterations=2 "
-    "train.save_every=100 train.threads=1 "
-    "train.log_with=[] train.seed=3 eval.size=16 eval.size_during=8 eval.every=1 decode.steps=10 "
+    "run.save_every=100 run.threads=1 "
+    "run.log_with=[] run.seed=3 eval.size=16 eval.size_during=8 eval.every=1 decode.steps=10 "
     "decode.exit_at=0.85 "
     "prior.name=anchors prior.adapt_to=0.5 prior.keep_end=null"
 ).split()
@@ -35,7 +35,7 @@ def command(out: Path, *extra: str) -> list[str]:
         "train",
         "sudoku-mini",
         *SETTINGS,
-        f"train.out={out}",
+        f"run.out={out}",
         *extra,
     ]
 

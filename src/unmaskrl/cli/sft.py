@@ -27,7 +27,7 @@ def sft_command(args: SFTArguments) -> int:
     recipe = load_recipe(args.recipe, args.overrides, SFTRecipe)
     console = PlainConsole()
     progress = SFTProgress(console)
-    progress.start(recipe.train.steps, f"{recipe.name} seed {recipe.train.seed}")
+    progress.start(recipe.train.steps, f"{recipe.name} seed {recipe.run.seed}")
     try:
         out = run_sft(recipe, resume=args.resume, force=args.force, report=progress.step)
     finally:

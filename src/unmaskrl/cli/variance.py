@@ -123,7 +123,8 @@ def _anchored_rollout(
             "task": {"name": args.task},
             "prior": prior,
             "decode": {**settings.model_dump(), "temperature": 1.0},
-            "train": {"seed": args.seed, "num_prompts": args.size, "prompts_per_step": 1},
+            "train": {"num_prompts": args.size, "prompts_per_step": 1},
+            "run": {"seed": args.seed},
         }
     )
     for example in examples if args.keep else []:

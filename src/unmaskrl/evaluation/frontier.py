@@ -112,7 +112,7 @@ def settings_of(
     for gamma in gammas:
         yield "fixed gamma", f"{gamma:g}", {"select": "eb", "gamma": gamma}, None
     for tau in THRESHOLDS:
-        yield "threshold", f"{tau:g}", {"select": "threshold", "gamma": tau}, None
+        yield "threshold", f"{tau:g}", {"select": "confidence_threshold", "gamma": tau}, None
     if head is not None:
         yield "learned", "learned", {"select": "eb", "gamma": None}, head
         yield "shuffled", "shuffled", {"select": "eb", "gamma": None}, head

@@ -134,7 +134,7 @@ def check_probe(probe: Probe) -> str | None:
         raise ValueError(
             f"{text}: logits look shifted by one ({shifted:.2f} one row {place}); check the "
             "family's logit shift, mask id and "
-            "tokenizer, or set train.probe=false"
+            "tokenizer, or set run.probe=false"
         )
     return (
         f"{text}: the model does not know the task's text better than chance; check mask id and "

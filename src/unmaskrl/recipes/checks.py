@@ -9,6 +9,7 @@ from ..core.decoding.select import NATS
 from ..core.estimators import ESTIMATORS
 from ..core.estimators.base import READING
 from ..core.threshold_head import check_grid
+from .optimizers import check_optimizer
 from .registry import COMPONENTS, check_component, make_estimator, make_loss, setting
 from .schema import Recipe
 
@@ -39,9 +40,9 @@ def check_recipe(recipe: Recipe) -> Recipe:
         raise ValueError(
             "decode.temperature is 0: all rollouts of a group would be the same; set it above 0"
         )
-    if recipe.train.variance_draws == 1:
+    if recipe.run.variance_draws == 1:
         raise ValueError(
-            "train.variance_draws is 1: a variance needs at least 2 draws; set 0 to switch it off"
+            "run.variance_draws is 1: a variance needs at least 2 draws; set 0 to switch it off"
         )
     if p.name == "anchors":
         if p.keep == 0 and not p.keep_end:
@@ -57,8 +58,9 @@ def check_recipe(recipe: Recipe) -> Recipe:
                 "prior.only_correct needs prior.source, a file of `unmaskrl prior`: the task's own "
                 "answers are all right"
             )
+    check_optimizer(recipe.optimizer)
     _check_model(recipe)
-    _check_threshold(recipe)
+    _check_sampler(recipe)
     _check_method(recipe)
     return recipe
 
@@ -84,17 +86,17 @@ def _check_model(recipe: Recipe) -> None:
         )
 
 
-def _check_threshold(recipe: Recipe) -> None:
+def _check_sampler(recipe: Recipe) -> None:
     """The sampler's grid and modes."""
-    t = recipe.threshold
+    t = recipe.sampler
     d = recipe.decode
     try:
         check_grid(t.gammas, t.start, t.floor)
     except ValueError as error:
-        raise ValueError(f"threshold.{error}") from None
+        raise ValueError(f"sampler.{error}") from None
     if t.mode != "policy" and (RULES[d.select].unit != NATS or d.gamma is not None):
         raise ValueError(
-            f"threshold.mode={t.mode} trains a head that chooses gamma of entropy-bounded "
+            f"sampler.mode={t.mode} trains a head that chooses gamma of entropy-bounded "
             "decoding; "
             f"set decode.select=eb decode.gamma=null (got select={d.select}, gamma={d.gamma})"
         )
@@ -225,15 +227,15 @@ def warnings_for(recipe: Recipe) -> list[str]:
             "calls with it and "
             f"{_calls(recipe, exits=False)} without; lower it"
         )
-    if recipe.model.dtype == "bfloat16" and not recipe.model.lora and recipe.train.lr < 1e-4:
+    if recipe.model.dtype == "bfloat16" and not recipe.model.lora and recipe.optimizer.lr < 1e-4:
         notes.append(
-            f"train.lr={recipe.train.lr:g} on bfloat16 weights: they have 8 bits of precision, and "
-            "most updates of this size "
+            f"optimizer.lr={recipe.optimizer.lr:g} on bfloat16 weights: they have 8 bits of "
+            "precision, and most updates of this size "
             "round away; train adapters (model.lora.rank=128), which are float32, or "
             "model.dtype=float32"
         )
-    if recipe.prior.hide_in_views and recipe.prior.name == "none":
-        notes.append("prior.hide_in_views does nothing without anchors (prior.name=none)")
+    if recipe.estimator.get("hide_anchors") and recipe.prior.name == "none":
+        notes.append("estimator.hide_anchors does nothing without anchors (prior.name=none)")
     if recipe.prior.name == "none" and (recipe.prior.adapt_share or recipe.prior.only_correct):
         notes.append(
             "prior.adapt_share and prior.only_correct do nothing without anchors (prior.name=none)"

@@ -90,7 +90,8 @@ def _stored_recipe(folder: Path) -> dict[str, Any] | None:
     for name in ("config.yaml", "config.json"):
         data = read_mapping(folder / name) if (folder / name).is_file() else {}
         if isinstance(data.get("train"), dict):
-            data["train"]["out"] = str(folder).replace("{", "{{").replace("}", "}}")
+            run = data.setdefault("run", {})
+            run["out"] = str(folder).replace("{", "{{").replace("}", "}}")
             return data
     return None
 

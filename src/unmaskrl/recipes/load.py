@@ -17,19 +17,37 @@ from pydantic import ValidationError
 from ..utils.text import nearest
 from .checks import check_recipe
 from .files import read_recipe
+from .optimizers import check_optimizer
 from .registry import COMPONENTS
-from .schema import Recipe, Section
+from .schema import OptimizerConfig, Recipe, Section, SFTRecipe
 
+# Settings by the names that they had before: a section that has moved, then single settings.
+MOVED = {
+    "threshold": "sampler",
+    "estimator.hide_anchors": "estimator.hide_anchors",
+    **{
+        f"train.{key}": f"optimizer.{key}"
+        for key in ("lr", "warmup", "schedule", "betas", "weight_decay", "max_grad_norm")
+    },
+    **{
+        f"train.{key}": f"run.{key}"
+        for key in (
+            *("out", "seed", "threads", "save", "save_every", "save_minutes", "keep_checkpoints"),
+            *("log_with", "log_every", "probe", "variance_draws"),
+        )
+    },
+}
+_DEFAULTS = {"optimizer": "adamw"}  # names that a recipe need not give
 # how other trainers call a setting
 _ELSEWHERE = {
-    "learning_rate": "train.lr",
+    "learning_rate": "optimizer.lr",
     "num_generations": "train.group_size",
     "max_steps": "train.steps",
-    "warmup_steps": "train.warmup",
-    "save_steps": "train.save_every",
-    "output_dir": "train.out",
-    "report_to": "train.log_with",
-    "lr_scheduler_type": "train.schedule",
+    "warmup_steps": "optimizer.warmup",
+    "save_steps": "run.save_every",
+    "output_dir": "run.out",
+    "report_to": "run.log_with",
+    "lr_scheduler_type": "optimizer.schedule",
     "beta": "loss.kl_coef",
     "epsilon": "loss.clip_low",
     "max_completion_length": "decode.gen_length",
@@ -49,6 +67,7 @@ def load_recipe(
 
 def build_recipe(data: dict[str, Any], kind: type[Section] = Recipe) -> Any:
     """A checked config from a plain mapping."""
+    _refuse_moved(data)
     _check_keys(data, kind, "")
     try:
         recipe = kind.model_validate(data)
@@ -58,6 +77,8 @@ def build_recipe(data: dict[str, Any], kind: type[Section] = Recipe) -> Any:
         raise ValueError(f"{where}: {first['msg'].lower()}, got {first['input']!r}") from None
     if isinstance(recipe, Recipe):
         return check_recipe(recipe)
+    if isinstance(recipe, SFTRecipe):
+        check_optimizer(recipe.optimizer)
     return recipe
 
 
@@ -73,35 +94,67 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
     key, sep, text = override.partition("=")
     if not sep or not key:
         raise ValueError(f"override {override!r}: expected section.key=value")
+    value = _value(text, override)
+    *path, last = key.split(".")
+    for length in (1, 2):
+        old = ".".join(key.split(".")[:length])
+        if old in MOVED:
+            raise ValueError(_moved(old, key.removeprefix(old)))
+    node = _section_at(data, path, override)
+    if isinstance(node, list):
+        node[_list_index(last, node, override)] = value
+        return
+    if last == "name" and path and node.get("name", _DEFAULTS.get(path[-1])) != value:
+        _forget_settings(node, path[-1])
+    node[last] = value
+
+
+def _value(text: str, override: str) -> Any:
     try:
         value = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError):
         raise ValueError(f"override {override[:80]!r}: the value is not valid YAML") from None
-    if isinstance(value, str):
-        value = _number(value)
+    return _number(value) if isinstance(value, str) else value
+
+
+def _section_at(data: dict[str, Any], path: list[str], override: str) -> Any:
+    """The mapping or list at ``path``; sections that are absent or off are made."""
     node: Any = data
-    parts = key.split(".")
-    for part in parts[:-1]:
+    for part in path:
         if isinstance(node, list):
             node = node[_list_index(part, node, override)]
             continue
-        if node.get(part) is None:  # absent, or a section that is off
+        if node.get(part) is None:
             node[part] = {}
         node = node[part]
         if not isinstance(node, (dict, list)):
             raise ValueError(f"override {override!r}: {part} is not a section")
-    if isinstance(node, list):
-        node[_list_index(parts[-1], node, override)] = value
-    elif (
-        parts[-1] == "name"
-        and parts[-2:-1]
-        and parts[-2] in COMPONENTS
-        and node.get("name") != value
-    ):
-        node.clear()  # the settings of another component are not this one's
-        node["name"] = value
-    else:
-        node[parts[-1]] = value
+    return node
+
+
+def _forget_settings(node: dict[str, Any], section: str) -> None:
+    """The settings of another component are not this one's."""
+    if section in COMPONENTS:
+        node.clear()
+    elif section == "optimizer":  # the rate and its schedule are any optimiser's
+        for key in node.keys() - OptimizerConfig.model_fields.keys():
+            del node[key]
+
+
+def _refuse_moved(data: dict[str, Any]) -> None:
+    """ValueError for the first setting that stands where it stood in older versions."""
+    for old in MOVED:
+        section, _, key = old.partition(".")
+        values = data.get(section)
+        if section in data and (not key or (isinstance(values, dict) and key in values)):
+            raise ValueError(_moved(old))
+    decode = data.get("decode")
+    if isinstance(decode, dict) and decode.get("select") == "threshold":
+        raise ValueError("decode.select: the rule threshold is now confidence_threshold")
+
+
+def _moved(old: str, below: str = "") -> str:
+    return f"{old}{below} is now {MOVED[old]}{below}"
 
 
 def _list_index(part: str, node: list[Any], override: str) -> int:
@@ -131,6 +184,10 @@ def _check_keys(data: Any, kind: Any, where: str) -> None:
         return
     fields = section.model_fields
     for key, value in data.items():
+        if key not in fields and section.model_config.get("extra") == "allow":
+            misspelt = difflib.get_close_matches(str(key), list(fields), 1, 0.8)
+            if not misspelt and not _ELSEWHERE.get(key, "").startswith(where):
+                continue  # a keyword argument of the factory, which is asked for it
         if key not in fields:
             raise ValueError(f"{where}{key}: unknown setting{_suggestion(str(key), where, fields)}")
         _check_keys(value, fields[key].annotation, f"{where}{key}.")

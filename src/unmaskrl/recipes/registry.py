@@ -1,22 +1,27 @@
 """From a recipe's ``{name: ..., **kwargs}`` to objects.
 
-The keyword arguments of a component's factory are its schema.
+A name is one of the shipped table, or ``package.module:factory`` or ``path/to/file.py:factory`` of
+the user's own. The keyword arguments of the factory are the component's schema either way.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ..core.advantages import ADVANTAGES
 from ..core.estimators import ESTIMATORS, Estimator
 from ..core.losses import LOSSES, PolicyLoss
 from ..tasks import TASKS
+from ..utils.imports import is_outside, load_object
 from ..utils.text import nearest
 from .schema import Recipe
 
-COMPONENTS: dict[str, Mapping[str, Callable[..., Any]]] = {
+Factory = Callable[..., Any]
+Table = Mapping[str, Factory]
+
+COMPONENTS: dict[str, Table] = {
     "task": TASKS,
     "estimator": ESTIMATORS,
     "advantage": ADVANTAGES,
@@ -24,12 +29,31 @@ COMPONENTS: dict[str, Mapping[str, Callable[..., Any]]] = {
 }
 
 
-def component(spec: dict[str, Any], table: Mapping[str, Callable[..., Any]], section: str) -> Any:
-    """Build ``{name, **kwargs}``."""
-    check_component(spec, table, section)
+def factory_of(spec: Mapping[str, Any], table: Table, section: str) -> Factory:
+    """What builds ``{name: ...}``: a shipped factory by its name, or one from elsewhere."""
+    if "name" not in spec:
+        raise ValueError(
+            f"{section}: expected {{name: ..., settings}}, got {spec!r}; names: {', '.join(table)}"
+        )
+    name = spec["name"]
+    if is_outside(name):
+        return load_object(name, f"{section}.name")
+    if name not in table:
+        raise ValueError(f"{section}.name: unknown {name!r}{nearest(str(name), table)}")
+    return table[name]
+
+
+def component(
+    spec: Mapping[str, Any], table: Table, section: str, *given: Any, **fixed: Any
+) -> Any:
+    """Build ``{name, **kwargs}``: its factory is called with ``given`` first and with ``fixed``,
+    which the spec may not set. ValueError, naming the section, for a setting it does not take.
+    """
+    factory = factory_of(spec, table, section)
+    _check_settings(spec, factory, section, len(given), fixed)
     settings = {k: v for k, v in spec.items() if k != "name"}
     try:
-        return table[spec["name"]](**settings)
+        return factory(*given, **settings, **fixed)
     except ValueError as error:
         raise ValueError(f"{section} {spec['name']}: {error}") from None
     except TypeError as error:  # a word where a number belongs
@@ -39,19 +63,22 @@ def component(spec: dict[str, Any], table: Mapping[str, Callable[..., Any]], sec
         ) from None
 
 
-def check_component(
-    spec: dict[str, Any], table: Mapping[str, Callable[..., Any]], section: str
-) -> None:
+def check_component(spec: dict[str, Any], table: Table, section: str) -> None:
     """The name is known and so is every keyword."""
-    if "name" not in spec:
-        raise ValueError(
-            f"{section}: expected {{name: ..., settings}}, got {spec!r}; names: {', '.join(table)}"
-        )
-    if spec["name"] not in table:
-        raise ValueError(
-            f"{section}.name: unknown {spec['name']!r}{nearest(str(spec['name']), table)}"
-        )
-    known = list(inspect.signature(table[spec["name"]]).parameters)
+    _check_settings(spec, factory_of(spec, table, section), section, 0, ())
+
+
+def _check_settings(
+    spec: Mapping[str, Any],
+    factory: Factory,
+    section: str,
+    num_given: int,
+    fixed: Iterable[str],
+) -> None:
+    parameters = list(_parameters(factory, section).values())[num_given:]
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return
+    known = [p.name for p in parameters if p.kind is not p.VAR_POSITIONAL and p.name not in fixed]
     for key in spec:
         if key != "name" and (key not in known or section == "advantage"):
             raise ValueError(
@@ -59,16 +86,26 @@ def check_component(
             )
 
 
-def setting(spec: dict[str, Any], table: Mapping[str, Callable[..., Any]], key: str) -> Any:
+def _parameters(factory: Factory, section: str) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(factory).parameters
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"{section}.name: {factory!r} does not say which settings it takes"
+        ) from None
+
+
+def setting(spec: Mapping[str, Any], table: Table, key: str, section: str = "estimator") -> Any:
     """A setting's value, or its default; None if the component has no such setting."""
-    parameter = inspect.signature(table[spec["name"]]).parameters.get(key)
-    return spec.get(key, parameter.default) if parameter else None
+    parameter = _parameters(factory_of(spec, table, section), section).get(key)
+    if key in spec:
+        return spec[key]
+    return None if parameter is None or parameter.default is parameter.empty else parameter.default
 
 
 def make_estimator(recipe: Recipe) -> Estimator:
-    """The recipe's estimator; ``prior.hide_in_views`` is its ``hide_anchors``."""
-    spec = {"hide_anchors": recipe.prior.hide_in_views, **recipe.estimator}
-    return component(spec, COMPONENTS["estimator"], "estimator")
+    """The recipe's estimator."""
+    return component(recipe.estimator, COMPONENTS["estimator"], "estimator")
 
 
 def make_loss(recipe: Recipe) -> PolicyLoss:

@@ -102,11 +102,6 @@ class PriorConfig(Section):
         description="share is the start; the more of a prompt's blank rollouts succeed, the fewer "
         "are anchored",
     )
-    hide_in_views: bool = Field(
-        default=False,
-        description="may anchors be hidden in the likelihood's masks (never in the loss)? False is "
-        "STP as published",
-    )
     source: str = Field(
         default="reference",
         description="'reference' (the task's own solutions) or a file of `unmaskrl prior`",
@@ -136,12 +131,12 @@ class DecodeConfig(Section):
     )
     gamma: float | None = Field(
         default=None,
-        description="bound of the adaptive rules eb, threshold, factor; null: the model's "
-        "threshold head chooses",
+        description="bound of the adaptive rules eb, confidence_threshold, factor; null: the "
+        "model's threshold head chooses",
     )
 
 
-class ThresholdConfig(Section):
+class SamplerConfig(Section):
     """DiFFPO's sampler: a head that chooses gamma of entropy-bounded decoding per rollout. All
     constants are ours.
     """
@@ -203,13 +198,6 @@ class TrainConfig(Section):
         description="longer ones stop the run, or are left out of training and evaluation and "
         "counted",
     )
-    # what float32 can hold after the optimiser's factors
-    lr: float = Field(default=1e-4, gt=0, le=1e30)
-    warmup: int = Field(default=8, ge=0, description="updates of linear warm-up")
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    betas: tuple[float, float] = (0.9, 0.99)
-    weight_decay: float = Field(default=0.0, ge=0)
-    max_grad_norm: float = Field(default=1.0, gt=0)
     skip_bad_updates: int = Field(
         default=0,
         ge=0,
@@ -238,22 +226,42 @@ class TrainConfig(Section):
     max_canvases: int = Field(
         default=4096, ge=1, description="canvases whose activations are alive at once in an update"
     )
+
+
+class OptimizerConfig(Section):
+    """The optimiser and its learning rate. Other keys are keyword arguments of its factory.
+
+    ``adamw`` takes betas (0.9, 0.99), eps 1e-8 and weight_decay 0. ``where:name`` is any class or
+    function that takes parameters and keyword arguments as those of torch.optim do, for instance
+    ``torch.optim:SGD``. Weights of one dimension (norms, biases) do not decay.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str = Field(
+        default="adamw", description="adamw, or one from elsewhere, 'torch.optim:SGD'"
+    )
+    # what float32 can hold after the optimiser's factors
+    lr: float = Field(default=1e-4, gt=0, le=1e30)
+    warmup: int = Field(default=8, ge=0, description="updates of linear warm-up")
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    max_grad_norm: float = Field(default=1.0, gt=0)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Keyword arguments of the factory, ``lr`` apart."""
+        return dict(self.model_extra or {})
+
+
+class BaseRunConfig(Section):
+    """Where a run lies and how it is kept, in what both kinds of run have."""
+
+    out: str = Field(default="runs/{recipe}-s{seed}", description="run folder")
     seed: int = 0
     threads: int = Field(
         default=0,
         ge=0,
         description="CPU threads; 0 measures 1 against all cores at start and takes the faster",
-    )
-    variance_draws: int = Field(
-        default=0,
-        ge=0,
-        description="log the variance of the likelihood over so many draws of masks on 4 rows per "
-        "step; 0: off",
-    )
-    probe: bool = Field(
-        default=True,
-        description="before step 0, check that the model fills in masked tokens of the task's own "
-        "text",
     )
     save_every: int = Field(default=40, ge=1, description="updates between checkpoints")
     save_minutes: float | None = Field(
@@ -262,13 +270,28 @@ class TrainConfig(Section):
         description="a checkpoint also when the last one is so old; null: by updates alone",
     )
     keep_checkpoints: int = Field(default=2, ge=1)
+
+
+class RunConfig(BaseRunConfig):
+    """Where the run lies, what it saves and logs: all that is not the maths of training."""
+
     save: Literal["adapter", "merged", "both"] = Field(
         default="adapter",
         description="with adapters, what model/ holds at the end: megabytes for a base, or whole "
         "weights",
     )
     log_with: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
-    out: str = Field(default="runs/{recipe}-s{seed}", description="run folder")
+    probe: bool = Field(
+        default=True,
+        description="before step 0, check that the model fills in masked tokens of the task's own "
+        "text",
+    )
+    variance_draws: int = Field(
+        default=0,
+        ge=0,
+        description="log the variance of the likelihood over so many draws of masks on 4 rows per "
+        "step; 0: off",
+    )
 
 
 class EvalConfig(Section):
@@ -294,8 +317,10 @@ class Recipe(Section):
     estimator: Component = {"name": "elbo"}
     advantage: Component = {"name": "group_mean_std"}
     loss: Component = {"name": "token_clip"}
-    threshold: ThresholdConfig = ThresholdConfig()
+    sampler: SamplerConfig = SamplerConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
+    run: RunConfig = RunConfig()
     eval: EvalConfig = EvalConfig()
 
 
@@ -331,18 +356,21 @@ class SFTTrain(Section):
     """The supervised loop."""
 
     steps: int = Field(default=1000, ge=1)
+
+
+class SFTOptimizer(OptimizerConfig):
+    """As in RL, with other defaults."""
+
     lr: float = Field(default=2e-3, gt=0, le=1e30)
-    warmup: int = Field(default=50, ge=0)
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = Field(default=0.01, ge=0)
-    max_grad_norm: float = Field(default=1.0, gt=0)
-    seed: int = 0
-    threads: int = Field(default=0, ge=0)
-    log_every: int = Field(default=10, ge=1)
-    save_every: int = Field(default=500, ge=1)
-    save_minutes: float | None = Field(default=10.0, gt=0)
-    keep_checkpoints: int = Field(default=2, ge=1)
-    out: str = "runs/{recipe}-s{seed}"
+    warmup: int = Field(default=50, ge=0, description="updates of linear warm-up")
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+
+
+class SFTRun(BaseRunConfig):
+    """Where a supervised run lies and how it is kept."""
+
+    log_every: int = Field(default=10, ge=1, description="steps between lines of the log")
+    save_every: int = Field(default=500, ge=1, description="updates between checkpoints")
 
 
 class SFTRecipe(Section):
@@ -351,5 +379,7 @@ class SFTRecipe(Section):
     name: str = "custom"
     model: SFTModel = SFTModel()
     data: list[SFTMixture]
+    optimizer: SFTOptimizer = SFTOptimizer()
     train: SFTTrain = SFTTrain()
+    run: SFTRun = SFTRun()
     eval_decode: dict[str, DecodeConfig] = {}

@@ -364,9 +364,11 @@ def _settings(config: Row) -> str:
         "estimator": None,
         "advantage": None,
         "loss": None,
-        "prior": ("name", "select", "keep", "keep_end", "share", "hide_in_views"),
+        "prior": ("name", "select", "keep", "keep_end", "share"),
         "decode": ("gen_length", "block_length", "steps", "select", "temperature", "exit_at"),
-        "train": ("prompts_per_step", "group_size", "num_iterations", "lr", "ema", "seed"),
+        "train": ("prompts_per_step", "group_size", "num_iterations", "ema"),
+        "optimizer": ("name", "lr"),
+        "run": ("seed",),
     }
     parts = []
     for section, keys in shown.items():

@@ -64,7 +64,9 @@ def refused(run: Run, row: dict[str, float]) -> str | None:
     where = f"inner update {run.inner + 1}: {', '.join(bad)}"
     if run.skipped > grace:
         after = f" after {grace} skipped in a row" if grace else ""
-        raise NotFiniteError(f"{where}{after}; lower train.lr, or look at rewards and advantages")
+        raise NotFiniteError(
+            f"{where}{after}; lower optimizer.lr, or look at rewards and advantages"
+        )
     count = f"{run.skipped} of train.skip_bad_updates={grace} in a row"
     return f"step {run.step + 1}, {where}: skipped ({count}), {_largest_of(run)}"
 
@@ -97,8 +99,8 @@ def check_weights(run: Run) -> None:
     if run.most(float(name is not None)):
         raise NotFiniteError(
             f"{name or 'a tensor of another process'} is not finite, nothing is saved; lower "
-            "train.lr (it is "
-            f"{run.recipe.train.lr:g})"
+            "optimizer.lr (it is "
+            f"{run.recipe.optimizer.lr:g})"
         )
 
 

@@ -48,7 +48,7 @@ def evaluate_run(
                 fits.examples,
                 run.recipe.decode,
                 temperature=e.temperature,
-                seed=run.recipe.train.seed,
+                seed=run.recipe.run.seed,
                 batch_size=e.batch_size,
                 head=None if run.sampler is None else run.sampler.head,
                 on_rollout=rollouts.append,
@@ -79,7 +79,7 @@ def save_models(run: Run) -> None:
     """The averaged weights in ``model/`` and the raw ones in ``model-raw/``; without an average one
     folder, ``model/``.
 
-    Each can be loaded. With adapters it holds what ``train.save`` says: the adapter on the name of
+    Each can be loaded. With adapters it holds what ``run.save`` says: the adapter on the name of
     its base, the merged weights, or both (the adapter then in ``adapter/``).
     """
     check_weights(run)
@@ -121,9 +121,9 @@ def saved_kind(recipe: Recipe) -> str:
     """
     if recipe.model.lora is None:
         return "merged"
-    if recipe.train.save == "adapter" and recipe.model.random_init is not None:
+    if recipe.run.save == "adapter" and recipe.model.random_init is not None:
         return "both"
-    return recipe.train.save
+    return recipe.run.save
 
 
 def saving_notes(run: Run) -> list[str]:
@@ -139,7 +139,7 @@ def saving_notes(run: Run) -> list[str]:
     whole = f"the merged weights, {size_text(base)}{least}"
     parts = {"adapter": [f"the adapter, {size_text(adapter)}"], "merged": [whole]}
     held = parts.get(kind) or parts["merged"] + parts["adapter"]
-    return [f"train.save={kind}: model/ will hold {' and '.join(held)}"]
+    return [f"run.save={kind}: model/ will hold {' and '.join(held)}"]
 
 
 def averaged(run: Run, wanted: bool) -> AbstractContextManager[None]:

@@ -80,7 +80,7 @@ def log_samples(run: Run, done: Rewarded) -> None:
 
 
 def likelihood_variance(run: Run, rollout: Rollout) -> dict[str, float | None]:
-    """Variance of the likelihood over ``train.variance_draws`` draws of masks, on one rollout of
+    """Variance of the likelihood over ``run.variance_draws`` draws of masks, on one rollout of
     each of a few groups.
 
     The masks have a generator of their own and the calls are not counted: profiling changes nothing
@@ -88,7 +88,8 @@ def likelihood_variance(run: Run, rollout: Rollout) -> dict[str, float | None]:
     Estimators that look at advantages see none.
     """
     t = run.recipe.train
-    if t.variance_draws == 0:
+    draws = run.recipe.run.variance_draws
+    if draws == 0:
         return {}
     with run.inference() as policy:
         return step_metrics(
@@ -99,8 +100,8 @@ def likelihood_variance(run: Run, rollout: Rollout) -> dict[str, float | None]:
                 ]
             ),
             run.estimator,
-            num_draws=t.variance_draws,
-            generator=named_generator(t.seed, "variance", run.step),
+            num_draws=draws,
+            generator=named_generator(run.recipe.run.seed, "variance", run.step),
             max_canvases=t.max_canvases,
         )
 
@@ -142,7 +143,7 @@ def alarms(row: dict[str, Any]) -> list[str]:
     if fewest > 0.95:
         notes.append(
             f"the sampler takes one call per block on {100 * fewest:.0f}% of the rollouts (right: "
-            f"{100 * row['accuracy/rollout']:.0f}%); if that is not wanted, lower threshold.alpha "
+            f"{100 * row['accuracy/rollout']:.0f}%); if that is not wanted, lower sampler.alpha "
             "or the largest gamma"
         )
     if row.get("reward/unscored"):
@@ -154,7 +155,7 @@ def alarms(row: dict[str, Any]) -> list[str]:
     if (row.get("ratio/max_dev") or 0.0) > 1e3:
         notes.append(
             f"a ratio is off by {row['ratio/max_dev']:.0e}: this step's gradient is that of a few "
-            "tokens; lower train.lr, or "
+            "tokens; lower optimizer.lr, or "
             "use loss.name=sequence_clip"
         )
     if skipped := row.get("updates/skipped"):
@@ -170,7 +171,7 @@ def alarms(row: dict[str, Any]) -> list[str]:
     if (row.get("grad_norm") or 0.0) > ABSURD["grad_norm"]:
         notes.append(
             f"the gradient's norm is {row['grad_norm']:.0e} before clipping: only its direction "
-            "counts; lower train.lr"
+            "counts; lower optimizer.lr"
         )
     bad = [
         name for name, value in row.items() if isinstance(value, float) and not math.isfinite(value)
@@ -227,7 +228,7 @@ def write_summary(run: Run, wall_minutes: float) -> dict[str, Any]:
     rows = [row for row in read_jsonl(run.out / "eval.jsonl") if row["split"] == "test"]
     summary = {
         "name": run.recipe.name,
-        "seed": run.recipe.train.seed,
+        "seed": run.recipe.run.seed,
         "before": next((r for r in rows if r["weights"] == "base"), None),
         "after": {r["weights"]: r for r in rows if r["weights"] != "base"},
         "steps": run.step,
@@ -252,13 +253,13 @@ def start_trackers(run: Run) -> list[str]:
     """
     notes = []
     present = []
-    for name in run.recipe.train.log_with:
+    for name in run.recipe.run.log_with:
         try:
             version(name)
             present.append(name)
         except ModuleNotFoundError:
             notes.append(
-                f"train.log_with: {name} is not installed and is left out (pip install {name})"
+                f"run.log_with: {name} is not installed and is left out (pip install {name})"
             )
     if present:
         run.accelerator.log_with = _tracker_types(present)

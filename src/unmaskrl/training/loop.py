@@ -74,7 +74,7 @@ def train(
             *saving_notes(run),
         ]:
             progress.note(note)
-        progress.start(recipe.train.steps, f"{recipe.name} seed {recipe.train.seed}: {run.out}")
+        progress.start(recipe.train.steps, f"{recipe.name} seed {recipe.run.seed}: {run.out}")
         with signals_to(run.stop.handle):
             run_steps(run, progress)
             save_models(run)
@@ -129,7 +129,7 @@ def do_step(run: Run, progress: Progress, *, check_ratio: bool) -> None:
             progress.note(note)
         run.inner += 1
         run.updates += 1
-        due = due or run.updates % recipe.train.save_every == 0 or (alone and is_late(run))
+        due = due or run.updates % recipe.run.save_every == 0 or (alone and is_late(run))
         if due and run.inner < recipe.train.num_iterations and alone:
             save(run, progress)
             due = False
@@ -158,7 +158,7 @@ def collect(run: Run) -> Batch:
     gamma_of = (
         None
         if run.sampler is None
-        else partial(run.sampler.gamma, seed=recipe.train.seed, step=run.step)
+        else partial(run.sampler.gamma, seed=recipe.run.seed, step=run.step)
     )
     with run.droppable(), run.inference() as policy:
         done = rollout_step(
@@ -274,9 +274,9 @@ def update(run: Run, batch: Batch, *, check_ratio: bool) -> str | None:
     What is not finite is not stepped on: NotFiniteError, or the update is skipped and the line that
     says so returned.
     """
-    t = run.recipe.train
+    o = run.recipe.optimizer
     began = time.perf_counter()
-    rate = learning_rate(run.updates, run.share_done, lr=t.lr, warmup=t.warmup, schedule=t.schedule)
+    rate = learning_rate(run.updates, run.share_done, lr=o.lr, warmup=o.warmup, schedule=o.schedule)
     row: dict[str, float] = {"lr": rate, "loss": 0.0, "grad_norm": 0.0, "updates/skipped": 0.0}
     if trained := batch.counts["num_scored"] > 0:
         views = make_views(run, batch.rollout, batch.advantages, run.inner)
@@ -286,7 +286,7 @@ def update(run: Run, batch: Batch, *, check_ratio: bool) -> str | None:
         run.optimizer.zero_grad(set_to_none=True)
         out = backward(run, batch, views, loss_fn)
         row |= summarise(run.reduce_metrics({"loss": out.loss, **out.metrics}))
-        row["grad_norm"] = run.sum_gradients(run.denoiser.model, t.max_grad_norm)
+        row["grad_norm"] = run.sum_gradients(run.denoiser.model, o.max_grad_norm)
     sampler = (
         run.sampler
         if batch.choices is not None and run.sampler and run.sampler.trains(run.share_done)
@@ -302,7 +302,7 @@ def update(run: Run, batch: Batch, *, check_ratio: bool) -> str | None:
         for group in run.optimizer.param_groups:
             group["lr"] = rate
         run.optimizer.step()
-        update_average(run.average, run.denoiser.model, t.ema)
+        update_average(run.average, run.denoiser.model, run.recipe.train.ema)
     if sampler is not None and not note:
         sampler.optimizer.step()
     row["seconds/update"] = time.perf_counter() - began
@@ -366,7 +366,7 @@ def advantages_of(run: Run, rewards: Tensor, group_ids: Tensor) -> Tensor:
     """
     advantages = run.advantage(rewards, group_ids)
     if run.recipe.train.shuffle_advantages:
-        generator = named_generator(run.recipe.train.seed, "shuffle", run.step)
+        generator = named_generator(run.recipe.run.seed, "shuffle", run.step)
         for group in group_ids.unique():
             rows = (group_ids == group).nonzero().squeeze(-1)
             advantages[rows] = advantages[rows[torch.randperm(len(rows), generator=generator)]]
@@ -377,7 +377,7 @@ def make_views(run: Run, rollout: Rollout, advantages: Tensor, inner: int) -> Vi
     """Masks of an inner update: named by step and position, so old, reference and current policy
     share them.
     """
-    seed = run.recipe.train.seed
+    seed = run.recipe.run.seed
     generator = named_generator(seed, "views", run.step, inner)
     update = Update(
         inner, run.recipe.train.num_iterations, named_seed(seed, "schedule", run.step), advantages

@@ -94,7 +94,7 @@ def save_run(run: Run) -> None:
             "exact": run.batch.rollout.exact,
         }
     save_checkpoint(
-        run.out / "checkpoints", run.updates, tensors, state, keep=run.recipe.train.keep_checkpoints
+        run.out / "checkpoints", run.updates, tensors, state, keep=run.recipe.run.keep_checkpoints
     )
 
 

@@ -10,8 +10,8 @@ from .state import Run
 
 
 def is_late(run: Run) -> bool:
-    """Whether the last checkpoint is older than train.save_minutes, by this process's clock."""
-    minutes = run.recipe.train.save_minutes
+    """Whether the last checkpoint is older than run.save_minutes, by this process's clock."""
+    minutes = run.recipe.run.save_minutes
     return minutes is not None and time.monotonic() - run.saved_at >= 60 * minutes
 
 

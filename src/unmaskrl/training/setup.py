@@ -19,6 +19,7 @@ from ..models.loading import open_checkpoint, random_tiny, stand_in_folder, with
 from ..models.probe import check_probe, masked_accuracy
 from ..models.tokenizer import byte_tokenizer, encode_reference, load_tokenizer
 from ..models.weights import frozen_copy, start_average, trainable
+from ..recipes.optimizers import make_optimizer
 from ..recipes.registry import COMPONENTS, make_estimator, make_loss
 from ..recipes.schema import ModelConfig, Recipe
 from ..tasks import TrainerState, load_function
@@ -46,7 +47,7 @@ def start_run(recipe: Recipe, *, resume: bool, force: bool) -> Run:
     """
     patience = InitProcessGroupKwargs(timeout=WAIT)
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[patience])
-    out = folder_of(recipe.train.out, recipe.name, recipe.train.seed)
+    out = folder_of(recipe.run.out, recipe.name, recipe.run.seed)
     lock = None
     accelerator.project_configuration = ProjectConfiguration(
         project_dir=str(out), logging_dir=str(out / "tensorboard")
@@ -83,7 +84,7 @@ def _build_run(recipe: Recipe, accelerator: Accelerator, out: Path, *, resume: b
             f"{accelerator.num_processes} processes: every process "
             "takes as many prompts, so set a multiple of their number"
         )
-    denoiser, tokenizer, folder = open_model(recipe.model, accelerator.device, recipe.train.seed)
+    denoiser, tokenizer, folder = open_model(recipe.model, accelerator.device, recipe.run.seed)
     task = make_task(recipe)
     problems = Problems(recipe, task, tokenizer, denoiser.max_length)
     functions = {
@@ -110,11 +111,7 @@ def _build_run(recipe: Recipe, accelerator: Accelerator, out: Path, *, resume: b
         )
     if shard != "none":
         shard_blocks(denoiser.model, shard)
-    t = recipe.train
-    learning = trainable(denoiser.model)
-    optimizer = torch.optim.AdamW(
-        learning.values(), lr=t.lr, betas=t.betas, weight_decay=t.weight_decay
-    )
+    optimizer = make_optimizer(recipe.optimizer, trainable(denoiser.model).values())
     return Run(
         recipe=recipe,
         out=out,
@@ -122,7 +119,7 @@ def _build_run(recipe: Recipe, accelerator: Accelerator, out: Path, *, resume: b
         denoiser=denoiser,
         frozen=frozen,
         gathered=gathered,
-        average=start_average(denoiser.model) if t.ema else {},
+        average=start_average(denoiser.model) if recipe.train.ema else {},
         reference=base if loss.uses_ref else None,
         tokenizer=tokenizer,
         tokenizer_folder=folder,
@@ -143,7 +140,7 @@ def probe_model(recipe: Recipe, denoiser: ModelDenoiser, problems: Problems) -> 
     """Ask a loaded model for masked tokens of some training problems; a warning, or ValueError if
     its logits look shifted.
     """
-    if not recipe.train.probe or recipe.model.random_init is not None:
+    if not recipe.run.probe or recipe.model.random_init is not None:
         return []
     count = min(PROBE_PROBLEMS, len(problems.examples))
     texts = [problems.task.reference(example) for example in problems.examples[:count]]
@@ -151,7 +148,7 @@ def probe_model(recipe: Recipe, denoiser: ModelDenoiser, problems: Problems) -> 
     prompts = [problems.prompt(i) for i in known]
     references = [encode_reference(problems.tokenizer, texts[i] or "", [])[0] for i in known]
     probe = masked_accuracy(
-        denoiser, prompts, references, named_generator(recipe.train.seed, "probe")
+        denoiser, prompts, references, named_generator(recipe.run.seed, "probe")
     )
     note = check_probe(probe)
     return [] if note is None else [f"model.path {recipe.model.path}: {note}"]
@@ -192,7 +189,7 @@ def _choose_threads(recipe: Recipe, out: Path) -> int:
     unless told otherwise.
     """
     path = out / "threads.json"
-    wanted = recipe.train.threads
+    wanted = recipe.run.threads
     if path.exists():
         stored = read_json(path).get("threads")
         if isinstance(stored, bool) or not isinstance(stored, int) or stored < 1:

@@ -37,8 +37,9 @@ from ..models.tokenizer import (
     load_tokenizer,
 )
 from ..models.weights import load_trainable
+from ..recipes.optimizers import make_optimizer
 from ..recipes.registry import COMPONENTS, check_component, component
-from ..recipes.schema import SFTMixture, SFTRecipe, SFTTrain
+from ..recipes.schema import SFTMixture, SFTRecipe, SFTRun
 from ..tasks import LazyTask, Task
 from ..utils.files import append_jsonl, write_json
 from ..utils.stopping import Stop, Stopped, signals_to
@@ -110,13 +111,12 @@ def run_sft(
     ``stop_at`` ends after that many steps with the schedule of the whole run, to compare with its
     log.
     """
-    settings = recipe.train
-    out = folder_of(settings.out, recipe.name, settings.seed)
+    out = folder_of(recipe.run.out, recipe.name, recipe.run.seed)
     check_folder(out, resume=resume, force=force)
     changed = (
         check_changes(recipe, read_config(out / CONFIG, SFTRecipe), out / CONFIG) if resume else []
     )
-    set_threads(settings.threads)
+    set_threads(recipe.run.threads)
     lock = hold_folder(out) if resume else None
     try:
         # the tokenizer goes into the folder once everything could be built
@@ -155,25 +155,20 @@ def _run_steps(
     stop_at: int | None,
 ) -> None:
     """From where the folder's newest checkpoint stands to the model folder."""
-    settings = recipe.train
-    optimizer = torch.optim.AdamW(
-        denoiser.model.parameters(),
-        lr=settings.lr,
-        betas=settings.betas,
-        weight_decay=settings.weight_decay,
-    )
-    first = _resume(out, settings.steps, denoiser.model, optimizer, report) if resume else 0
+    steps = recipe.train.steps
+    optimizer = make_optimizer(recipe.optimizer, denoiser.model.parameters())
+    first = _resume(out, steps, denoiser.model, optimizer, report) if resume else 0
     if changed:
         keep_old(out / CONFIG)
     write_json(out / CONFIG, recipe.model_dump(mode="json"))
     stop = Stop()
     start = time.perf_counter()
-    saver = _Saver(out, denoiser.model, optimizer, settings, report)
+    saver = _Saver(out, denoiser.model, optimizer, recipe.run, report)
     with signals_to(stop.handle):
-        for step in range(first, settings.steps if stop_at is None else stop_at):
+        for step in range(first, steps if stop_at is None else stop_at):
             with _explaining(out, step + 1):
-                losses, norm, rate = _update(denoiser, optimizer, data, settings, step)
-            if (step + 1) % settings.log_every == 0 or step + 1 == settings.steps:
+                losses, norm, rate = _update(denoiser, optimizer, data, recipe, step)
+            if (step + 1) % recipe.run.log_every == 0 or step + 1 == steps:
                 row = {
                     "step": step + 1,
                     "loss": sum(losses) / len(losses),
@@ -186,14 +181,14 @@ def _run_steps(
                 }
                 append_jsonl(out / LOG, [row])
                 if report:
-                    report({**row, "steps": settings.steps, "seconds": time.perf_counter() - start})
-            last = step + 1 == settings.steps  # kept: a finished run can be made longer
+                    report({**row, "steps": steps, "seconds": time.perf_counter() - start})
+            last = step + 1 == steps  # kept: a finished run can be made longer
             if last or stop.signum or saver.is_due(step + 1):
                 with _explaining(out, step + 1):
                     failed = saver.save(step + 1)
                 if stop.signum and not last:
                     place = (
-                        f"stopped at step {step + 1} of {settings.steps}; all of it is in "
+                        f"stopped at step {step + 1} of {steps}; all of it is in "
                         f"{out / 'checkpoints'}"
                     )
                     raise Stopped(stop.signum, failed or place, resumable=True)
@@ -296,29 +291,29 @@ def _update(
     denoiser: ModelDenoiser,
     optimizer: torch.optim.Optimizer,
     data: list[SFTData],
-    settings: SFTTrain,
+    recipe: SFTRecipe,
     step: int,
 ) -> tuple[list[float], float, float]:
     """One step: the loss (nats per token) of each part, the gradient norm, the learning rate."""
+    o = recipe.optimizer
+    steps = recipe.train.steps
     losses = []
     optimizer.zero_grad(set_to_none=True)
     for i, part in enumerate(data):
-        generator = named_generator(settings.seed, "sft-batch", step, i)
+        generator = named_generator(recipe.run.seed, "sft-batch", step, i)
         prompts, mask, completions = (
-            t.to(denoiser.device) for t in part.batch(step, settings.steps, generator)
+            t.to(denoiser.device) for t in part.batch(step, steps, generator)
         )
         loss = masked_loss(denoiser, prompts, mask, completions, generator)
         (loss / len(data)).backward()
         losses.append(float(loss.detach()))
-    norm = float(nn.utils.clip_grad_norm_(denoiser.model.parameters(), settings.max_grad_norm))
+    norm = float(nn.utils.clip_grad_norm_(denoiser.model.parameters(), o.max_grad_norm))
     if not all(map(math.isfinite, [*losses, norm])):
         raise NotFiniteError(
-            f"loss {sum(losses) / len(losses)}, gradient norm {norm}; lower train.lr"
+            f"loss {sum(losses) / len(losses)}, gradient norm {norm}; lower optimizer.lr"
         )
-    share_done = max(0.0, step - settings.warmup) / max(1, settings.steps - settings.warmup)
-    rate = learning_rate(
-        step, share_done, lr=settings.lr, warmup=settings.warmup, schedule="cosine"
-    )
+    share_done = max(0.0, step - o.warmup) / max(1, steps - o.warmup)
+    rate = learning_rate(step, share_done, lr=o.lr, warmup=o.warmup, schedule=o.schedule)
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()
@@ -350,7 +345,7 @@ def _start_model(recipe: SFTRecipe, out: Path) -> tuple[ModelDenoiser, Any]:
         pad_token_id=tokenizer.pad_token_id,
     )
     model = LLaDA(config)
-    model.init_weights(named_generator(recipe.train.seed, "init"))
+    model.init_weights(named_generator(recipe.run.seed, "init"))
     return ModelDenoiser.from_model(model.to(default_device())), tokenizer
 
 
@@ -361,7 +356,7 @@ class _Saver:
     out: Path
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    settings: SFTTrain
+    settings: SFTRun
     report: Report | None
     last: float = field(default_factory=time.monotonic)
 
@@ -382,7 +377,7 @@ class _Saver:
             {f"{group} {name}": t for group, named in tensors.items() for name, t in named.items()}
         )
         if bad is not None:
-            raise NotFiniteError(f"{bad} is not finite, nothing is saved; lower train.lr")
+            raise NotFiniteError(f"{bad} is not finite, nothing is saved; lower optimizer.lr")
         state = {"step": step, "log_bytes": sync_logs(self.out, (LOG,))[LOG]}
         try:
             save_checkpoint(

@@ -124,8 +124,8 @@ class Run:
 
     @property
     def trains_policy(self) -> bool:
-        """Whether the policy's weights learn at this point of the run (threshold.mode)."""
-        mode = self.recipe.threshold.mode
+        """Whether the policy's weights learn at this point of the run (sampler.mode)."""
+        mode = self.recipe.sampler.mode
         return mode != "sampler" and not (
             mode == "sequential" and self.sampler and self.sampler.trains(self.share_done)
         )

@@ -123,8 +123,8 @@ def test_threshold_and_factor_by_hand() -> None:
     # (n + 1) (1 - p): .1, .3, 1.6, 2.5 and 1.2, 2.1
     assert within_factor(p.log(), valid, torch.tensor([1.0, 1.0])).tolist() == [2, 0]
     assert within_factor(p.log(), valid, torch.tensor([2.0, 9.0])).tolist() == [3, 2]
-    assert greedy(1.0, select="threshold").nfe.tolist() == [8] * 6  # nothing is above 1
-    assert greedy(0.0, select="threshold").nfe.tolist() == [2] * 6
+    assert greedy(1.0, select="confidence_threshold").nfe.tolist() == [8] * 6  # nothing is above 1
+    assert greedy(0.0, select="confidence_threshold").nfe.tolist() == [2] * 6
 
 
 def test_rows_have_their_own_gamma_and_do_not_see_each_other() -> None:
@@ -169,13 +169,13 @@ def test_gamma_may_be_chosen_from_the_first_call_at_no_extra_call() -> None:
     assert rollout.nfe.tolist() == [6, 0, 1]
 
 
-@pytest.mark.parametrize("select", [*EB, "threshold", "factor"])
+@pytest.mark.parametrize("select", [*EB, "confidence_threshold", "factor"])
 def test_replay_of_an_adaptive_rollout_is_its_probability(select: str) -> None:
     denoiser = tiny_llada()
     canvas = anchored_canvas(
         [[1, 2], [5], [6]] * 3, [{}, {0: 2}, {}] * 3, gen_length=6, denoiser=denoiser
     )
-    gamma = 0.3 if select == "threshold" else 1.2
+    gamma = 0.3 if select == "confidence_threshold" else 1.2
     options = {
         "block_length": 3,
         "steps": 6,
@@ -233,7 +233,7 @@ def test_drawn_completions_follow_the_law_of_the_process() -> None:
         ({"select": "eb"}, "needs gamma"),
         ({"select": "entropy", "gamma": 0.1}, "takes no gamma"),
         ({"select": "eb", "gamma": -0.1}, "a bound in nats"),
-        ({"select": "threshold", "gamma": 1.5}, r"a probability, in \[0, 1\]; got 1.5"),
+        ({"select": "confidence_threshold", "gamma": 1.5}, r"a probability, in \[0, 1\]; got 1.5"),
     ],
 )
 def test_bad_gammas_are_refused(options: dict, message: str) -> None:
@@ -244,4 +244,8 @@ def test_bad_gammas_are_refused(options: dict, message: str) -> None:
 
 
 def test_every_adaptive_rule_is_here() -> None:
-    assert {name for name, rule in RULES.items() if rule.prefix} == {*EB, "threshold", "factor"}
+    assert {name for name, rule in RULES.items() if rule.prefix} == {
+        *EB,
+        "confidence_threshold",
+        "factor",
+    }

@@ -23,7 +23,13 @@ from unmaskrl.models.hub import asset
 from unmaskrl.models.probe import masked_accuracy
 
 SETTINGS: dict[str, Any] = {"block_length": 4, "steps": 8}
-GAMMAS = {"eb": 0.1, "eb_max_prob": 0.1, "eb_margin": 0.1, "threshold": 0.9, "factor": 1.0}
+GAMMAS = {
+    "eb": 0.1,
+    "eb_max_prob": 0.1,
+    "eb_margin": 0.1,
+    "confidence_threshold": 0.9,
+    "factor": 1.0,
+}
 # the package shows the function under this name
 LOOP = importlib.import_module("unmaskrl.core.decoding.decode")
 BAD = (math.nan, math.inf, -math.inf)

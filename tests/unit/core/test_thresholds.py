@@ -27,7 +27,7 @@ from unmaskrl.core.threshold_head import (
     threshold_loss,
 )
 from unmaskrl.models.heads import load_threshold, save_threshold
-from unmaskrl.recipes.schema import ThresholdConfig
+from unmaskrl.recipes.schema import SamplerConfig
 from unmaskrl.training.rollouts.problems import Rewarded
 from unmaskrl.training.rollouts.threshold_policy import Choices, Sampler, sampler_metrics
 
@@ -135,7 +135,7 @@ def test_rows_that_made_no_call_teach_the_head_nothing() -> None:
     )
     rollout = replace(rollout, gamma=torch.tensor([1.0, 0.0, 0.1, 0.0], dtype=torch.float64))
     optimizer = torch.optim.SGD(head.parameters(), lr=0.1)
-    sampler = Sampler(config=ThresholdConfig(alpha=0.5), head=head, optimizer=optimizer, drawn={})
+    sampler = Sampler(config=SamplerConfig(alpha=0.5), head=head, optimizer=optimizer, drawn={})
     gamma = sampler.gamma(rollout.prompt_mask, rollout.row_ids, seed=1, step=0)
     calls = torch.tensor([0, 2])
     gamma(torch.randn(2, rollout.ids.shape[1], 16, generator=seeded(3)), calls)

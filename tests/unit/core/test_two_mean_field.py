@@ -286,12 +286,9 @@ def test_weight_metrics_add_up_and_fall_into_quartiles() -> None:
     assert summarise({"loss": 1.0}) == {"loss": 1.0}
 
 
-@pytest.mark.parametrize(
-    "make", [lambda: two_mean_field(num_times=0), lambda: two_mean_field(hide_anchors=True)]
-)
-def test_bad_estimator_settings_are_refused(make) -> None:
-    with pytest.raises(ValueError, match=r"num_times|hide_in_views"):
-        make()
+def test_bad_estimator_settings_are_refused() -> None:
+    with pytest.raises(ValueError, match="num_times"):
+        two_mean_field(num_times=0)
 
 
 @pytest.mark.parametrize("kwargs", [{"is_cap": 0.5}, {"is_normalise": True}])

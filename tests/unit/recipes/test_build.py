@@ -50,8 +50,8 @@ PRUNED = ["prior.name=anchors", "decode.exit_at=0.95"]
         ("d2_stepmerge", ["estimator.shrink=2"], "num_segments and shrink both say"),
         (
             "tracerl",
-            [*PRUNED, "prior.hide_in_views=true"],
-            "replays what the policy saw.*set prior.hide_in_views=false",
+            [*PRUNED, "estimator.hide_anchors=true"],
+            r"estimator\.hide_anchors: trajectory has no such setting",
         ),
         ("stp", ["prior.keep=0"], "nothing is anchored"),
         (
@@ -94,15 +94,15 @@ PRUNED = ["prior.name=anchors", "decode.exit_at=0.95"]
             "tokens one by one in reading order, and rollouts",
         ),
         ("diffpo-2mf-is", ["loss.is_cap=0.5"], "must be at least 1, got 0.5"),
-        ("diffpo-joint", ["threshold.gammas=[0.1, 1]"], "threshold.gammas must start with 0"),
-        ("diffpo-joint", ["threshold.gammas=[0, 1, 0.5]"], "and increase"),
+        ("diffpo-joint", ["sampler.gammas=[0.1, 1]"], "sampler.gammas must start with 0"),
+        ("diffpo-joint", ["sampler.gammas=[0, 1, 0.5]"], "and increase"),
         (
             "diffpo-joint",
-            ["threshold.start=0.2"],
-            "threshold.start is the gamma that training begins with",
+            ["sampler.start=0.2"],
+            "sampler.start is the gamma that training begins with",
         ),
         ("diffpo-joint", ["decode.gamma=0.1"], "set decode.select=eb decode.gamma=null"),
-        ("diffpo-sampler", ["decode.select=threshold"], "needs decode.gamma"),
+        ("diffpo-sampler", ["decode.select=confidence_threshold"], "needs decode.gamma"),
         ("elbo_grpo", ["decode.gamma=0.1"], "has a quota: set gamma=null"),
         ("stp", ["prior.keep_end=0", "prior.adapt_to=0.4"], "both steer prior.keep"),
         ("elbo_grpo", ["decode.temperature=0"], "all rollouts of a group would be the same"),
@@ -132,7 +132,7 @@ def test_refused_combinations_say_what_to_change(
         ["estimator.name=trajectory"],
         ["estimator={name: trajectory, num_segments: 2}"],
         IN_ORDER,
-        [*IN_ORDER, "prior.name=anchors", "prior.hide_in_views=true", "decode.exit_at=1"],
+        [*IN_ORDER, "prior.name=anchors", "estimator.hide_anchors=true", "decode.exit_at=1"],
     ],
     ids=str,
 )
@@ -149,9 +149,9 @@ def test_importance_weights_go_with_probabilities_of_the_drawn_tokens(overrides:
         ("unigrpo", ["train.num_iterations=1"], "spreads its masking rate over the inner updates"),
         ("justgrpo", ["decode.select=entropy"], "one token at a time in reading order"),
         ("justgrpo", ["decode.exit_at=0.8"], "one token at a time in reading order"),
-        ("elbo_grpo", ["prior.hide_in_views=true"], "does nothing without anchors"),
+        ("elbo_grpo", ["estimator.hide_anchors=true"], "does nothing without anchors"),
         ("elbo_grpo", ["decode.block_length=20", "decode.exit_at=0.5"], "one full-length block"),
-        ("sudoku-mini", ["model.dtype=bfloat16", "train.lr=3e-6"], "most updates of this size"),
+        ("sudoku-mini", ["model.dtype=bfloat16", "optimizer.lr=3e-6"], "most updates of this size"),
     ],
 )
 def test_odd_combinations_are_named(recipe: str, overrides: list[str], words: str) -> None:
@@ -170,15 +170,15 @@ def test_two_keys_give_the_stp_version(name: str) -> None:
     assert (
         recipe.prior.name == "anchors"
         and recipe.prior.keep == 0.1
-        and not recipe.prior.hide_in_views
+        and not recipe.estimator.get("hide_anchors")
     )
     assert recipe.prior.select == "most_predictable" and recipe.decode.exit_at == 0.95
-    hidden = [*PRUNED, "prior.hide_in_views=true"]
+    hidden = [*PRUNED, "estimator.hide_anchors=true"]
     if recipe.estimator["name"] == "trajectory":
-        with pytest.raises(ValueError, match="replays what the policy saw, anchors included"):
+        with pytest.raises(ValueError, match="trajectory has no such setting"):
             load_recipe(name, hidden)
     else:
-        assert load_recipe(name, hidden).prior.hide_in_views
+        assert load_recipe(name, hidden).estimator["hide_anchors"]
 
 
 def test_a_step_is_split_by_policy_and_update() -> None:

@@ -56,10 +56,10 @@ def test_check_yaml_is_a_recipe_file(
         (("sudoko-mini",), "no recipe 'sudoko-mini'; the nearest are sudoku-mini, "),
         (
             ("sudoku-mini", "train.lerning_rate=1"),
-            "train.lerning_rate: unknown setting; did you mean 'lr'?",
+            "train.lerning_rate: unknown setting; did you mean 'optimizer.lr'?",
         ),
         (("sudoku-mini", "train.num_generations=4"), "did you mean 'group_size'?"),
-        (("sudoku-mini", "lr=1e-4"), "lr: unknown setting; did you mean 'train.lr'?"),
+        (("sudoku-mini", "lr=1e-4"), "lr: unknown setting; did you mean 'optimizer.lr'?"),
         (("sudoku-mini", "train.exit_at=0.9"), "did you mean 'decode.exit_at'?"),
         (("sudoku-mini", "train.stepps=4"), "did you mean 'steps'?"),
         (("sudoku-mini", f"decode.steps={'[' * 5000}"), "the value is not valid YAML"),
@@ -124,9 +124,9 @@ def test_silence_is_not_for_what_went_wrong(capsys: pytest.CaptureFixture[str]) 
     ("words", "resumable", "hint"),
     [
         (
-            ["train", "sudoku-mini", "--force", "train.lr=1e-3"],
+            ["train", "sudoku-mini", "--force", "optimizer.lr=1e-3"],
             True,
-            "train sudoku-mini train.lr=1e-3 --resume",
+            "train sudoku-mini optimizer.lr=1e-3 --resume",
         ),
         (["train", "sudoku-mini"], False, "no step was begun: start it again with "),
         (["sft", "mini-base", "--resume"], True, "sft mini-base --resume"),

@@ -116,7 +116,7 @@ def test_what_is_told_about_priors_at_the_start(tmp_path: Path) -> None:
     unused = warnings_for(
         load_recipe(
             "sudoku-mini",
-            ["prior.name=none", "prior.adapt_share=true", "prior.hide_in_views=false"],
+            ["prior.name=none", "prior.adapt_share=true", "estimator.hide_anchors=false"],
         )
     )
     assert any("prior.adapt_share and prior.only_correct do nothing" in note for note in unused)

@@ -104,7 +104,7 @@ def test_a_run_with_foreign_files_is_left_alone(name: str, tmp_path: Path) -> No
     (run / name).write_text("mine")
     before = tree(run)
     with pytest.raises(
-        ValueError, match=r"--force: .* is left alone, it holds .* no run writes; set train\.out"
+        ValueError, match=r"--force: .* is left alone, it holds .* no run writes; set run\.out"
     ):
         check_folder(run, resume=False, force=True)
     with pytest.raises(ValueError, match="left alone"):
@@ -181,7 +181,7 @@ def test_what_may_begin_and_go_on(tmp_path: Path) -> None:
     ],
 )
 def test_only_name_and_seed_are_filled_in(out: str) -> None:
-    with pytest.raises(ValueError, match=r"train\.out"):
+    with pytest.raises(ValueError, match=r"run\.out"):
         folder_of(out, "x", 3)
 
 
@@ -379,20 +379,20 @@ def test_errors_of_files_name_the_file(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 FREE = (
-    "train.steps=90 train.minutes=3 train.out=x train.threads=2 train.save_every=7 "
-    "train.keep_checkpoints=9 eval.every=3 "
+    "train.steps=90 train.minutes=3 run.out=x run.threads=2 run.save_every=7 "
+    "run.keep_checkpoints=9 eval.every=3 "
 )
 FREE += (
-    "train.log_with=[] eval.size=9 eval.temperature=0.5 eval.batch_size=3 train.max_canvases=7 "
-    "train.variance_draws=3 "
+    "run.log_with=[] eval.size=9 eval.temperature=0.5 eval.batch_size=3 train.max_canvases=7 "
+    "run.variance_draws=3 "
 )
 FREE += "model.activation_checkpointing=true name=other"
 BOUND = (
-    "train.lr=1 train.seed=4 train.group_size=4 decode.steps=10 prior.keep=0.3 "
+    "optimizer.lr=1 run.seed=4 train.group_size=4 decode.steps=10 prior.keep=0.3 "
     "task.train_size=7 estimator.num_mc=2 "
 )
 BOUND += (
-    "loss.clip_low=0.1 model.path=zero train.schedule=constant train.num_iterations=2 "
+    "loss.clip_low=0.1 model.path=zero optimizer.schedule=constant train.num_iterations=2 "
     "model.lora.rank=3 train.ema=0.5"
 )
 
@@ -412,15 +412,13 @@ def test_what_may_change_on_resume_and_what_may_not(tmp_path: Path) -> None:
 
 
 def test_what_follows_from_a_change_is_said(tmp_path: Path) -> None:
-    longer = load_recipe("sudoku-mini", ["train.steps=60", "train.threads=2"])
-    said = describe_changes(longer, RECIPE, ["train.steps", "train.threads", "train.out"])
-    assert said[0] == "changed on resume: train.steps 30 -> 60, train.threads 0 -> 2"
-    assert said[1] == "train.threads changed: sums round differently from here on"
-    assert "train.schedule=linear, prior.keep_end follow the new one" in said[2]
+    longer = load_recipe("sudoku-mini", ["train.steps=60", "run.threads=2"])
+    said = describe_changes(longer, RECIPE, ["train.steps", "run.threads", "run.out"])
+    assert said[0] == "changed on resume: train.steps 30 -> 60, run.threads 0 -> 2"
+    assert said[1] == "run.threads changed: sums round differently from here on"
+    assert "optimizer.schedule=linear, prior.keep_end follow the new one" in said[2]
     assert (
-        describe_changes(RECIPE, RECIPE, [])
-        == describe_changes(RECIPE, RECIPE, ["train.out"])
-        == []
+        describe_changes(RECIPE, RECIPE, []) == describe_changes(RECIPE, RECIPE, ["run.out"]) == []
     )
 
 
@@ -446,9 +444,9 @@ def test_a_run_folder_is_a_recipe_too(tmp_path: Path) -> None:
     """A moved run goes on where it is: `unmaskrl train moved --resume`."""
     moved = tmp_path / "mov{ed}"
     moved.mkdir()
-    write_config(load_recipe("sudoku-mini", ["train.lr=0.5"]), moved)
+    write_config(load_recipe("sudoku-mini", ["optimizer.lr=0.5"]), moved)
     recipe = load_recipe(str(moved), ["train.steps=77"])
-    assert (recipe.name, recipe.train.lr, recipe.train.steps) == ("sudoku-mini", 0.5, 77)
-    assert folder_of(recipe.train.out, recipe.name, 0) == moved
+    assert (recipe.name, recipe.optimizer.lr, recipe.train.steps) == ("sudoku-mini", 0.5, 77)
+    assert folder_of(recipe.run.out, recipe.name, 0) == moved
     with pytest.raises(ValueError, match="not found"):
         load_recipe(str(tmp_path))

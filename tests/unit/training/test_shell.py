@@ -160,9 +160,9 @@ def test_broken_yaml(text: str, tmp_path: Path) -> None:
 def test_overrides_are_typed() -> None:
     recipe: Recipe = load_recipe(
         "sudoku-mini",
-        ["train.lr=1e-3", "decode.exit_at=null", "train.log_with=[]", "prior.keep=0.3"],
+        ["optimizer.lr=1e-3", "decode.exit_at=null", "run.log_with=[]", "prior.keep=0.3"],
     )
-    assert (recipe.train.lr, recipe.decode.exit_at, recipe.train.log_with, recipe.prior.keep) == (
+    assert (recipe.optimizer.lr, recipe.decode.exit_at, recipe.run.log_with, recipe.prior.keep) == (
         1e-3,
         None,
         (),
@@ -189,10 +189,10 @@ def test_a_wrong_type_is_one_line() -> None:
 def test_resume_takes_defaults_for_settings_that_are_newer_than_the_run(tmp_path: Path) -> None:
     recipe: Recipe = load_recipe("sudoku-mini")
     stored = recipe.model_dump(mode="json")
-    del stored["threshold"], stored["train"]["variance_draws"]
+    del stored["sampler"], stored["run"]["variance_draws"]
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(stored))
     path = tmp_path / "config.yaml"
     assert check_changes(recipe, read_config(path), path) == []
-    other = load_recipe("sudoku-mini", ["decode.select=eb", "threshold.mode=joint"])
-    with pytest.raises(ValueError, match=r"threshold\.mode"):
+    other = load_recipe("sudoku-mini", ["decode.select=eb", "sampler.mode=joint"])
+    with pytest.raises(ValueError, match=r"sampler\.mode"):
         check_changes(other, read_config(path), path)

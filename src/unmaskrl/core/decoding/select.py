@@ -140,6 +140,8 @@ RULES: dict[str, Rule] = {
     "eb": Rule(entropy, statistic=entropy, prefix=entropy_bounded, unit=NATS),
     "eb_max_prob": Rule(max_prob, statistic=entropy, prefix=entropy_bounded, unit=NATS),
     "eb_margin": Rule(margin, statistic=entropy, prefix=entropy_bounded, unit=NATS),
-    "threshold": Rule(max_prob, statistic=max_prob, prefix=above_threshold, unit=PROBABILITY),
+    "confidence_threshold": Rule(
+        max_prob, statistic=max_prob, prefix=above_threshold, unit=PROBABILITY
+    ),
     "factor": Rule(max_prob, statistic=max_prob, prefix=within_factor, unit=FACTOR),
 }

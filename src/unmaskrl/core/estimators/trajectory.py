@@ -43,15 +43,9 @@ def trajectory(
     num_segments: int | None = None,
     shrink: int | None = None,
     p_mask_prompt: float = 0.0,
-    hide_anchors: bool = False,
 ) -> Estimator:
     """Log-probs on the rollout's own latents, exact or merged into segments. Nats."""
     check_p_mask(p_mask_prompt)
-    if hide_anchors:
-        raise ValueError(
-            "trajectory replays what the policy saw, anchors included: set "
-            "prior.hide_in_views=false, or take another estimator"
-        )
     if num_segments is not None and shrink is not None:
         raise ValueError("num_segments and shrink both say how calls are merged: set one of them")
     for name, value in (("num_segments", num_segments), ("shrink", shrink)):

@@ -22,15 +22,10 @@ from .base import DRAW, ONLY, Estimator, Update, largest, weighted_sum
 from .trajectory import latent_views
 
 
-def two_mean_field(*, num_times: int = 1, hide_anchors: bool = False) -> Estimator:
+def two_mean_field(*, num_times: int = 1) -> Estimator:
     """Log-probs on z_0 and on the rollout's own latents at random times. Nats."""
     if num_times < 1:
         raise ValueError(f"num_times must be at least 1, got {num_times}")
-    if hide_anchors:
-        raise ValueError(
-            "two_mean_field replays latents that the policy saw, anchors included: set "
-            "prior.hide_in_views=false"
-        )
 
     def make_views(
         rollout: Rollout, mask_id: int, generator: torch.Generator, update: Update = ONLY

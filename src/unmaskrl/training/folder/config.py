@@ -20,12 +20,12 @@ CONFIG = "config.yaml"
 # one.
 FREE = {
     "": "name eval eval_decode",
-    "train": "steps minutes out threads shard gather_rollout max_canvases save save_every "
-    "save_minutes keep_checkpoints "
-    "log_with log_every variance_draws probe skip_bad_updates",
+    "train": "steps minutes shard gather_rollout max_canvases skip_bad_updates",
+    "run": "out threads save save_every save_minutes keep_checkpoints log_with log_every "
+    "variance_draws probe",
     "model": "activation_checkpointing",
 }
-ROUNDING = ("train.threads", "train.max_canvases", "model.activation_checkpointing")
+ROUNDING = ("run.threads", "train.max_canvases", "model.activation_checkpointing")
 
 
 def write_config(recipe: Recipe, folder: Path) -> None:
@@ -74,7 +74,7 @@ def describe_changes(recipe: Recipe, stored: Recipe, changed: list[str]) -> list
     shown = [
         f"{key} {_shown(old.get(key))} -> {_shown(new.get(key))}"
         for key in changed
-        if key != "train.out"
+        if key != "run.out"
     ]
     notes = [f"changed on resume: {', '.join(shown)}"] if shown else []
     if any(key in ROUNDING for key in changed):
@@ -93,13 +93,13 @@ def describe_changes(recipe: Recipe, stored: Recipe, changed: list[str]) -> list
 
 def paced_by_length(recipe: Recipe) -> list[str]:
     """Settings whose values at a step depend on how long the run will be."""
-    t = recipe.train
+    schedule = recipe.optimizer.schedule
     return [
         name
         for name, used in {
-            f"train.schedule={t.schedule}": t.schedule != "constant",
+            f"optimizer.schedule={schedule}": schedule != "constant",
             "prior.keep_end": recipe.prior.name == "anchors" and recipe.prior.keep_end is not None,
-            "threshold.switch_at": recipe.threshold.mode == "sequential",
+            "sampler.switch_at": recipe.sampler.mode == "sequential",
         }.items()
         if used
     ]

@@ -40,7 +40,7 @@ _BEFORE_A_RUN = (LOCK, "threads.json", ".*.part")
 
 
 def folder_of(out: str, name: str, seed: int) -> Path:
-    """``train.out`` with the recipe's name and the seed in it; ValueError for anything else in
+    """``run.out`` with the recipe's name and the seed in it; ValueError for anything else in
     braces.
     """
     try:
@@ -52,19 +52,19 @@ def folder_of(out: str, name: str, seed: int) -> Path:
     }
     if not fields <= {"recipe", "seed"}:
         raise ValueError(
-            f"train.out {out!r}: only {{recipe}} and {{seed}} are filled in; double other braces"
+            f"run.out {out!r}: only {{recipe}} and {{seed}} are filled in; double other braces"
         )
     if "recipe" in fields and Path(name).name != name:
         raise ValueError(
-            f"train.out {out!r}: the recipe's name {name!r} is no name of a folder; set name= or "
-            "train.out="
+            f"run.out {out!r}: the recipe's name {name!r} is no name of a folder; set name= or "
+            "run.out="
         )
     try:
         filled = out.format(recipe=name, seed=seed)
     except ValueError as error:
-        raise ValueError(f"train.out {out!r}: {error}; write {{recipe}} and {{seed}}") from None
+        raise ValueError(f"run.out {out!r}: {error}; write {{recipe}} and {{seed}}") from None
     if not filled or "\0" in filled:
-        raise ValueError(f"train.out {out!r} names no folder")
+        raise ValueError(f"run.out {out!r} names no folder")
     return Path(filled)
 
 
@@ -75,9 +75,9 @@ def check_folder(folder: Path, *, resume: bool, force: bool) -> None:
     if resume and force:
         raise ValueError("--resume goes on with a run and --force replaces it: give one of them")
     if folder.is_symlink() and not folder.exists():
-        raise ValueError(f"train.out {folder} is a link to nothing; name a folder")
+        raise ValueError(f"run.out {folder} is a link to nothing; name a folder")
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"train.out {str(folder)!r} is a file; name a folder")
+        raise ValueError(f"run.out {str(folder)!r} is a file; name a folder")
     if resume:
         if not folder.exists():
             raise ValueError(
@@ -101,9 +101,9 @@ def _in_the_way(folder: Path) -> str:
     if _is_run(folder):
         return (
             f"{folder} already holds a run: add --resume to go on, --force to move it aside, or "
-            "set train.out"
+            "set run.out"
         )
-    return f"{folder} holds files and no run: set train.out to another folder"
+    return f"{folder} holds files and no run: set run.out to another folder"
 
 
 def is_used(folder: Path) -> bool:
@@ -156,7 +156,7 @@ def refuse_replacing(folder: Path) -> None:
     reason = _not_replaced(folder)
     if reason:
         raise ValueError(
-            f"--force: {folder} is left alone, {reason}; set train.out to another folder, or move "
+            f"--force: {folder} is left alone, {reason}; set run.out to another folder, or move "
             "it yourself"
         )
 

@@ -136,7 +136,7 @@ class Anchors:
             return blank
         protect = protected if "protect_answer" in self.prior.select else None
         never = (*end_ids(self.base), self.base.pad_id, self.base.mask_id)
-        seed = named_seed(self.recipe.train.seed, "anchors", step)
+        seed = named_seed(self.recipe.run.seed, "anchors", step)
         result = []
         for row_id in row_ids[: self.num_anchored(index, len(row_ids))]:
             scores = self.scores(index, reference, seed, row_id)

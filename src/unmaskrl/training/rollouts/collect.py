@@ -72,7 +72,9 @@ def rollout_step(
     options = recipe.decode.model_dump(exclude={"gen_length"})
     if gamma_of is not None:
         options["gamma"] = gamma_of(canvas.prompt_mask, canvas.row_ids)
-    rollout = decode(policy, canvas, generator=named_generator(t.seed, "rollout", step), **options)
+    rollout = decode(
+        policy, canvas, generator=named_generator(recipe.run.seed, "rollout", step), **options
+    )
     ids = rollout.completions()
     texts = decode_texts(problems.tokenizer, ids)
     context = CallContext(

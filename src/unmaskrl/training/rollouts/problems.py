@@ -68,7 +68,7 @@ class Problems:
         wanted = range(step * count, (step + 1) * count)
         orders: dict[int, list[int]] = {}
         for epoch in {i // size for i in wanted}:
-            generator = named_generator(self.recipe.train.seed, "epoch", epoch)
+            generator = named_generator(self.recipe.run.seed, "epoch", epoch)
             orders[epoch] = torch.randperm(size, generator=generator).tolist()
         return [orders[i // size][i % size] for i in wanted]
 

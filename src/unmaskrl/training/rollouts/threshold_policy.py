@@ -19,7 +19,7 @@ from ...core.threshold_head import ThresholdHead, prompt_features, speed_reward,
 from ...core.types import Rollout
 from ...models.denoiser import ModelDenoiser
 from ...models.heads import load_threshold
-from ...recipes.schema import Recipe, ThresholdConfig
+from ...recipes.schema import Recipe, SamplerConfig
 from .problems import Rewarded
 
 
@@ -43,7 +43,7 @@ class Choices:
 class Sampler:
     """The head, its optimiser, and the draws of the rollouts in progress."""
 
-    config: ThresholdConfig
+    config: SamplerConfig
     head: ThresholdHead
     optimizer: torch.optim.Optimizer
     drawn: dict[str, Tensor]
@@ -55,19 +55,19 @@ class Sampler:
         """
         if RULES[recipe.decode.select].prefix is None or recipe.decode.gamma is not None:
             return None
-        t = recipe.threshold
+        t = recipe.sampler
         head = None if folder is None else load_threshold(folder, denoiser.device)
         if head is None and t.mode == "policy":
             raise ValueError(
                 "decode.gamma is null, so a threshold head chooses it, but "
                 f"{folder or recipe.model.path} has none: "
-                "set decode.gamma=0.1, or train a head with threshold.mode=joint or sampler"
+                "set decode.gamma=0.1, or train a head with sampler.mode=joint or sampler"
             )
         if head is None:
             model = denoiser.model.config
             d_model: int = model.d_model  # pyright: ignore[reportAssignmentType, reportAttributeAccessIssue]
             head = ThresholdHead(d_model, t.gammas, start=t.start, width=t.width, floor=t.floor)
-            head = head.init_weights(named_generator(recipe.train.seed, "threshold")).to(
+            head = head.init_weights(named_generator(recipe.run.seed, "threshold")).to(
                 denoiser.device
             )
         head.requires_grad_(True)
