@@ -18,7 +18,9 @@ from torch import nn
 
 from ..core.decoding.sample import CHUNK_ELEMENTS
 from ..models.families import Family, FamilyConfig
+from ..utils.torch_setup import DTYPES
 from .cost import count_parameters, described_model, step_cost
+from .optimizers import state_share
 from .registry import make_estimator, make_loss
 from .schema import ModelConfig, Recipe
 
@@ -122,6 +124,8 @@ class Setup:
     checkpointing: bool
     reference: bool  # a frozen copy, which adapters do not need
     ema: bool
+    optimizer: str
+    state_share: float  # bytes of the optimiser's state per byte of trained weights
     shard: str  # none, fsdp, zero2
     gather_rollout: bool
     processes: int
@@ -151,6 +155,7 @@ class Setup:
         e = recipe.eval
         gen = recipe.decode.gen_length
         estimator = make_estimator(recipe)
+        trained = m.dtype if m.lora is None or m.dtype == "float64" else "float32"
         shared = bool(estimator.num_shared) and recipe.prior.name == "none"
         rows = ceil(t.prompts_per_step / processes) * t.group_size
         wants_base = make_loss(recipe).uses_ref or "most_predictable" in recipe.prior.select
@@ -164,6 +169,8 @@ class Setup:
             checkpointing=m.activation_checkpointing,
             reference=wants_base and m.lora is None,
             ema=t.ema > 0,
+            optimizer=recipe.optimizer.name,
+            state_share=state_share(recipe.optimizer, DTYPES[trained]),
             shard=t.shard,
             gather_rollout=t.gather_rollout,
             processes=processes,
@@ -235,7 +242,7 @@ def memory_plan(shape: ModelShape, s: Setup) -> Plan:
         "weights": outer * s.dtype + body * part,
         "adapters": adapters * s.adapter_dtype,
         "gradients": trained * size,
-        "optimiser state (AdamW)": 2 * trained * size,
+        f"optimiser state ({s.optimizer})": s.state_share * trained * size,
         "weight average (EMA)": trained * max(size, 4) * s.ema,
         "reference copy": weights * s.reference,
         "whole copy for rollouts": (weights + adapters / part * s.adapter_dtype)
@@ -260,7 +267,9 @@ def memory_plan(shape: ModelShape, s: Setup) -> Plan:
         logits=logits,
         update=kept + max(at_head, recomputed + backward_bytes(shape, s, tokens) + largest * full),
         rollout=cast + rollout_bytes(shape, s),
-        step=trained * size * s.cuda,  # foreach AdamW's temporary; on CPU it goes tensor by tensor
+        step=trained
+        * size
+        * s.cuda,  # a foreach optimiser's temporary; on CPU it goes tensor by tensor
     )
 
 

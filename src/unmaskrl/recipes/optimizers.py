@@ -28,6 +28,8 @@ def adamw(
     weight_decay: float = 0.0,
 ) -> torch.optim.Optimizer:
     """AdamW (arXiv 1711.05101)."""
+    first, second = betas
+    betas = (float(first), float(second))
     return torch.optim.AdamW(parameters, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
 
 
@@ -58,25 +60,48 @@ def parameter_groups(parameters: list[Tensor]) -> list[dict[str, Any]]:
 
 
 def check_optimizer(config: OptimizerConfig) -> None:
-    """ValueError if the optimiser cannot be built from its settings or cannot make a step."""
-    state_share(config)
+    """ValueError if the optimiser cannot be built from its settings, cannot make a step, or keeps
+    what a checkpoint cannot hold.
+    """
+    probe_state(config, 2)
+
+
+def probe_state(config: OptimizerConfig, ndim: int) -> dict[str, str]:
+    """What the optimiser keeps for a parameter of ``ndim`` dimensions: by key "whole" (a tensor of
+    the parameter's shape), "one" (a number or a tensor of one), or "other" (a smaller tensor).
+    """
+    weight = torch.zeros([_PROBE_SIZE] * min(ndim, 2) + [1] * (ndim - 2))
+    kinds = {}
+    for key, value in _after_one_step(config, weight).items():
+        if isinstance(value, Tensor):
+            whole = value.shape == weight.shape
+            kinds[key] = "whole" if whole else "other" if value.ndim else "one"
+        elif isinstance(value, bool | int | float | None):
+            kinds[key] = "one"
+        else:
+            raise ValueError(
+                f"optimizer {config.name} keeps {key}, a {type(value).__name__}: checkpoints hold "
+                "tensors and numbers"
+            )
+    return kinds
 
 
 def state_share(config: OptimizerConfig, dtype: torch.dtype = torch.float32) -> float:
-    """Bytes of state per byte of weights of ``dtype``, counted on a matrix of 64 by 64 after one
-    step.
-    """
-    weight = torch.zeros(_PROBE_SIZE, _PROBE_SIZE, dtype=dtype, requires_grad=True)
-    optimizer = make_optimizer(config, [weight])
+    """Bytes of state per byte of weights of ``dtype``, counted on a matrix."""
+    weight = torch.zeros(_PROBE_SIZE, _PROBE_SIZE, dtype=dtype)
+    kept = _after_one_step(config, weight).values()
+    size = sum(v.numel() * v.element_size() for v in kept if isinstance(v, Tensor) and v.ndim)
+    return size / (weight.numel() * weight.element_size())
+
+
+def _after_one_step(config: OptimizerConfig, weight: Tensor) -> dict[str, Any]:
+    """The optimiser's state of ``weight`` after a step."""
+    weight.requires_grad_()
     weight.grad = torch.ones_like(weight)
+    optimizer = make_optimizer(config, [weight])
     try:
         optimizer.step()
-    except (TypeError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # of a user's code
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ValueError(f"optimizer {config.name}: a step failed ({reason})") from None
-    kept = sum(
-        value.numel() * value.element_size()
-        for value in optimizer.state.get(weight, {}).values()
-        if isinstance(value, Tensor) and value.ndim
-    )
-    return kept / (weight.numel() * weight.element_size())
+    return optimizer.state.get(weight, {})

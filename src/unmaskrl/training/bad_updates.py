@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ..core.finite import NotFiniteError, first_not_finite
 from ..models.weights import trainable
-from .folder.checkpoint import checkpoint_paths, optimizer_tensors
+from .folder.checkpoint import checkpoint_paths
+from .folder.optimizer_state import optimizer_tensors
 from .rollouts.problems import Rewarded
 from .state import Run
 

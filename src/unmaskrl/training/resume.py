@@ -14,21 +14,26 @@ from torch import Tensor, nn
 from ..core.finite import first_not_finite
 from ..core.types import Rollout
 from ..models.weights import like, load_trainable, trainable, whole
+from ..recipes.schema import OptimizerConfig
 from .bad_updates import check_weights
 from .folder.checkpoint import (
     Checkpoint,
     load_latest,
-    load_optimizer,
-    optimizer_tensors,
     save_checkpoint,
     set_aside,
 )
 from .folder.config import CONFIG, keep_old, write_config
+from .folder.optimizer_state import (
+    check_state,
+    load_optimizer,
+    optimizer_numbers,
+    optimizer_tensors,
+)
 from .folder.run_folder import LOGS, cut_log, sync_logs
 from .rollouts.threshold_policy import Choices
 from .state import Batch, Run
 
-MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # AdamW's
+HEAD_OPTIMIZER = OptimizerConfig()  # of the threshold head: AdamW
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,11 +83,14 @@ def save_run(run: Run) -> None:
         "keep": run.anchors.adapted,
         "solved": run.anchors.solved,
         "num_ranks": run.accelerator.num_processes,
+        "optimizer": optimizer_numbers(run.denoiser.model, run.optimizer),
         "log_bytes": sync_logs(run.out),
     }
     if run.sampler is not None:
         tensors["threshold"] = dict(run.sampler.head.named_parameters())
-        tensors["threshold_optimizer"] = optimizer_tensors(run.sampler.head, run.sampler.optimizer)
+        head = (run.sampler.head, run.sampler.optimizer)
+        tensors["threshold_optimizer"] = optimizer_tensors(*head)
+        state["threshold_optimizer"] = optimizer_numbers(*head)
     if run.batch is not None:
         tensors["batch"] = batch_tensors(run.batch)
         state["batch"] = {
@@ -151,10 +159,16 @@ def _restore(run: Run, standing: Standing, checkpoint: Checkpoint) -> list[str]:
         )
     load_trainable(run.denoiser.model, tensors["model"])
     run.average = {name: like(value, run.average[name]) for name, value in tensors["ema"].items()}
-    load_optimizer(run.denoiser.model, run.optimizer, tensors["optimizer"])
+    state = checkpoint.state
+    load_optimizer(run.denoiser.model, run.optimizer, tensors["optimizer"], state["optimizer"])
     if run.sampler is not None:
         load_trainable(run.sampler.head, tensors["threshold"])
-        load_optimizer(run.sampler.head, run.sampler.optimizer, tensors["threshold_optimizer"])
+        load_optimizer(
+            run.sampler.head,
+            run.sampler.optimizer,
+            tensors["threshold_optimizer"],
+            state["threshold_optimizer"],
+        )
     for name in ("step", "inner", "updates", "calls", "skipped", "elapsed"):
         setattr(run, name, getattr(standing, name))
     run.anchors.adapted = standing.keep
@@ -181,10 +195,10 @@ def fit(run: Run, checkpoint: Checkpoint) -> Standing:
     tensors = checkpoint.tensors
     check_tensors("model", dict(trainable(run.denoiser.model)), tensors)
     check_tensors("ema", run.average, tensors)
-    check_moments("optimizer", dict(trainable(run.denoiser.model)), tensors)
+    check_optimizer_group("optimizer", run.recipe.optimizer, run.denoiser.model, checkpoint)
     if run.sampler is not None:
         check_tensors("threshold", dict(run.sampler.head.named_parameters()), tensors)
-        check_moments("threshold_optimizer", dict(run.sampler.head.named_parameters()), tensors)
+        check_optimizer_group("threshold_optimizer", HEAD_OPTIMIZER, run.sampler.head, checkpoint)
     standing = Standing(
         **{
             key: whole_number(state, key)
@@ -233,22 +247,12 @@ def check_tensors(
         raise ValueError(f"{group}.safetensors has {bad}, which is not finite")
 
 
-def check_moments(
-    group: str, parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, dict[str, Tensor]]
+def check_optimizer_group(
+    group: str, config: OptimizerConfig, model: nn.Module, checkpoint: Checkpoint
 ) -> None:
-    """ValueError unless a group of a checkpoint is AdamW's state of (some of) ``parameters``."""
-    for key, value in _group(group, tensors).items():
-        name, _, moment = key.rpartition("/")
-        if name not in parameters or moment not in MOMENTS:
-            raise ValueError(
-                f"{group}.safetensors has {key}, which is no state of the recipe's model"
-            )
-        expected = torch.Size() if moment == "step" else parameters[name].shape
-        if value.shape != expected:
-            raise ValueError(
-                f"{group}.safetensors has {key} of shape {tuple(value.shape)}, expected "
-                f"{tuple(expected)}"
-            )
+    """ValueError unless a checkpoint's ``group`` is the state of ``model``'s optimiser."""
+    tensors = _group(group, checkpoint.tensors)
+    check_state(group, config, trainable(model), tensors, checkpoint.state[group])
 
 
 def whole_number(state: Mapping[str, Any], key: str) -> int:

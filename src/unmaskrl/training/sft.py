@@ -48,12 +48,11 @@ from .bad_updates import last_good
 from .folder.checkpoint import (
     Checkpoint,
     load_latest,
-    load_optimizer,
-    optimizer_tensors,
     save_checkpoint,
     set_aside,
 )
 from .folder.config import check_changes, keep_old, read_config
+from .folder.optimizer_state import load_optimizer, optimizer_numbers, optimizer_tensors
 from .folder.run_folder import (
     check_folder,
     claim_folder,
@@ -62,7 +61,7 @@ from .folder.run_folder import (
     hold_folder,
     sync_logs,
 )
-from .resume import check_moments, check_tensors, whole_number
+from .resume import check_optimizer_group, check_tensors, whole_number
 from .schedule import learning_rate
 
 Report = Callable[[dict[str, Any]], None]
@@ -157,7 +156,7 @@ def _run_steps(
     """From where the folder's newest checkpoint stands to the model folder."""
     steps = recipe.train.steps
     optimizer = make_optimizer(recipe.optimizer, denoiser.model.parameters())
-    first = _resume(out, steps, denoiser.model, optimizer, report) if resume else 0
+    first = _resume(out, recipe, denoiser.model, optimizer, report) if resume else 0
     if changed:
         keep_old(out / CONFIG)
     write_json(out / CONFIG, recipe.model_dump(mode="json"))
@@ -378,7 +377,11 @@ class _Saver:
         )
         if bad is not None:
             raise NotFiniteError(f"{bad} is not finite, nothing is saved; lower optimizer.lr")
-        state = {"step": step, "log_bytes": sync_logs(self.out, (LOG,))[LOG]}
+        state = {
+            "step": step,
+            "log_bytes": sync_logs(self.out, (LOG,))[LOG],
+            "optimizer": optimizer_numbers(self.model, self.optimizer),
+        }
         try:
             save_checkpoint(
                 self.out / "checkpoints", step, tensors, state, keep=self.settings.keep_checkpoints
@@ -391,22 +394,28 @@ class _Saver:
 
 
 def _resume(
-    out: Path, steps: int, model: nn.Module, optimizer: torch.optim.Optimizer, report: Report | None
+    out: Path,
+    recipe: SFTRecipe,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    report: Report | None,
 ) -> int:
     def fit(checkpoint: Checkpoint) -> tuple[int, int]:
         check_tensors("model", dict(model.named_parameters()), checkpoint.tensors)
-        check_moments("optimizer", dict(model.named_parameters()), checkpoint.tensors)
+        check_optimizer_group("optimizer", recipe.optimizer, model, checkpoint)
         return whole_number(checkpoint.state, "step"), whole_number(checkpoint.state, "log_bytes")
 
     found = load_latest(out / "checkpoints", fit)
     step, log_bytes = found.value or (0, 0)
-    if step > steps:
+    if step > recipe.train.steps:
         raise ValueError(
-            f"train.steps={steps}: {out} stands at step {step} already; set at least that"
+            f"train.steps={recipe.train.steps}: {out} stands at step {step} already; set at "
+            "least that"
         )
     if found.checkpoint is not None:
         load_trainable(model, found.checkpoint.tensors["model"])
-        load_optimizer(model, optimizer, found.checkpoint.tensors["optimizer"])
+        state = found.checkpoint.state["optimizer"]
+        load_optimizer(model, optimizer, found.checkpoint.tensors["optimizer"], state)
     _say([*found.notes, *set_aside(found.damaged), *cut_log(out / LOG, log_bytes)], report)
     return step
 

@@ -75,6 +75,8 @@ FULL = Setup(
     checkpointing=False,
     reference=False,
     ema=True,
+    optimizer="adamw",
+    state_share=2.0,
     shard="none",
     gather_rollout=False,
     processes=1,
@@ -227,7 +229,7 @@ def test_adapters_are_rank_times_inputs_and_outputs() -> None:
     count = shape.adapter_parameters(16, ALL)
     assert (
         stays["adapters"] == stays["gradients"] == 4 * count
-        and stays["optimiser state (AdamW)"] == 8 * count
+        and stays["optimiser state (adamw)"] == 8 * count
     )
     assert stays["weights"] == 2 * shape.parameters and "reference copy" not in stays
 
@@ -242,7 +244,7 @@ def test_adamw_keeps_two_numbers_in_the_precision_of_the_weights(dtype: torch.dt
     held = sum(t.numel() * t.element_size() for t in state)
     shape = LLADA_8B
     setup = replace(FULL, dtype=dtype.itemsize)
-    planned = memory_plan(shape, setup).stays["optimiser state (AdamW)"] / shape.parameters
+    planned = memory_plan(shape, setup).stays["optimiser state (adamw)"] / shape.parameters
     assert held / weight.numel() == planned == 2 * dtype.itemsize
 
 
@@ -256,7 +258,7 @@ def test_sharding_divides_what_it_says() -> None:
     per_parameter = {
         "weights": 2,
         "gradients": 2,
-        "optimiser state (AdamW)": 4,
+        "optimiser state (adamw)": 4,
         "weight average (EMA)": 4,
     }
 

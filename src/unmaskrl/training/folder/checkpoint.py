@@ -19,12 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from ...models.weights import like
 from ...utils.files import checksum, json_text, sync
 
 STATE = "state.json"
@@ -160,27 +158,6 @@ def set_aside(damaged: list[Path]) -> list[str]:
         os.replace(path, target)
         notes.append(f"{path.name} is kept as {target.name}")
     return notes
-
-
-def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """AdamW's state as named tensors: ``<parameter>/<exp_avg|exp_avg_sq|step>``."""
-    return {
-        f"{name}/{key}": value
-        for name, parameter in model.named_parameters()
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }
-
-
-def load_optimizer(
-    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
-) -> None:
-    """The inverse of ``optimizer_tensors``."""
-    parameters = dict(model.named_parameters())
-    for key, value in tensors.items():
-        name, _, field = key.rpartition("/")
-        optimizer.state[parameters[name]][field] = (
-            like(value, parameters[name]) if field != "step" else value
-        )
 
 
 def _write_state(folder: Path, state: dict[str, Any]) -> None:
