@@ -24,7 +24,7 @@ from .schema import OptimizerConfig, Recipe, Section, SFTRecipe
 # Settings by the names that they had before: a section that has moved, then single settings.
 MOVED = {
     "threshold": "sampler",
-    "estimator.hide_anchors": "estimator.hide_anchors",
+    "prior.hide_in_views": "estimator.hide_anchors",
     **{
         f"train.{key}": f"optimizer.{key}"
         for key in ("lr", "warmup", "schedule", "betas", "weight_decay", "max_grad_norm")

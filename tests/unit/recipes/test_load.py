@@ -14,10 +14,10 @@ from unmaskrl.training.folder.config import read_config
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("optimizer.lr=1e-5", "optimizer.lr is now optimizer.lr"),
-        ("run.out=here", "run.out is now run.out"),
-        ("estimator.hide_anchors=true", "estimator.hide_anchors is now estimator.hide_anchors"),
-        ("sampler.mode=joint", "sampler.mode is now sampler.mode"),
+        ("train.lr=1e-5", "train.lr is now optimizer.lr"),
+        ("train.out=here", "train.out is now run.out"),
+        ("prior.hide_in_views=true", "prior.hide_in_views is now estimator.hide_anchors"),
+        ("threshold.mode=joint", "threshold.mode is now sampler.mode"),
         ("decode.select=threshold", "decode.select: the rule threshold is now"),
     ],
 )
