@@ -158,7 +158,7 @@ def test_a_family_from_outside_is_checked_trained_resumed_and_evaluated(
     shutil.copyfile(Path(__file__).parents[1] / "own_family.py", source)
     out = tmp_path / "run"
     own = f"model.family={source}:family"
-    settings = [*TINY, f"train.out={out}", "model.path=bag", "model.random_init=tiny"]
+    settings = [*TINY, f"run.out={out}", "model.path=bag", "model.random_init=tiny"]
     settings.append("train.reward_functions=[mine:count_letters]")
     code, said = run(capsys, "check", "sudoku-mini", *settings, own)
     assert code == 0 and "no memory plan: the model's family does not say" in said
@@ -173,6 +173,6 @@ def test_a_family_from_outside_is_checked_trained_resumed_and_evaluated(
     assert code == 0, said
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) == 2 and rows[0]["grad_norm"] > 0
-    model = [*TINY, f"model.path={out}", own, "train.probe=false", f"train.out={tmp_path / 'on'}"]
+    model = [*TINY, f"model.path={out}", own, "run.probe=false", f"run.out={tmp_path / 'on'}"]
     code, said = run(capsys, "train", "sudoku-mini", *model)
     assert code == 0, said
