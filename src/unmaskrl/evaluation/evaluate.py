@@ -235,13 +235,12 @@ def evaluated_rows(
 def _verdicts(
     task: Task, tokenizer: Any, examples: list[Example], ids: list[list[int]], grades: Grades
 ) -> list[bool]:
-    """What is right; under d1 judged again on texts with special tokens, which the published
-    evaluation reads.
+    """What is right; judged again on texts with special tokens where the task's judge reads
+    them, as published ones do.
     """
-    if getattr(task, "protocol", "strict") != "d1":
+    if not task.reads_special_tokens:
         return grades.correct
-    texts = decode_texts(tokenizer, ids, special=True)
-    return [task.correct(example, text) for example, text in zip(examples, texts, strict=True)]
+    return grade(task, examples, decode_texts(tokenizer, ids, special=True)).correct
 
 
 def batches_by_length(lengths: Sequence[int], size: int) -> list[list[int]]:

@@ -4,10 +4,20 @@ imported where needed.
 
 from __future__ import annotations
 
-from dataclasses import fields
+import inspect
+from collections.abc import Callable
 from typing import Any
 
-from unmaskrl.tasks.base import Example, LazyTask, Task, TrlReward, nearest
+from unmaskrl.tasks.base import (
+    AnswerTask,
+    BaseTask,
+    Example,
+    Grade,
+    LazyTask,
+    Task,
+    TrlReward,
+    nearest,
+)
 from unmaskrl.tasks.custom import Jsonl
 from unmaskrl.tasks.functions import load_function
 from unmaskrl.tasks.gym.reasoning_gym import ReasoningGym
@@ -16,6 +26,7 @@ from unmaskrl.tasks.math.mathematics import MathProblems
 from unmaskrl.tasks.puzzles.countdown import Countdown
 from unmaskrl.tasks.puzzles.sudoku import Sudoku
 from unmaskrl.tasks.rewards import (
+    BatchTask,
     CallContext,
     Grades,
     TrainerState,
@@ -27,7 +38,7 @@ from unmaskrl.tasks.rewards import (
 )
 from unmaskrl.tasks.sandbox.guard import Guard
 
-TASKS: dict[str, type[Any]] = {
+TASKS: dict[str, Callable[..., Task]] = {
     "countdown": Countdown,
     "sudoku": Sudoku,
     "gsm8k": GSM8K,
@@ -45,7 +56,7 @@ def load(name: str, **kwargs: Any) -> Task:
     """
     if name not in TASKS:
         raise ValueError(f"unknown task {name!r}: {nearest(name, TASKS)}")
-    known = [field.name for field in fields(TASKS[name]) if field.init]
+    known = list(inspect.signature(TASKS[name]).parameters)
     for key in kwargs:
         if key not in known:
             raise ValueError(f"task {name!r} has no setting {key!r}: {nearest(key, known)}")
@@ -55,9 +66,13 @@ def load(name: str, **kwargs: Any) -> Task:
 __all__ = [
     "GSM8K",
     "TASKS",
+    "AnswerTask",
+    "BaseTask",
+    "BatchTask",
     "CallContext",
     "Countdown",
     "Example",
+    "Grade",
     "Grades",
     "Guard",
     "Jsonl",

@@ -1,4 +1,4 @@
-"""What every task shares: Example, the Task protocol, answer tags and JSONL rows."""
+"""What every task shares: Example, Grade, the Task protocol, its bases, answer tags, JSONL rows."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
 
 OPEN_TAG = "<answer>"
 CLOSE_TAG = "</answer>"
 SPLITS = ("train", "validation", "test")
 PROMPT_STYLES = ("short", "instruct")
-PROTOCOLS = ("strict", "d1")
 FORMAT_REWARD = 0.1
 
 
@@ -28,49 +27,74 @@ class Example:
     fields: dict[str, Any]
 
 
-RewardPart = Callable[[Example, str], float]
+@dataclass(frozen=True, slots=True)
+class Grade:
+    """The judgement of one completion: whether it is right, and the parts of its reward by name.
+
+    Rewards are the sum of the parts. A part that is missing abstains.
+    """
+
+    correct: bool
+    parts: dict[str, float]
+
+
 TrlReward = Callable[..., list[float]]
 
 
 class Task(Protocol):
-    """A source of problems with a verifiable answer. Pure text: knows no tokenizer and no model."""
+    """A source of problems with a verifiable answer. Pure text: knows no tokenizer and no model.
+
+    Four methods are a task's own: examples, prompt, reference and grade. ``BaseTask`` has the rest.
+    ``unmaskrl.testing.check_task`` tries all of it.
+    """
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """What messages and files call it."""
+        ...
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The fields that every example has and that rewards read."""
+        """The fields that every example has and that ``grade`` reads."""
         ...
 
     @property
-    def rewards(self) -> dict[str, RewardPart]:
-        """The parts of the reward, summed by the trainer: {"correct": 0 or 1, "format": 0 or
-        0.1}.
-        """
+    def notes(self) -> list[str]:
+        """What the user is told about the problems, once they were made."""
+        ...
+
+    @property
+    def reads_special_tokens(self) -> bool:
+        """Whether evaluation judges completions with their special tokens (published judges do)."""
         ...
 
     def examples(self, split: str) -> list[Example]:
-        """The problems of "train", "validation" or "test", the same in every process."""
+        """The problems of "train", "validation" or "test", the same in every process.
+
+        No problem is in two splits. Raises ValueError for another split.
+        """
         ...
 
     def prompt(self, example: Example) -> list[dict[str, str]]:
-        """Chat messages."""
+        """Chat messages, each with ``role`` and ``content``."""
         ...
 
     def reference(self, example: Example) -> str | None:
-        """A right completion: worked steps and the answer; None if the problem has no known
-        solution.
+        """A completion that ``grade`` calls right; None where none is known. Anchors come from it.
+
+        Worked steps before the answer make anchors worth more.
         """
         ...
 
     def answer_spans(self, text: str) -> list[tuple[int, int]]:
-        """Character spans (start, end) of the insides of the answer tags."""
+        """Character spans (start, end) of the answers in a text; anchors leave them open."""
         ...
 
-    def correct(self, example: Example, text: str) -> bool:
-        """Whether the last answer in ``text`` solves it; the one judge of training and
-        evaluation.
+    def grade(self, example: Example, text: str) -> Grade:
+        """The one judge of training and evaluation, called once per completion.
+
+        ``text`` was written by a model: it may be empty, huge, or an attack. Pure: the same text
+        gets the same grade.
         """
         ...
 
@@ -82,6 +106,79 @@ class LazyTask(Task, Protocol):
     def lazy(self, example: Example) -> str:
         """The completion of a policy that keeps the layout and does not think."""
         ...
+
+
+class BaseTask:
+    """What most tasks share. A subclass writes examples, prompt, reference and grade."""
+
+    name: ClassVar[str] = "task"
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The fields that ``grade`` reads; here: not told."""
+        return ()
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user is told about the problems; here nothing."""
+        return []
+
+    @property
+    def reads_special_tokens(self) -> bool:
+        """Whether evaluation judges completions with their special tokens; here not."""
+        return False
+
+    def answer_spans(self, text: str) -> list[tuple[int, int]]:
+        """Character spans (start, end) of the insides of the answer tags."""
+        return answer_spans(text)
+
+    def grade(self, example: Example, text: str) -> Grade:
+        """Verdict and parts of one completion."""
+        raise NotImplementedError(f"{type(self).__name__} has no grade(example, text)")
+
+    def correct(self, example: Example, text: str) -> bool:
+        """The verdict of ``grade`` alone."""
+        return self.grade(example, text).correct
+
+
+Answer = TypeVar("Answer")
+
+
+class AnswerJudge(Generic[Answer]):
+    """Grades the last ``<answer>...</answer>`` of a text: a subclass writes ``read`` and
+    ``solves``.
+    """
+
+    def read(self, example: Example, body: str) -> Answer | None:
+        """What the inside of the tags means; None if it is no answer."""
+        raise NotImplementedError
+
+    def solves(self, example: Example, answer: Answer) -> bool:
+        """Whether an answer is right."""
+        raise NotImplementedError
+
+    def well_formed(self, body: str, answer: Answer | None) -> bool:
+        """Whether the only answer of a text earns the format reward."""
+        return answer is not None
+
+    def grade(self, example: Example, text: str) -> Grade:
+        """{"correct": 1 if right, "format": 0.1 for exactly one pair of tags that is well
+        formed}.
+        """
+        body = last_answer(text)
+        if body is None:
+            return Grade(False, {"correct": 0.0, "format": 0.0})
+        answer = self.read(example, body)
+        correct = answer is not None and self.solves(example, answer)
+        formed = only_answer(text) is not None and self.well_formed(body, answer)
+        return Grade(correct, {"correct": float(correct), "format": FORMAT_REWARD * formed})
+
+
+class AnswerTask(AnswerJudge[Answer], BaseTask):
+    """A task whose answers stand in ``<answer>...</answer>``.
+
+    A subclass writes examples, prompt, reference, read and solves.
+    """
 
 
 def last_answer(text: str) -> str | None:

@@ -5,21 +5,12 @@ built-in verifier.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
-from functools import partial
 from math import isfinite
 from typing import Any
 
-from unmaskrl.tasks.base import (
-    FORMAT_REWARD,
-    Example,
-    RewardPart,
-    answer_spans,
-    check_choice,
-    last_answer,
-    only_answer,
-)
+from unmaskrl.tasks.base import AnswerTask, Example, Grade, answer_spans, check_choice, last_answer
 from unmaskrl.tasks.functions import load_function
 from unmaskrl.tasks.math.answers import (
     boxed_spans,
@@ -29,8 +20,9 @@ from unmaskrl.tasks.math.answers import (
     parse_number,
 )
 from unmaskrl.tasks.math.equivalence import check_installed, equivalent
-from unmaskrl.tasks.rewards import CallContext, Grades, Parts, call_functions, grade_by_row
-from unmaskrl.tasks.sources import Row, Source, check_columns, examples_of, notes_of
+from unmaskrl.tasks.protocols import SourcedTask
+from unmaskrl.tasks.rewards import CallContext, Grades, call_functions, grade_by_row
+from unmaskrl.tasks.sources import Row, Source, check_columns
 
 
 def same_text(gold: str, body: str) -> bool:
@@ -57,7 +49,7 @@ VERIFIERS: dict[str, Callable[[str, str], bool]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Jsonl:
+class Jsonl(SourcedTask, AnswerTask[str]):
     """Problems of your own: ``prompt_column`` holds a text or chat messages, other columns are what
     rewards read.
 
@@ -69,9 +61,8 @@ class Jsonl:
     ValueError.
     """
 
-    data: str = ""
-    test_data: str | None = None
-    config: str | None = None
+    name = "jsonl"
+
     prompt_column: str = "prompt"
     answer_column: str = "answer"
     reference_column: str | None = None
@@ -95,17 +86,6 @@ class Jsonl:
         self._source()
         for name in self._functions():
             load_function(name, "task.reward")
-
-    def examples(self, split: str) -> list[Example]:
-        """The problems of a split. Raises ValueError for data that cannot be read, naming file and
-        line.
-        """
-        return examples_of(self._source(), split, self._fields, self._rewardable)
-
-    @property
-    def notes(self) -> list[str]:
-        """What to tell of rows that were left out."""
-        return notes_of(self._source())
 
     def prompt(self, example: Example) -> list[dict[str, str]]:
         """The row's prompt, after the ``system`` message if there is one."""
@@ -136,50 +116,49 @@ class Jsonl:
         """
         return merged_spans([*answer_spans(text), *boxed_spans(text)])
 
-    def correct(self, example: Example, text: str) -> bool:
-        """What the verifier says of the last answer; or whether the first reward function gives
-        ``correct_at``.
-        """
-        if self.verifier is None:
-            return self.grade([example], [text], CallContext()).correct[0]
-        body = last_answer(text)
-        return body is not None and VERIFIERS[self.verifier](self._gold(example), body)
+    def read(self, example: Example, body: str) -> str | None:
+        """The body itself: what it means is for the verifier to say."""
+        return body
 
-    def grade(
+    def solves(self, example: Example, answer: str) -> bool:
+        """What the verifier says of the last answer."""
+        return self._verifier(self._gold(example), answer)
+
+    def grade(self, example: Example, text: str) -> Grade:
+        """{"correct": 1, "format": 0.1} of a verifier; of reward functions a part each, by its
+        name.
+        """
+        if self.verifier is not None:
+            return super().grade(example, text)
+        grades = self.grade_batch([example], [text], CallContext())
+        parts = {name: scores[0] for name, scores in grades.parts.items()}
+        return Grade(
+            grades.correct[0], {name: score for name, score in parts.items() if score is not None}
+        )
+
+    def grade_batch(
         self, examples: Sequence[Example], texts: Sequence[str], context: CallContext
     ) -> Grades:
-        """Parts and verdicts of a batch: one call per reward function. Where the first abstains,
-        nothing is right.
+        """Grades of a batch: one call per reward function. Where the first abstains, nothing is
+        right.
         """
         names = tuple(dict.fromkeys(self._functions()))
         if not names:
             return grade_by_row(self, examples, texts)
-        parts = self._call(names, examples, texts, context)
+        functions = {name: load_function(name, "task.reward") for name in names}
+        parts = call_functions(self, functions, examples, texts, context)
         return Grades(
             parts=parts, correct=[s is not None and s >= self.correct_at for s in parts[names[0]]]
         )
 
     @property
-    def name(self) -> str:
-        """The name that load knows."""
-        return "jsonl"
-
-    @property
     def columns(self) -> tuple[str, ...]:
-        """The fields that rewards read for certain; functions may read others."""
+        """The fields that are read for certain; functions may read others."""
         return (self.prompt_column, self.answer_column) if self.verifier else (self.prompt_column,)
 
     @property
-    def rewards(self) -> dict[str, RewardPart]:
-        """{"correct": 1, "format": 0.1} of a verifier; one part per reward function, by its
-        name.
-        """
-        if self.verifier is not None:
-            return {
-                "correct": lambda example, text: float(self.correct(example, text)),
-                "format": _format_reward,
-            }
-        return {name: partial(self._score, name) for name in self._functions()}
+    def _verifier(self) -> Callable[[str, str], bool]:
+        return VERIFIERS[self.verifier or ""]
 
     def _gold(self, example: Example) -> str:
         """The answer as a text; for ``number`` without an exponent, and what follows GSM8K's mark
@@ -202,20 +181,16 @@ class Jsonl:
             return True
         gold = self._gold(example)
         body = last_answer(f"<answer> {gold} </answer>")
-        return bool(gold.strip()) and body is not None and VERIFIERS[self.verifier](gold, body)
+        return bool(gold.strip()) and body is not None and self._verifier(gold, body)
 
     def _functions(self) -> tuple[str, ...]:
         return (self.reward,) if isinstance(self.reward, str) else tuple(self.reward or ())
 
+    def _problem_column(self) -> str:
+        return self.prompt_column
+
     def _source(self) -> Source:
-        return Source(
-            task=self.name,
-            data=self.data,
-            test_data=self.test_data,
-            config=self.config,
-            column=self.prompt_column,
-            split_column=self.split_column,
-        )
+        return replace(super()._source(), split_column=self.split_column)
 
     def _fields(self, row: Row, _: str) -> dict[str, Any]:
         if self.verifier is not None:
@@ -235,20 +210,6 @@ class Jsonl:
             )
         return row.fields
 
-    def _score(self, name: str, example: Example, text: str) -> float:
-        """One reward of one completion. ``grade`` gives those of a batch in one call."""
-        return self._call((name,), [example], [text], CallContext())[name][0] or 0.0
-
-    def _call(
-        self,
-        names: Sequence[str],
-        examples: Sequence[Example],
-        texts: Sequence[str],
-        context: CallContext,
-    ) -> Parts:
-        functions = {name: load_function(name, "task.reward") for name in names}
-        return call_functions(self, functions, examples, texts, context)
-
 
 def _is_chat(prompt: object) -> bool:
     return (
@@ -259,7 +220,3 @@ def _is_chat(prompt: object) -> bool:
             for m in prompt
         )
     )
-
-
-def _format_reward(_: Example, text: str) -> float:
-    return 0.0 if only_answer(text) is None else FORMAT_REWARD

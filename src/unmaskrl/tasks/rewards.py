@@ -16,15 +16,17 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from numbers import Real
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from unmaskrl.tasks import contained
-from unmaskrl.tasks.base import Example, Task, TrlReward, nearest
+from unmaskrl.tasks.base import Example, Grade, Task, TrlReward, nearest
 
 Parts = dict[str, list[float | None]]
 # Rewards are summed and compared in this dtype.
 FLOAT32_MAX = 3.4028234663852886e38
 _OWN_FILES = (__file__, contained.__file__)
+_OWN_FOLDER = Path(__file__).parent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +110,7 @@ class BatchTask(Task, Protocol):
     prompts.
     """
 
-    def grade(
+    def grade_batch(
         self, examples: Sequence[Example], texts: Sequence[str], context: CallContext
     ) -> Grades:
         """Parts and correctness of texts[i] as a completion of examples[i]."""
@@ -134,7 +136,7 @@ def grade(
     """
     context = context or CallContext()
     grades = (
-        task.grade(examples, texts, context)
+        task.grade_batch(examples, texts, context)
         if isinstance(task, BatchTask)
         else grade_by_row(task, examples, texts)
     )
@@ -144,12 +146,35 @@ def grade(
 
 
 def grade_by_row(task: Task, examples: Sequence[Example], texts: Sequence[str]) -> Grades:
-    """Parts and verdicts from the task's functions of one example and one text."""
-    pairs = list(zip(examples, texts, strict=True))
+    """One grade per text; a part that a grade lacks abstains. Raises ValueError, naming the task,
+    for what is no grade.
+    """
+    rows = [_graded(task, example, text) for example, text in zip(examples, texts, strict=True)]
+    names = dict.fromkeys(name for row in rows for name in row.parts)
     parts: Parts = {
-        name: [float(part(e, text)) for e, text in pairs] for name, part in task.rewards.items()
+        name: [_checked(name, row.parts.get(name), n) for n, row in enumerate(rows)]
+        for name in names
     }
-    return Grades(parts=parts, correct=[bool(task.correct(e, text)) for e, text in pairs])
+    return Grades(parts=parts, correct=[bool(row.correct) for row in rows])
+
+
+def _graded(task: Task, example: Example, text: str) -> Grade:
+    try:
+        found = task.grade(example, text)
+    except Exception as error:
+        if _raised_here(error):
+            raise
+        where, reason = _place(error)
+        raise ValueError(
+            f"task {task.name}: grade raised {where}{reason}; it is given any text that a model "
+            "may write, and has to return a Grade"
+        ) from error
+    if not isinstance(found, Grade):
+        raise ValueError(
+            f"task {task.name}: grade returned {type(found).__name__}, expected "
+            "unmaskrl.tasks.Grade(correct, parts)"
+        )
+    return found
 
 
 def call_functions(
@@ -179,14 +204,9 @@ def as_trl_reward(task: Task, name: str) -> TrlReward:
     floats.
 
     ``columns`` are the fields of the examples, one list per field; a completion is a text or a list
-    of chat messages (the last one counts). Raises ValueError if the task has no such part or a
-    column is missing.
+    of chat messages (the last one counts). The function raises ValueError if the task has no such
+    part or a column is missing.
     """
-    if name not in task.rewards:
-        raise ValueError(
-            f"task {task.name!r} has no reward {name!r}: {nearest(name, task.rewards)}"
-        )
-    part = task.rewards[name]
 
     def reward(
         prompts: Sequence[Any], completions: Sequence[Any], **columns: Sequence[Any]
@@ -205,7 +225,12 @@ def as_trl_reward(task: Task, name: str) -> TrlReward:
             example = Example(
                 id=f"row-{row}", fields={key: values[row] for key, values in kept.items()}
             )
-            scores.append(part(example, completion_text(completion)))
+            parts = task.grade(example, completion_text(completion)).parts
+            if name not in parts:
+                raise ValueError(
+                    f"task {task.name!r} has no reward {name!r}: {nearest(name, parts)}"
+                )
+            scores.append(parts[name])
         return scores
 
     reward.__name__ = f"{task.name}_{name}"
@@ -332,11 +357,7 @@ def _called(
 
 
 def _complaint(name: str, error: BaseException, given: Mapping[str, Any]) -> str:
-    frames = traceback.extract_tb(error.__traceback__)
-    theirs = [frame for frame in frames if frame.filename not in _OWN_FILES]
-    last = theirs[-1] if theirs else None
-    where = f"{last.filename}:{last.lineno}: " if last else ""
-    reason = (f"{type(error).__name__}: {error}".splitlines() or [""])[0]
+    where, reason = _place(error)
     chats = not isinstance((given.get("completions") or [""])[0], str)
     form = "completion[0]['content'] is the text" if chats else "a completion is a text"
     return (
@@ -344,6 +365,20 @@ def _complaint(name: str, error: BaseException, given: Mapping[str, Any]) -> str
         "return one float (or None) "
         f"per completion, and here {form}"
     )
+
+
+def _place(error: BaseException) -> tuple[str, str]:
+    """("file:line: " of the user's code or "", "Type: message")."""
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [frame for frame in frames if frame.filename not in _OWN_FILES]
+    where = f"{theirs[-1].filename}:{theirs[-1].lineno}: " if theirs else ""
+    return where, (f"{type(error).__name__}: {error}".splitlines() or [""])[0]
+
+
+def _raised_here(error: BaseException) -> bool:
+    """Whether the last of our own lines raised it, in words for the user."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return isinstance(error, ValueError) and Path(frames[-1].filename).is_relative_to(_OWN_FOLDER)
 
 
 def _awaited(

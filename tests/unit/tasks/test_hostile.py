@@ -143,13 +143,13 @@ def right_elsewhere(task: Task, example: Example, text: str) -> bool:
 def throw(task: Task, example: Example, text: str, low: float, high: float) -> float:
     """All parts and the verdict on one text; the seconds they took."""
     start = time.perf_counter()
-    parts = [part(example, text) for part in task.rewards.values()]
-    verdict = task.correct(example, text)
+    grade = task.grade(example, text)
+    parts = list(grade.parts.values())
     spans = task.answer_spans(text)
     seconds = time.perf_counter() - start
     assert all(isinstance(part, float) and math.isfinite(part) for part in parts), ascii(text[:200])
     assert low <= sum(parts) <= high + 1e-9, (parts, ascii(text[:200]))
-    assert verdict is False or right_elsewhere(task, example, text), ascii(text[:200])
+    assert grade.correct is False or right_elsewhere(task, example, text), ascii(text[:200])
     assert all(0 <= begin <= end <= len(text) for begin, end in spans[:100])
     return seconds
 
@@ -178,7 +178,7 @@ def test_ten_thousand_hostile_completions(
     assert slowest < allowed
     assert peak_megabytes() - before < MEGABYTES
     # The last word is a right answer: nothing that came before has broken the judge.
-    assert reference is not None and task.correct(example, reference)
+    assert reference is not None and task.grade(example, reference).correct
 
 
 @pytest.mark.parametrize(

@@ -32,11 +32,13 @@ def test_every_task_keeps_the_protocol(name: str, tmp_path: Path) -> None:
     example = task.examples("validation")[0]
     assert task.name == name
     assert set(task.columns) <= set(example.fields)
-    assert list(task.rewards) == ["score" if name == "reasoning_gym" else "correct", "format"]
     assert [message["role"] for message in task.prompt(example)] == ["user"]
     reference = task.reference(example)
     assert reference is not None
-    assert sum(part(example, reference) for part in task.rewards.values()) == pytest.approx(1.1)
+    grade = task.grade(example, reference)
+    assert grade.correct is True
+    first = "score" if name == "reasoning_gym" else "correct"
+    assert grade.parts == {first: 1.0, "format": 0.1}
     # its worked solution boxes the answer too
     assert len(task.answer_spans(reference)) == (2 if name == "math" else 1)
 
@@ -143,11 +145,12 @@ def test_trl_rewards_equal_the_parts(name: str, tmp_path: Path) -> None:
         for row, e in enumerate(examples)
     ]
     prompts = [task.prompt(example) for example in examples]
-    functions = [as_trl_reward(task, part) for part in task.rewards]
+    names = list(task.grade(examples[0], "").parts)
+    functions = [as_trl_reward(task, part) for part in names]
     totals = call_trl_rewards(functions, prompts, completions, columns_of(examples))
     assert totals == pytest.approx([0.1 if row % 2 else 1.1 for row in range(len(examples))])
     parts = trl_reward_parts(functions, prompts, completions, columns_of(examples))
-    assert list(parts) == [f"{name}_{part}" for part in task.rewards]
+    assert list(parts) == [f"{name}_{part}" for part in names]
     chats = [[{"role": "assistant", "content": text}] for text in completions]
     assert call_trl_rewards(functions, prompts, chats, columns_of(examples)) == totals
 
@@ -162,7 +165,7 @@ def test_trl_reward_ignores_what_is_no_column_and_names_what_is_missing() -> Non
     with pytest.raises(ValueError, match="no column 'target' with 1 rows"):
         reward(prompts=[""], completions=texts, numbers=[[3, 7, 12]], target=[33, 33])
     with pytest.raises(ValueError, match="has no reward 'corect': did you mean 'correct'"):
-        as_trl_reward(task, "corect")
+        as_trl_reward(task, "corect")([""], texts, numbers=[[3, 7, 12]], target=[33])
 
 
 def returning(value: object) -> Callable[..., object]:

@@ -58,10 +58,10 @@ def test_reference_is_right_and_lazy_is_wrong(task: Countdown) -> None:
         reference = task.reference(example)
         assert reference is not None
         assert task.correct(example, reference)
-        assert task.rewards["format"](example, reference) == 0.1
+        assert task.grade(example, reference).parts["format"] == 0.1
         lazy = task.lazy(example)
         assert not task.correct(example, lazy)
-        assert task.rewards["format"](example, lazy) == 0.1
+        assert task.grade(example, lazy).parts["format"] == 0.1
 
 
 def test_worked_steps_hold_and_lead_to_the_target(task: Countdown) -> None:
@@ -204,8 +204,8 @@ def test_judge_by_hand(text: str, correct: bool, formatted: bool) -> None:
     task = Countdown()
     example = make([3, 7, 12], 33)
     assert task.correct(example, text) is correct
-    assert task.rewards["correct"](example, text) == float(correct)
-    assert task.rewards["format"](example, text) == (0.1 if formatted else 0.0)
+    assert task.grade(example, text).parts["correct"] == float(correct)
+    assert task.grade(example, text).parts["format"] == (0.1 if formatted else 0.0)
 
 
 def test_repeated_numbers_and_rational_results() -> None:

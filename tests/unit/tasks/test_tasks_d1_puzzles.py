@@ -112,11 +112,11 @@ def test_the_split_chooses_the_prompt() -> None:
 )
 def test_countdown_training_reward(body: str, score: float) -> None:
     example = numbers(3, 7, 12, target=33)
-    assert COUNTDOWN.rewards["score"](example, f"<answer>\n{body}\n</answer>") == score
+    assert COUNTDOWN.grade(example, f"<answer>\n{body}\n</answer>").parts["score"] == score
     assert (
-        COUNTDOWN.rewards["score"](
-            example, f"<answer>1</answer> or <answer>{body}</answer></answer>"
-        )
+        COUNTDOWN.grade(example, f"<answer>1</answer> or <answer>{body}</answer></answer>").parts[
+            "score"
+        ]
         == score
     )
 
@@ -177,7 +177,7 @@ def test_references_satisfy_reward_and_evaluation() -> None:
         for example in task.examples("train"):
             reference = task.reference(example)
             assert reference is not None and task.correct(example, reference)
-            assert task.rewards["score"](example, reference) == 1.0
+            assert task.grade(example, reference).parts["score"] == 1.0
             assert not task.correct(example, task.lazy(example))
 
 
@@ -235,12 +235,14 @@ def test_values_are_pythons_own() -> None:
 )
 def test_sudoku_training_reward_is_the_share_of_blanks(body: str, score: float) -> None:
     assert PUZZLE.count("0") == 8
-    assert SUDOKU.rewards["score"](sudoku(), f"<answer>\n{body}\n</answer>") == pytest.approx(score)
+    assert SUDOKU.grade(sudoku(), f"<answer>\n{body}\n</answer>").parts["score"] == pytest.approx(
+        score
+    )
 
 
 def test_sudoku_without_blanks_or_solution_scores_nothing() -> None:
     for example in (sudoku(puzzle=SOLUTION), sudoku(solution=None)):
-        assert SUDOKU.rewards["score"](example, f"<answer>{SOLUTION}</answer>") == 0.0
+        assert SUDOKU.grade(example, f"<answer>{SOLUTION}</answer>").parts["score"] == 0.0
         assert not SUDOKU.correct(example, f"<answer>{SOLUTION}</answer>")
 
 
@@ -259,7 +261,7 @@ def test_sudoku_evaluation_reads_more_than_the_answer_block() -> None:
     # The first block counts here, the last one in training.
     both = f"<answer>{'0' * 16}</answer><answer>{SOLUTION}</answer>"
     assert SUDOKU.cells(sudoku(), both) == (0, 8)
-    assert SUDOKU.rewards["score"](sudoku(), both) == 1.0
+    assert SUDOKU.grade(sudoku(), both).parts["score"] == 1.0
     # White space goes, other characters stay and shift.
     assert SUDOKU.cells(sudoku(), f"<answer>{','.join(SOLUTION)}</answer>")[0] < 8
 

@@ -16,7 +16,7 @@ from unmaskrl.models.checkpoint import load_denoiser
 from unmaskrl.models.hub import ASSETS
 from unmaskrl.models.tokenizer import decode_texts, load_tokenizer
 from unmaskrl.recipes.schema import SFTMixture
-from unmaskrl.tasks import Example
+from unmaskrl.tasks import Example, Grade
 from unmaskrl.tasks.base import SPLITS
 from unmaskrl.training.sft import encode_mixture
 
@@ -76,7 +76,7 @@ def test_verifiers_by_hand(verifier: str, gold: object, text: str, correct: bool
     task = tasks.load("jsonl", data="rows.jsonl", verifier=verifier)
     example = Example(id="hand", fields={"prompt": "?", "answer": gold})
     assert task.correct(example, text) is correct
-    rewards = {name: part(example, text) for name, part in task.rewards.items()}
+    rewards = task.grade(example, text).parts
     assert rewards == {"correct": float(correct), "format": 0.1 if "<answer>" in text else 0.0}
 
 
@@ -86,11 +86,10 @@ def test_reward_functions_decide(tmp_path: Path) -> None:
     example = task.examples("train")[0]
     wide = "x" * 3 * len(example.fields["answer"])
     assert task.correct(example, wide) and not task.correct(example, wide[:-1])
-    assert {name: part(example, wide) for name, part in task.rewards.items()} == {
-        f"{HERE}:length": 3.0
-    }
-    assert task.reference(example) is None and "format" not in task.rewards
-    assert list(tasks.load("jsonl", data="x.jsonl", reward=both).rewards) == [f"{HERE}:length"]
+    assert task.grade(example, wide).parts == {f"{HERE}:length": 3.0}
+    assert task.reference(example) is None
+    twice = tasks.load("jsonl", data="x.jsonl", reward=both)
+    assert list(twice.grade(example, wide).parts) == [f"{HERE}:length"]
 
 
 def test_a_batch_is_scored_in_one_call_for_rewards_and_correctness() -> None:
@@ -107,7 +106,7 @@ def test_a_batch_is_scored_in_one_call_for_rewards_and_correctness() -> None:
     }
     assert grades.correct == [False, True, True] and grades.totals() == [0.0, 1.0, 1.0]
     # the task's functions of one row say the same
-    assert task.rewards[f"{HERE}:calls_counted"](rows[1], "b") == 1.0 and task.correct(rows[1], "b")
+    assert task.grade(rows[1], "b") == Grade(True, {f"{HERE}:calls_counted": 1.0})
 
 
 def test_completions_are_chats_where_rows_are_and_texts_where_rows_are() -> None:

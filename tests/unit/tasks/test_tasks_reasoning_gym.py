@@ -53,7 +53,7 @@ def test_the_dataset_scores_the_last_answer() -> None:
     partial = task.score(example, f"<answer>it is {answer}</answer>")
     assert 0.0 < partial < 1.0 and not task.correct(example, f"<answer>it is {answer}</answer>")
     assert task.score(example, answer) == 0.0
-    assert task.rewards["format"](example, f"<answer>{answer}</answer><answer>") == 0.0
+    assert task.grade(example, f"<answer>{answer}</answer><answer>").parts["format"] == 0.0
     reward = as_trl_reward(task, "score")
     columns = {key: [example.fields[key]] for key in task.columns}
     assert reward(prompts=[""], completions=[f"<answer>{answer}</answer>"], **columns) == [1.0]

@@ -98,8 +98,8 @@ def test_reference_is_right_and_lazy_is_wrong(task: Sudoku) -> None:
             assert reference is not None and task.correct(example, reference)
             assert not task.correct(example, lazy)
             assert (
-                task.rewards["format"](example, reference)
-                == task.rewards["format"](example, lazy)
+                task.grade(example, reference).parts["format"]
+                == task.grade(example, lazy).parts["format"]
                 == 0.1
             )
 
@@ -222,8 +222,8 @@ def test_judge_by_hand(text: str, correct: bool, formatted: bool) -> None:
     task = Sudoku()
     example = make("1" + "0" * 14 + "1")
     assert task.correct(example, text) is correct
-    assert task.rewards["correct"](example, text) == float(correct)
-    assert task.rewards["format"](example, text) == (0.1 if formatted else 0.0)
+    assert task.grade(example, text).parts["correct"] == float(correct)
+    assert task.grade(example, text).parts["format"] == (0.1 if formatted else 0.0)
 
 
 def test_clues_must_be_kept() -> None:

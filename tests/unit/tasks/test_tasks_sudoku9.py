@@ -137,7 +137,7 @@ def test_layout_reference_and_lazy() -> None:
     assert reference.endswith(f"<answer> {' '.join(SOLVED)} </answer>") and reference.count(
         " = "
     ) == KNOWN.count("0")
-    assert task.rewards["format"](example, task.lazy(example)) == 0.1
+    assert task.grade(example, task.lazy(example)).parts["format"] == 0.1
     assert task.prompt(example)[0]["content"] == f"sudoku {' '.join(KNOWN)}"
     content = Sudoku(size=9, prompt_style="instruct").prompt(example)[0]["content"]
     assert (
@@ -193,7 +193,7 @@ def test_judge_by_hand() -> None:
         (SOLVED, False, False),
     ):
         assert task.correct(example, text) is correct
-        assert task.rewards["format"](example, text) == (0.1 if formatted else 0.0)
+        assert task.grade(example, text).parts["format"] == (0.1 if formatted else 0.0)
     assert valid_grid(SOLVED) and not valid_grid(wrong) and not valid_grid("1" * 9)
 
 

@@ -17,17 +17,13 @@ from typing import Any
 
 from unmaskrl.tasks.base import (
     FORMAT_REWARD,
-    PROMPT_STYLES,
-    SPLITS,
     Example,
-    RewardPart,
-    answer_spans,
-    check_choice,
-    check_range,
+    Grade,
     last_answer,
     only_answer,
     stable_hash,
 )
+from unmaskrl.tasks.protocols import GeneratedTask
 from unmaskrl.tasks.sandbox.guard import Guard
 
 # The longest answers of reasoning-gym are grids of some thousand characters.
@@ -65,7 +61,7 @@ def worker(dataset: str, seconds: float) -> Guard:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReasoningGym:
+class ReasoningGym(GeneratedTask):
     """Problems of the reasoning-gym dataset ``dataset``, made with ``settings`` (its
     configuration).
 
@@ -76,19 +72,15 @@ class ReasoningGym:
     name the problem to reasoning-gym). Raises ValueError.
     """
 
+    name = "reasoning_gym"
+
     dataset: str = "chain_sum"
     settings: dict[str, Any] = field(default_factory=dict)
-    seed: int = 0
-    train_size: int = 4096
-    eval_size: int = 512
     prompt_style: str = "instruct"
     seconds: float = 2.0
 
     def __post_init__(self) -> None:
-        check_range("seed", self.seed, 0)
-        check_range("train_size", self.train_size, 1)
-        check_range("eval_size", self.eval_size, 1)
-        check_choice("prompt_style", self.prompt_style, PROMPT_STYLES)
+        super().__post_init__()
         if not isinstance(self.seconds, int | float) or not 0 < self.seconds < math.inf:
             raise ValueError(
                 f"seconds is {self.seconds!r}, expected a positive number: set the time limit of "
@@ -116,8 +108,7 @@ class ReasoningGym:
         """The problems of a split. Raises ValueError if there are fewer distinct ones than asked
         for.
         """
-        check_choice("split", split, SPLITS)
-        size = self.train_size if split == "train" else self.eval_size
+        size = self.size_of(split)
         return list(_generate(self.dataset, self._settings, split, self.seed, size, self.seconds))
 
     def prompt(self, example: Example) -> list[dict[str, str]]:
@@ -137,13 +128,13 @@ class ReasoningGym:
         """The same answer to everything."""
         return "<answer> 0 </answer>"
 
-    def answer_spans(self, text: str) -> list[tuple[int, int]]:
-        """Character spans (start, end) of the insides of the answer tags."""
-        return answer_spans(text)
-
-    def correct(self, example: Example, text: str) -> bool:
-        """Whether the last answer scores 1."""
-        return self.score(example, text) >= CORRECT
+    def grade(self, example: Example, text: str) -> Grade:
+        """{"score": the dataset's score in [0, 1], "format": 0.1 if there is one answer block};
+        right means a score of 1.
+        """
+        score = self.score(example, text)
+        formed = only_answer(text) is not None
+        return Grade(score >= CORRECT, {"score": score, "format": FORMAT_REWARD * formed})
 
     def score(self, example: Example, text: str) -> float:
         """The dataset's score of the last answer, stripped, in [0, 1]; 0 without one, or if scoring
@@ -166,22 +157,9 @@ class ReasoningGym:
         return worker(self.dataset, self.seconds).timeouts
 
     @property
-    def name(self) -> str:
-        """The name that load knows."""
-        return "reasoning_gym"
-
-    @property
     def columns(self) -> tuple[str, ...]:
-        """The fields that rewards read."""
+        """The fields that ``grade`` reads."""
         return ("dataset_seed", "index")
-
-    @property
-    def rewards(self) -> dict[str, RewardPart]:
-        """{"score": the dataset's score in [0, 1], "format": 0.1 if there is one answer block}."""
-        return {"score": self.score, "format": self._format_reward}
-
-    def _format_reward(self, example: Example, text: str) -> float:
-        return 0.0 if only_answer(text) is None else FORMAT_REWARD
 
     @property
     def _settings(self) -> str:

@@ -5,24 +5,17 @@ a JSONL file.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from unmaskrl.tasks.base import (
-    FORMAT_REWARD,
-    PROTOCOLS,
-    Example,
-    RewardPart,
-    answer_spans,
-    check_choice,
-    last_answer,
-    only_answer,
-)
+from unmaskrl.tasks.base import AnswerJudge, Example, Grade
 from unmaskrl.tasks.d1 import d1_math
 from unmaskrl.tasks.math.answers import final_answer, gold_text, parse_number
 from unmaskrl.tasks.math.units import words_of
-from unmaskrl.tasks.sources import Row, Source, check_columns, examples_of, notes_of
+from unmaskrl.tasks.protocols import PublishedRules, Rules, StrictRules, WrittenTask
+from unmaskrl.tasks.sources import Row, check_columns
 
 _ANNOTATION = re.compile(r"<<[^<>]*>>")
 _STRICT = (
@@ -39,8 +32,61 @@ def worked_text(answer: str) -> str:
     return _ANNOTATION.sub("", answer.split("####")[0]).strip() if "####" in answer else ""
 
 
+class StrictGSM8K(AnswerJudge[Fraction], StrictRules):
+    """Our rules: the number in the last answer block is the gold one."""
+
+    def prompt(self, example: Example) -> list[dict[str, str]]:
+        """The question and what to do."""
+        question = example.fields["question"]
+        return [{"role": "user", "content": _STRICT.format_map({"question": question})}]
+
+    def reference(self, example: Example) -> str | None:
+        """The worked solution, then the number in its tags."""
+        answer = example.fields["answer"]
+        return f"{worked_text(answer)}\n<answer> {gold_text(answer)} </answer>".lstrip()
+
+    def read(self, example: Example, body: str) -> Fraction | None:
+        """The number of an answer's body; a unit is one only if the question has the word."""
+        return parse_number(final_answer(body), units=words_of(example.fields["question"]))
+
+    def solves(self, example: Example, answer: Fraction) -> bool:
+        """Whether the number is the gold one."""
+        return answer == parse_number(gold_text(example.fields["answer"]))
+
+
+# The parts of d1's reward that look at the text alone.
+_PUBLISHED_FORMATS: dict[str, Callable[[str], float]] = {
+    "integer": lambda text: 0.5 * d1_math.tagged(text).isdigit(),
+    "strict_format": d1_math.strict_format,
+    "soft_format": d1_math.soft_format,
+    "xml_count": d1_math.xml_count,
+}
+
+
+class PublishedGSM8K(PublishedRules):
+    """d1's rules: the five parts of its training reward, the verdict of its evaluation."""
+
+    def prompt(self, example: Example) -> list[dict[str, str]]:
+        """The prompt of training, or the other one of evaluation."""
+        return d1_math.published_prompt(example, example.fields["question"], "gsm8k")
+
+    def reference(self, example: Example) -> str | None:
+        """The worked solution and the number in the published format."""
+        answer = example.fields["answer"]
+        worked = worked_text(answer)
+        return f"<reasoning>\n{worked}\n</reasoning>\n<answer>\n{gold_text(answer)}\n</answer>\n"
+
+    def grade(self, example: Example, text: str) -> Grade:
+        """The reward of training and the verdict of evaluation."""
+        answer = gold_text(example.fields["answer"])
+        gold = d1_math.gsm8k_gold(f"#### {answer}")
+        parts = {"correct": 2.0 * (d1_math.tagged(text) == answer)}
+        parts |= {name: part(text) for name, part in _PUBLISHED_FORMATS.items()}
+        return Grade(gold is not None and d1_math.gsm8k_answer(text) == gold, parts)
+
+
 @dataclass(frozen=True, kw_only=True)
-class GSM8K:
+class GSM8K(WrittenTask):
     """Word problems with columns ``question`` and ``answer`` (a worked solution that ends in
     ``#### 42``, or the number).
 
@@ -50,123 +96,22 @@ class GSM8K:
     (docs/tasks.md). Fields: the columns, and split. Raises ValueError.
     """
 
+    name = "gsm8k"
+
     data: str = "openai/gsm8k"
-    test_data: str | None = None
     config: str | None = "main"
-    protocol: str = "strict"
 
-    def __post_init__(self) -> None:
-        check_choice("protocol", self.protocol, PROTOCOLS)
+    def _protocols(self) -> dict[str, Rules]:
+        return {"strict": StrictGSM8K(), "d1": PublishedGSM8K()}
 
-    def examples(self, split: str) -> list[Example]:
-        """The problems of a split. Raises ValueError for data that cannot be read, naming file and
-        line.
-        """
-        return examples_of(self._source, split, _fields, self._rewardable)
+    def _problem_column(self) -> str:
+        return "question"
 
-    @property
-    def notes(self) -> list[str]:
-        """What to tell of rows that were left out."""
-        return notes_of(self._source)
-
-    def prompt(self, example: Example) -> list[dict[str, str]]:
-        """The question and what to do; under d1 training and evaluation have different prompts, as
-        published.
-        """
-        question = example.fields["question"]
-        if self.protocol == "strict":
-            return [{"role": "user", "content": _STRICT.format_map({"question": question})}]
-        return d1_math.published_prompt(example, question, "gsm8k")
-
-    def reference(self, example: Example) -> str | None:
-        """The worked solution in the layout that the prompt asks for."""
-        answer = example.fields["answer"]
-        worked = worked_text(answer)
-        gold = gold_text(answer)
-        if self.protocol == "d1":
-            return f"<reasoning>\n{worked}\n</reasoning>\n<answer>\n{gold}\n</answer>\n"
-        return f"{worked}\n<answer> {gold} </answer>".lstrip()
-
-    def answer_spans(self, text: str) -> list[tuple[int, int]]:
-        """Character spans (start, end) of the insides of the answer tags."""
-        return answer_spans(text)
-
-    def correct(self, example: Example, text: str) -> bool:
-        """Whether the number in the last answer block is the gold one; under d1, what its
-        evaluation would say.
-        """
-        if self.protocol == "d1":
-            gold = d1_math.gsm8k_gold(f"#### {gold_text(example.fields['answer'])}")
-            return gold is not None and d1_math.gsm8k_answer(text) == gold
-        value = _value(example, last_answer(text))
-        return value is not None and value == parse_number(gold_text(example.fields["answer"]))
-
-    @property
-    def name(self) -> str:
-        """The name that load knows."""
-        return "gsm8k"
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """The fields that rewards read."""
-        return ("question", "answer")
-
-    @property
-    def rewards(self) -> dict[str, RewardPart]:
-        """{"correct": 1, "format": 0.1} for one answer block with a number; under d1 the five
-        published parts.
-        """
-        if self.protocol == "strict":
-            return {"correct": self._correct_reward, "format": self._format_reward}
-        return {
-            "correct": _d1_correct,
-            "integer": lambda _, text: 0.5 * d1_math.tagged(text).isdigit(),
-            "strict_format": lambda _, text: d1_math.strict_format(text),
-            "soft_format": lambda _, text: d1_math.soft_format(text),
-            "xml_count": lambda _, text: d1_math.xml_count(text),
-        }
-
-    @property
-    def _source(self) -> Source:
-        return Source(
-            task=self.name,
-            data=self.data,
-            test_data=self.test_data,
-            config=self.config,
-            column="question",
-        )
-
-    def _rewardable(self, example: Example) -> bool:
-        reference = self.reference(example)
-        return reference is not None and (
-            self.correct(example, reference) or self.rewards["correct"](example, reference) > 0
-        )
-
-    def _correct_reward(self, example: Example, text: str) -> float:
-        return float(self.correct(example, text))
-
-    def _format_reward(self, example: Example, text: str) -> float:
-        return 0.0 if _value(example, only_answer(text)) is None else FORMAT_REWARD
-
-
-def _fields(row: Row, split: str) -> dict[str, Any]:
-    check_columns(row.where, row.fields, "answer")
-    answer = str(row.fields["answer"])
-    if parse_number(gold_text(answer)) is None:
-        raise ValueError(
-            f"{row.where}: got answer {answer[-60:]!a}, expected one that ends in '#### 42'"
-        )
-    return {**row.fields, "answer": answer, "split": split}
-
-
-def _value(example: Example, body: str | None) -> Fraction | None:
-    """The number of an answer's body; a unit is one only if the question has the word."""
-    return (
-        None
-        if body is None
-        else parse_number(final_answer(body), units=words_of(example.fields["question"]))
-    )
-
-
-def _d1_correct(example: Example, text: str) -> float:
-    return 2.0 * (d1_math.tagged(text) == gold_text(example.fields["answer"]))
+    def _fields(self, row: Row, split: str) -> dict[str, Any]:
+        check_columns(row.where, row.fields, "answer")
+        answer = str(row.fields["answer"])
+        if parse_number(gold_text(answer)) is None:
+            raise ValueError(
+                f"{row.where}: got answer {answer[-60:]!a}, expected one that ends in '#### 42'"
+            )
+        return {**row.fields, "answer": answer, "split": split}

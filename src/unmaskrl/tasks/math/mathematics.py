@@ -7,21 +7,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from unmaskrl.tasks.base import (
-    FORMAT_REWARD,
-    PROTOCOLS,
-    Example,
-    RewardPart,
-    answer_spans,
-    check_choice,
-    last_answer,
-    only_answer,
-)
+from unmaskrl.tasks.base import AnswerJudge, Example, Grade, answer_spans
 from unmaskrl.tasks.d1 import d1_math
 from unmaskrl.tasks.math.answers import boxed_spans, final_answer, last_boxed, merged_spans
 from unmaskrl.tasks.math.equivalence import check_installed, equivalent
 from unmaskrl.tasks.math.units import words_of
-from unmaskrl.tasks.sources import Row, Source, check_columns, examples_of, notes_of
+from unmaskrl.tasks.protocols import PublishedRules, Rules, StrictRules, WrittenTask
+from unmaskrl.tasks.sources import Row, check_columns
 
 _STRICT = (
     "{problem}\n\nWork it out step by step. Then write the final answer as \\boxed{{...}} inside "
@@ -30,8 +22,62 @@ _STRICT = (
 )
 
 
+class StrictMath(AnswerJudge[str], StrictRules):
+    """Our rules: the last answer block means the gold answer."""
+
+    def prompt(self, example: Example) -> list[dict[str, str]]:
+        """The problem and what to do."""
+        problem = example.fields["problem"]
+        return [{"role": "user", "content": _STRICT.format_map({"problem": problem})}]
+
+    def reference(self, example: Example) -> str | None:
+        """The worked solution (if there is one), then the answer in box and tags."""
+        gold = example.fields["answer"]
+        return f"{_worked(example)}\n<answer> \\boxed{{{gold}}} </answer>".lstrip()
+
+    def read(self, example: Example, body: str) -> str | None:
+        """The body itself: what it means is for ``equivalent`` to say."""
+        return body
+
+    def solves(self, example: Example, answer: str) -> bool:
+        """Whether the body, or its box, means the gold answer."""
+        words = words_of(example.fields["problem"])
+        return equivalent(example.fields["answer"], final_answer(answer), words)
+
+    def well_formed(self, body: str, answer: str | None) -> bool:
+        """Whether the body has a box."""
+        return last_boxed(body) is not None
+
+
+class PublishedMath(PublishedRules):
+    """d1's rules: the two parts of its training reward, the verdict of its evaluation."""
+
+    def prompt(self, example: Example) -> list[dict[str, str]]:
+        """The prompt of training, or the other one of evaluation."""
+        return d1_math.published_prompt(example, example.fields["problem"], "math")
+
+    def reference(self, example: Example) -> str | None:
+        """The worked solution and the box in the published format."""
+        box = f"\\boxed{{{example.fields['answer']}}}"
+        worked = _worked(example)
+        return f"<reasoning>\n{worked}\n</reasoning>\n<answer>\n{box}\n</answer>\n"
+
+    def grade(self, example: Example, text: str) -> Grade:
+        """The reward of training and the verdict of evaluation."""
+        gold = example.fields["answer"]
+        trained = d1_math.math_correct_for_training(gold, text)
+        return Grade(
+            d1_math.math_correct_for_evaluation(gold, text),
+            {"correct": 2.0 * trained, "format": d1_math.math_format(text)},
+        )
+
+
+def _worked(example: Example) -> str:
+    return (example.fields.get("solution") or "").strip()
+
+
 @dataclass(frozen=True, kw_only=True)
-class MathProblems:
+class MathProblems(WrittenTask):
     r"""Problems with columns ``problem`` and ``solution`` (worked, its answer in ``\boxed{}``) or
     ``answer`` (LaTeX) or both.
 
@@ -40,43 +86,17 @@ class MathProblems:
     row has a level. Raises ValueError, also if math-verify is missing ("strict" needs it).
     """
 
+    name = "math"
+
     data: str = "ankner/math-500"
-    test_data: str | None = None
-    config: str | None = None
-    protocol: str = "strict"
 
     def __post_init__(self) -> None:
-        check_choice("protocol", self.protocol, PROTOCOLS)
-        if self.protocol == "strict":
+        super().__post_init__()
+        if isinstance(self.rules, StrictMath):
             check_installed()
 
-    def examples(self, split: str) -> list[Example]:
-        """The problems of a split. Raises ValueError for data that cannot be read, naming file and
-        line.
-        """
-        return examples_of(self._source, split, _fields, self._rewardable)
-
-    @property
-    def notes(self) -> list[str]:
-        """What to tell of rows that were left out."""
-        return notes_of(self._source)
-
-    def prompt(self, example: Example) -> list[dict[str, str]]:
-        """The problem and what to do; under d1 training and evaluation have different prompts, as
-        published.
-        """
-        problem = example.fields["problem"]
-        if self.protocol == "strict":
-            return [{"role": "user", "content": _STRICT.format_map({"problem": problem})}]
-        return d1_math.published_prompt(example, problem, "math")
-
-    def reference(self, example: Example) -> str | None:
-        """The worked solution (if there is one) in the layout that the prompt asks for."""
-        worked = (example.fields.get("solution") or "").strip()
-        gold = example.fields["answer"]
-        if self.protocol == "d1":
-            return f"<reasoning>\n{worked}\n</reasoning>\n<answer>\n\\boxed{{{gold}}}\n</answer>\n"
-        return f"{worked}\n<answer> \\boxed{{{gold}}} </answer>".lstrip()
+    def _protocols(self) -> dict[str, Rules]:
+        return {"strict": StrictMath(), "d1": PublishedMath()}
 
     def answer_spans(self, text: str) -> list[tuple[int, int]]:
         r"""Character spans (start, end) of the insides of the answer tags and of every balanced
@@ -84,82 +104,25 @@ class MathProblems:
         """
         return merged_spans([*answer_spans(text), *boxed_spans(text)])
 
-    def correct(self, example: Example, text: str) -> bool:
-        """Whether the last answer block means the gold answer; under d1, what its evaluation would
-        say.
-        """
-        gold = example.fields["answer"]
-        if self.protocol == "d1":
-            return d1_math.math_correct_for_evaluation(gold, text)
-        body = last_answer(text)
-        return body is not None and equivalent(
-            gold, final_answer(body), words_of(example.fields["problem"])
-        )
+    def _problem_column(self) -> str:
+        return "problem"
 
-    @property
-    def name(self) -> str:
-        """The name that load knows."""
-        return "math"
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """The fields that rewards read."""
-        return ("problem", "answer")
-
-    @property
-    def rewards(self) -> dict[str, RewardPart]:
-        """{"correct": 1, "format": 0.1} for one answer block with a box; under d1 the two published
-        parts.
-        """
-        if self.protocol == "strict":
-            return {"correct": self._correct_reward, "format": _format_reward}
-        return {"correct": _d1_correct, "format": lambda _, text: d1_math.math_format(text)}
-
-    @property
-    def _source(self) -> Source:
-        return Source(
-            task=self.name,
-            data=self.data,
-            test_data=self.test_data,
-            config=self.config,
-            column="problem",
-        )
-
-    def _rewardable(self, example: Example) -> bool:
-        reference = self.reference(example)
-        return reference is not None and (
-            self.correct(example, reference) or self.rewards["correct"](example, reference) > 0
-        )
-
-    def _correct_reward(self, example: Example, text: str) -> float:
-        return float(self.correct(example, text))
-
-
-def _format_reward(_: Example, text: str) -> float:
-    body = only_answer(text)
-    return 0.0 if body is None or last_boxed(body) is None else FORMAT_REWARD
-
-
-def _d1_correct(example: Example, text: str) -> float:
-    return 2.0 * d1_math.math_correct_for_training(example.fields["answer"], text)
-
-
-def _fields(row: Row, split: str) -> dict[str, Any]:
-    answer = row.fields.get("answer")
-    solution = row.fields.get("solution")
-    if answer is None:
-        check_columns(row.where, row.fields, "solution")
-        answer = last_boxed(str(solution))
+    def _fields(self, row: Row, split: str) -> dict[str, Any]:
+        answer = row.fields.get("answer")
+        solution = row.fields.get("solution")
         if answer is None:
+            check_columns(row.where, row.fields, "solution")
+            answer = last_boxed(str(solution))
+            if answer is None:
+                raise ValueError(
+                    f"{row.where}: got a solution without a closed \\boxed{{...}} and no "
+                    "answer: add the answer"
+                )
+        if not str(answer).strip():
             raise ValueError(
-                f"{row.where}: got a solution without a closed \\boxed{{...}} and no answer: add "
-                "the answer"
+                f"{row.where}: got an empty answer, expected LaTeX such as '42': add it or "
+                "leave the row out"
             )
-    if not str(answer).strip():
-        raise ValueError(
-            f"{row.where}: got an empty answer, expected LaTeX such as '42': add it or leave the "
-            "row out"
-        )
-    digits = "".join(filter(str.isdigit, str(row.fields.get("level", ""))))
-    kind = {"kind": f"level{digits}"} if digits else {}
-    return {**row.fields, **kind, "answer": str(answer), "split": split}
+        digits = "".join(filter(str.isdigit, str(row.fields.get("level", ""))))
+        kind = {"kind": f"level{digits}"} if digits else {}
+        return {**row.fields, **kind, "answer": str(answer), "split": split}

@@ -16,24 +16,18 @@ from itertools import islice
 from typing import Any
 
 from unmaskrl.tasks.base import (
-    FORMAT_REWARD,
-    PROMPT_STYLES,
-    PROTOCOLS,
-    SPLITS,
+    AnswerJudge,
     Example,
-    RewardPart,
-    answer_spans,
-    check_choice,
+    Grade,
     check_range,
     file_stamp,
-    last_answer,
-    only_answer,
     read_examples,
 )
 from unmaskrl.tasks.d1 import d1_puzzles
 from unmaskrl.tasks.math.answers import final_answer
 from unmaskrl.tasks.math.latex_numbers import exact_value
 from unmaskrl.tasks.math.wrapping import plain_arithmetic
+from unmaskrl.tasks.protocols import GeneratedTask, PublishedRules, RuledTask, StrictRules
 from unmaskrl.tasks.puzzles import arithmetic
 from unmaskrl.tasks.puzzles.arithmetic import Expression, Tree
 from unmaskrl.tasks.puzzles.countdown_problems import STEP_LIMIT, generate, kind_of
@@ -89,8 +83,82 @@ def _hits(tree: Tree, numbers: Sequence[int], target: int) -> bool:
     return denominator != 0 and numerator == target * denominator
 
 
+@dataclass(frozen=True)
+class StrictCountdown(AnswerJudge[Expression], StrictRules):
+    """Our rules: the exact value of the last answer is the target, each number used once."""
+
+    prompt_style: str
+
+    def prompt(self, example: Example) -> list[dict[str, str]]:
+        """One user message: ``numbers 3 7 12 target 24``, or an instruction for a general chat
+        model.
+        """
+        numbers = example.fields["numbers"]
+        target = example.fields["target"]
+        if self.prompt_style == "short":
+            content = " ".join(("numbers", *map(str, numbers), "target", str(target)))
+        else:
+            content = _INSTRUCT.format(numbers=", ".join(map(str, numbers)), target=target)
+        return [{"role": "user", "content": content}]
+
+    def reference(self, example: Example) -> str | None:
+        """Worked steps and the answer; None if no solution with positive integer results exists."""
+        return next(iter(right_completions(example, limit=1)), None)
+
+    def read(self, example: Example, body: str) -> Expression | None:
+        """The expression of an answer's body."""
+        return _expression(body)
+
+    def solves(self, example: Example, answer: Expression) -> bool:
+        """Whether the value is the target and the numbers are the given ones."""
+        return answer.value == example.fields["target"] and sorted(answer.numbers) == sorted(
+            example.fields["numbers"]
+        )
+
+
+class PublishedCountdown(PublishedRules):
+    """d1's rules: {"score": 0, 0.1 or 1} as in its training, the verdict of its evaluation."""
+
+    def in_split(self, example: Example, split: str) -> Example:
+        """The example with its split, which chooses the prompt."""
+        return d1_puzzles.with_split(example, split)
+
+    def prompt(self, example: Example) -> list[dict[str, str]]:
+        """The prompt of training, or the other one of evaluation (validation, test)."""
+        trains = d1_puzzles.trains(example)
+        return d1_puzzles.countdown_prompt(
+            example.fields["numbers"], example.fields["target"], trains
+        )
+
+    def reference(self, example: Example) -> str | None:
+        """The equation, then the answer: evaluation grades the first ``expression = number``."""
+        solution = example.fields["solution"]
+        return solution and d1_puzzles.layout(f"{solution} = {example.fields['target']}", solution)
+
+    def grade(self, example: Example, text: str) -> Grade:
+        """The reward of training and the verdict of evaluation."""
+        problem = (example.fields["numbers"], example.fields["target"])
+        score = d1_puzzles.countdown_score(text, *problem)
+        return Grade(d1_puzzles.countdown_correct(text, *problem), {"score": score})
+
+
+def right_completions(example: Example, limit: int) -> list[str]:
+    """Up to ``limit`` right completions, different beyond swapped operands, the known solution
+    first.
+    """
+    if example.fields["solution"] is None:
+        return []
+    first = arithmetic.parse_tree(example.fields["solution"])
+    assert first is not None, example
+    others = _solutions(example.fields["numbers"], example.fields["target"])
+    trees: dict[str, Tree] = {}
+    for tree in (first, *islice(others, 0 if limit == 1 else None)):
+        trees.setdefault(arithmetic.canonical(tree), tree)
+    return [write(tree) for tree in islice(trees.values(), limit)]
+
+
 @dataclass(frozen=True, kw_only=True)
-class Countdown:
+class Countdown(GeneratedTask, RuledTask[StrictCountdown | PublishedCountdown]):
     """Countdown problems with 3 or 4 ``numbers`` in 1..max_number and a target in 1..max_target.
 
     ``data`` (JSONL rows ``{"numbers": [..], "target": n}``, or with the columns of the published
@@ -102,85 +170,45 @@ class Countdown:
     kept. Raises ValueError.
     """
 
-    seed: int = 0
+    name = "countdown"
+
     data: str | None = None
-    train_size: int = 4096
-    eval_size: int = 512
-    prompt_style: str = "short"
     numbers: int = 3
     max_number: int = 20
     max_target: int = 50
-    protocol: str = "strict"
 
     def __post_init__(self) -> None:
-        check_range("seed", self.seed, 0)
-        check_range("train_size", self.train_size, 1)
-        check_range("eval_size", self.eval_size, 1)
-        check_choice("prompt_style", self.prompt_style, PROMPT_STYLES)
+        GeneratedTask.__post_init__(self)
         check_range("numbers", self.numbers, 3, 4)
         check_range("max_number", self.max_number, 2, STEP_LIMIT)
         check_range("max_target", self.max_target, 1, STEP_LIMIT)
-        check_choice("protocol", self.protocol, PROTOCOLS)
+        RuledTask.__post_init__(self)
+
+    def _protocols(self) -> dict[str, StrictCountdown | PublishedCountdown]:
+        return {"strict": StrictCountdown(self.prompt_style), "d1": PublishedCountdown()}
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The fields that ``grade`` reads."""
+        return ("numbers", "target")
 
     def examples(self, split: str) -> list[Example]:
         """The problems of a split. Raises ValueError for a bad row of ``data`` or too large a
         size.
         """
-        check_choice("split", split, SPLITS)
-        size = self.train_size if split == "train" else self.eval_size
+        size = self.size_of(split)
         found = (
             generate((split, self.seed, size, self.numbers, self.max_number, self.max_target))
             if self.data is None
             else _from_file(*file_stamp(self.data))
         )
-        return (
-            list(found)
-            if self.protocol == "strict"
-            else [d1_puzzles.with_split(example, split) for example in found]
-        )
-
-    def prompt(self, example: Example) -> list[dict[str, str]]:
-        """One user message: ``numbers 3 7 12 target 24``, or an instruction for a general chat
-        model.
-
-        Under d1, training and evaluation (validation, test) have different prompts, as published.
-        """
-        numbers = example.fields["numbers"]
-        target = example.fields["target"]
-        if self.protocol == "d1":
-            return d1_puzzles.countdown_prompt(numbers, target, d1_puzzles.trains(example))
-        if self.prompt_style == "short":
-            content = " ".join(("numbers", *map(str, numbers), "target", str(target)))
-        else:
-            content = _INSTRUCT.format(numbers=", ".join(map(str, numbers)), target=target)
-        return [{"role": "user", "content": content}]
-
-    def reference(self, example: Example) -> str | None:
-        """Worked steps and the answer; None if no solution with positive integer results exists.
-
-        Under d1 the reasoning is the equation alone: its evaluation grades the first
-        ``expression = number``.
-        """
-        solution = example.fields["solution"]
-        if self.protocol == "d1":
-            return solution and d1_puzzles.layout(
-                f"{solution} = {example.fields['target']}", solution
-            )
-        return next(iter(self.references(example, limit=1)), None)
+        return [self.rules.in_split(example, split) for example in found]
 
     def references(self, example: Example, limit: int = 8) -> list[str]:
         """Up to ``limit`` right completions, different beyond swapped operands, the reference
         first.
         """
-        if example.fields["solution"] is None:
-            return []
-        first = arithmetic.parse_tree(example.fields["solution"])
-        assert first is not None, example
-        others = _solutions(example.fields["numbers"], example.fields["target"])
-        trees: dict[str, Tree] = {}
-        for tree in (first, *islice(others, 0 if limit == 1 else None)):
-            trees.setdefault(arithmetic.canonical(tree), tree)
-        return [write(tree) for tree in islice(trees.values(), limit)]
+        return right_completions(example, limit)
 
     def lazy(self, example: Example) -> str:
         """The running sum of the numbers in prompt order, in the same layout."""
@@ -190,58 +218,11 @@ class Countdown:
             tree = ("+", tree, number)
         return write(tree)
 
-    def answer_spans(self, text: str) -> list[tuple[int, int]]:
-        """Character spans (start, end) of the insides of the answer tags."""
-        return answer_spans(text)
 
-    def correct(self, example: Example, text: str) -> bool:
-        """Whether the last answer uses each number once and its exact value is the target; d1: its
-        evaluation's verdict.
-        """
-        if self.protocol == "d1":
-            return d1_puzzles.countdown_correct(
-                text, example.fields["numbers"], example.fields["target"]
-            )
-        parsed = _expression(last_answer(text))
-        if parsed is None or parsed.value != example.fields["target"]:
-            return False
-        return sorted(parsed.numbers) == sorted(example.fields["numbers"])
-
-    @property
-    def name(self) -> str:
-        """The name that load knows."""
-        return "countdown"
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """The fields that rewards read."""
-        return ("numbers", "target")
-
-    @property
-    def rewards(self) -> dict[str, RewardPart]:
-        """{"correct": 1 if correct, "format": 0.1 if one answer block has an expression}; d1:
-        {"score": 0, 0.1 or 1}.
-        """
-        if self.protocol == "d1":
-            return {"score": self._published_reward}
-        return {"correct": self._correct_reward, "format": self._format_reward}
-
-    def _correct_reward(self, example: Example, text: str) -> float:
-        return float(self.correct(example, text))
-
-    def _published_reward(self, example: Example, text: str) -> float:
-        return d1_puzzles.countdown_score(text, example.fields["numbers"], example.fields["target"])
-
-    def _format_reward(self, example: Example, text: str) -> float:
-        return 0.0 if _expression(only_answer(text)) is None else FORMAT_REWARD
-
-
-def _expression(body: str | None) -> Expression | None:
+def _expression(body: str) -> Expression | None:
     """The expression of an answer's body, its box opened and LaTeX's signs read; ``= value`` behind
     it must be true.
     """
-    if body is None:
-        return None
     body = final_answer(body)
     if len(body) > arithmetic.MAX_CHARACTERS:
         return None

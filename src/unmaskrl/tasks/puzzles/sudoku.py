@@ -13,23 +13,17 @@ from functools import lru_cache
 from typing import Any
 
 from unmaskrl.tasks.base import (
-    FORMAT_REWARD,
-    PROMPT_STYLES,
-    PROTOCOLS,
-    SPLITS,
+    AnswerJudge,
     Example,
-    RewardPart,
-    answer_spans,
-    check_choice,
+    Grade,
     check_range,
     file_stamp,
-    last_answer,
-    only_answer,
     read_examples,
 )
 from unmaskrl.tasks.d1 import d1_puzzles
 from unmaskrl.tasks.math.answers import final_answer
 from unmaskrl.tasks.math.wrapping import grid_digits
+from unmaskrl.tasks.protocols import GeneratedTask, PublishedRules, RuledTask, StrictRules
 from unmaskrl.tasks.puzzles.sudoku_grids import (
     SIZES,
     agrees,
@@ -61,7 +55,130 @@ _INSTRUCT = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sudoku:
+class SudokuRules:
+    """What both protocols share: references and lazy completions, each in its own layout.
+
+    ``steps`` puts worked steps before the answer.
+    """
+
+    size: int
+    steps: bool
+
+    def reference(self, example: Example) -> str | None:
+        """The solution, its steps in the order in which cells are forced; None if unsolvable."""
+        puzzle = example.fields["puzzle"]
+        solution = example.fields["solution"]
+        if solution is None:
+            return None
+        return self._write(solution, forced_order(puzzle, solution) if self.steps else [])
+
+    def lazy(self, example: Example) -> str:
+        """The lazy grid, its steps in reading order."""
+        puzzle = example.fields["puzzle"]
+        order = [cell for cell, digit in enumerate(puzzle) if digit == "0"] if self.steps else []
+        return self._write(lazy_grid(puzzle), order)
+
+    def _write(self, grid: str, order: list[int]) -> str:
+        cells = [(divmod(cell, self.size), grid[cell]) for cell in order]
+        return self.layout([f"{r + 1} {c + 1} = {digit} ;" for (r, c), digit in cells], grid)
+
+    def layout(self, steps: list[str], grid: str) -> str:
+        """A completion of these steps and this answer."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class StrictSudoku(SudokuRules, AnswerJudge[str], StrictRules):
+    """Our rules: the last answer is a valid grid that agrees with every clue."""
+
+    prompt_style: str
+
+    def prompt(self, example: Example) -> list[dict[str, str]]:
+        """One user message: ``sudoku`` and 16 or 81 digits, or an instruction for a general chat
+        model.
+        """
+        puzzle = example.fields["puzzle"]
+        own = board(self.size)
+        if self.prompt_style == "short":
+            return [{"role": "user", "content": " ".join(("sudoku", *puzzle))}]
+        grid = "\n".join(
+            " ".join(puzzle[row : row + self.size]) for row in range(0, len(puzzle), self.size)
+        )
+        digits = f"{', '.join(own.digits[:-1])} and {own.digits[-1]}"
+        content = _INSTRUCT.format(
+            size=self.size, box=own.box, cells=len(puzzle), digits=digits, grid=grid
+        )
+        return [{"role": "user", "content": content}]
+
+    def layout(self, steps: list[str], grid: str) -> str:
+        """``1 3 = 2 ; <answer> 1 2 3 4 ... </answer>``."""
+        return " ".join((*steps, "<answer>", *grid, "</answer>"))
+
+    def read(self, example: Example, body: str) -> str | None:
+        """The 16 or 81 digits of an answer, whatever separates them but digits and letters; None if
+        it is anything else.
+        """
+        body = final_answer(body)
+        if len(body) > 1024:
+            return None
+        grid = grid_digits(body)
+        return (
+            grid
+            if len(grid) == self.size**2 and set(grid) <= set(board(self.size).digits)
+            else None
+        )
+
+    def solves(self, example: Example, answer: str) -> bool:
+        """Whether the grid is valid and keeps the clues."""
+        return valid_grid(answer) and agrees(example.fields["puzzle"], answer)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedSudoku(SudokuRules, PublishedRules):
+    """d1's rules: {"score": share of blanks right} as in its training, the verdict of its
+    evaluation.
+    """
+
+    few_shot: int
+
+    def in_split(self, example: Example, split: str) -> Example:
+        """The example with its split, which chooses the prompt. Raises ValueError."""
+        if "0" not in example.fields["puzzle"]:
+            raise ValueError(
+                f"{example.id}: got a puzzle without blanks, which protocol d1 never counts as "
+                "right: leave it out"
+            )
+        return d1_puzzles.with_split(example, split)
+
+    def prompt(self, example: Example) -> list[dict[str, str]]:
+        """Rules, worked examples, the puzzle; evaluation starts the answer with ``<reasoning>``."""
+        trains = d1_puzzles.trains(example)
+        return d1_puzzles.sudoku_prompt(example.fields["puzzle"], self.few_shot, trains)
+
+    def layout(self, steps: list[str], grid: str) -> str:
+        """A completion in the published format."""
+        return d1_puzzles.layout("\n".join(steps), grid)
+
+    def cells(self, example: Example, grid: str | None) -> tuple[int, int]:
+        """(blanks filled right, blanks) of a grid that was read."""
+        puzzle = example.fields["puzzle"]
+        solution = example.fields["solution"]
+        return (
+            (0, puzzle.count("0"))
+            if solution is None
+            else d1_puzzles.sudoku_cells(grid, puzzle, solution)
+        )
+
+    def grade(self, example: Example, text: str) -> Grade:
+        """The reward of training; right if evaluation finds every blank right."""
+        right, blanks = self.cells(example, d1_puzzles.sudoku_training_grid(text))
+        score = right / blanks if blanks else 0.0
+        found, wanted = self.cells(example, d1_puzzles.sudoku_evaluation_grid(text))
+        return Grade(found == wanted > 0, {"score": score})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sudoku(GeneratedTask, RuledTask[StrictSudoku | PublishedSudoku]):
     """Sudoku puzzles of ``size`` x ``size`` cells with ``min_blanks``..``max_blanks`` blanks and
     one solution each.
 
@@ -75,23 +192,17 @@ class Sudoku:
     blank), solution (the first one), under d1 split, and a row's other columns. Raises ValueError.
     """
 
-    seed: int = 0
+    name = "sudoku"
+
     data: str | None = None
-    train_size: int = 4096
-    eval_size: int = 512
-    prompt_style: str = "short"
     size: int = 4
     min_blanks: int | None = None
     max_blanks: int | None = None
     steps: bool = False
-    protocol: str = "strict"
     few_shot: int = 0
 
     def __post_init__(self) -> None:
-        check_range("seed", self.seed, 0)
-        check_range("train_size", self.train_size, 1)
-        check_range("eval_size", self.eval_size, 1)
-        check_choice("prompt_style", self.prompt_style, PROMPT_STYLES)
+        GeneratedTask.__post_init__(self)
         if self.size not in SIZES or isinstance(self.size, bool):
             raise ValueError(
                 f"size is {self.size!r}, expected 4 or 9 (rows of the grid; train_size counts "
@@ -100,156 +211,53 @@ class Sudoku:
         low, high = self._blanks
         check_range("max_blanks", high, 1, MOST_BLANKS[self.size])
         check_range("min_blanks", low, 1, high)
-        check_choice("protocol", self.protocol, PROTOCOLS)
+        RuledTask.__post_init__(self)
         check_range("few_shot", self.few_shot, 0, 3)
-        if self.protocol == "d1" and self.size != 4:
+        published = isinstance(self.rules, PublishedSudoku)
+        if published and self.size != 4:
             raise ValueError("protocol d1 is published for 4x4 only: set size 4 or protocol strict")
-        if self.protocol != "d1" and self.few_shot:
+        if not published and self.few_shot:
             raise ValueError(
                 f"few_shot is {self.few_shot}, but only the prompts of protocol d1 have examples: "
                 "set it to 0"
             )
 
+    def _protocols(self) -> dict[str, StrictSudoku | PublishedSudoku]:
+        return {
+            "strict": StrictSudoku(
+                size=self.size, steps=self.steps, prompt_style=self.prompt_style
+            ),
+            "d1": PublishedSudoku(size=self.size, steps=self.steps, few_shot=self.few_shot),
+        }
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The fields that ``grade`` reads."""
+        published = isinstance(self.rules, PublishedSudoku)
+        return ("puzzle", "solution") if published else ("puzzle",)
+
     def examples(self, split: str) -> list[Example]:
         """The puzzles of a split. Raises ValueError for a bad row of ``data`` or too large a
         size.
         """
-        check_choice("split", split, SPLITS)
-        size = self.train_size if split == "train" else self.eval_size
+        size = self.size_of(split)
         found = (
             _generate(self.size, split, self.seed, size, *self._blanks)
             if self.data is None
             else _from_file(self.size, *file_stamp(self.data))
         )
-        if self.protocol == "strict":
-            return list(found)
-        for example in found:
-            if "0" not in example.fields["puzzle"]:
-                raise ValueError(
-                    f"{example.id}: got a puzzle without blanks, which protocol d1 never counts as "
-                    "right: leave it out"
-                )
-        return [d1_puzzles.with_split(example, split) for example in found]
-
-    def prompt(self, example: Example) -> list[dict[str, str]]:
-        """One user message: ``sudoku`` and 16 or 81 digits, or an instruction for a general chat
-        model.
-
-        Under d1, evaluation (validation, test) starts the answer with ``<reasoning>``, as
-        published.
-        """
-        puzzle = example.fields["puzzle"]
-        own = board(self.size)
-        if self.protocol == "d1":
-            return d1_puzzles.sudoku_prompt(puzzle, self.few_shot, d1_puzzles.trains(example))
-        if self.prompt_style == "short":
-            return [{"role": "user", "content": " ".join(("sudoku", *puzzle))}]
-        grid = "\n".join(
-            " ".join(puzzle[row : row + self.size]) for row in range(0, len(puzzle), self.size)
-        )
-        digits = f"{', '.join(own.digits[:-1])} and {own.digits[-1]}"
-        content = _INSTRUCT.format(
-            size=self.size, box=own.box, cells=len(puzzle), digits=digits, grid=grid
-        )
-        return [{"role": "user", "content": content}]
-
-    def reference(self, example: Example) -> str | None:
-        """``<answer> 1 2 3 4 ... </answer>``, after the worked steps if ``steps``; None if
-        unsolvable.
-        """
-        puzzle = example.fields["puzzle"]
-        solution = example.fields["solution"]
-        if solution is None:
-            return None
-        return self._write(solution, forced_order(puzzle, solution) if self.steps else [])
+        return [self.rules.in_split(example, split) for example in found]
 
     def lazy(self, example: Example) -> str:
         """The lazy grid in the same layout, its steps in reading order."""
-        puzzle = example.fields["puzzle"]
-        order = [cell for cell, digit in enumerate(puzzle) if digit == "0"] if self.steps else []
-        return self._write(lazy_grid(puzzle), order)
-
-    def _write(self, grid: str, order: list[int]) -> str:
-        steps = [
-            f"{cell // self.size + 1} {cell % self.size + 1} = {grid[cell]} ;" for cell in order
-        ]
-        if self.protocol == "d1":
-            return d1_puzzles.layout("\n".join(steps), grid)
-        return " ".join((*steps, "<answer>", *grid, "</answer>"))
-
-    def answer_spans(self, text: str) -> list[tuple[int, int]]:
-        """Character spans (start, end) of the insides of the answer tags."""
-        return answer_spans(text)
-
-    def correct(self, example: Example, text: str) -> bool:
-        """Whether the last answer is a valid grid that agrees with every clue; d1: its evaluation
-        finds every blank right.
-        """
-        if self.protocol == "d1":
-            right, blanks = self.cells(example, text)
-            return right == blanks > 0
-        grid = self._read_grid(last_answer(text))
-        return grid is not None and valid_grid(grid) and agrees(example.fields["puzzle"], grid)
+        return self.rules.lazy(example)
 
     def cells(self, example: Example, text: str) -> tuple[int, int]:
         """(blanks filled right, blanks) as d1's evaluation counts them; its figure pools both sums
         over the puzzles.
         """
-        return self._cells(example, d1_puzzles.sudoku_evaluation_grid(text))
-
-    def _cells(self, example: Example, grid: str | None) -> tuple[int, int]:
-        puzzle = example.fields["puzzle"]
-        solution = example.fields["solution"]
-        return (
-            (0, puzzle.count("0"))
-            if solution is None
-            else d1_puzzles.sudoku_cells(grid, puzzle, solution)
-        )
-
-    @property
-    def name(self) -> str:
-        """The name that load knows."""
-        return "sudoku"
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """The fields that rewards read."""
-        return ("puzzle",) if self.protocol == "strict" else ("puzzle", "solution")
-
-    @property
-    def rewards(self) -> dict[str, RewardPart]:
-        """{"correct": 1 if correct, "format": 0.1 for one block with all digits}; d1: {"score":
-        share of blanks right}.
-        """
-        if self.protocol == "d1":
-            return {"score": self._published_reward}
-        return {"correct": self._correct_reward, "format": self._format_reward}
-
-    def _correct_reward(self, example: Example, text: str) -> float:
-        return float(self.correct(example, text))
-
-    def _format_reward(self, example: Example, text: str) -> float:
-        return 0.0 if self._read_grid(only_answer(text)) is None else FORMAT_REWARD
-
-    def _published_reward(self, example: Example, text: str) -> float:
-        right, blanks = self._cells(example, d1_puzzles.sudoku_training_grid(text))
-        return right / blanks if blanks else 0.0
-
-    def _read_grid(self, body: str | None) -> str | None:
-        """The 16 or 81 digits of an answer, whatever separates them but digits and letters; None if
-        it is anything else.
-        """
-        if body is None:
-            return None
-        body = final_answer(body)
-        if len(body) > 1024:
-            return None
-        grid = grid_digits(body)
-        return (
-            grid
-            if len(grid) == self.size**2 and set(grid) <= set(board(self.size).digits)
-            else None
-        )
+        published = PublishedSudoku(size=self.size, steps=self.steps, few_shot=self.few_shot)
+        return published.cells(example, d1_puzzles.sudoku_evaluation_grid(text))
 
     @property
     def _blanks(self) -> tuple[int, int]:

@@ -51,7 +51,7 @@ class Problems:
         )
         self.examples = fits.examples
         self.prompts = fits.prompts
-        self.notes = [*getattr(task, "notes", []), *fits.notes]
+        self.notes = [*task.notes, *fits.notes]
         if len(self.examples) < recipe.train.prompts_per_step:
             raise ValueError(
                 f"task {task.name} has {len(self.examples)} training problems, fewer than "
