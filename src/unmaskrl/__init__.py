@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from .models.checkpoint import save_model as save_model
     from .models.families.family import Family as Family
     from .models.families.family import MaskPredictor as MaskPredictor
+    from .tasks.base import Grade as Grade
+    from .tasks.base import Task as Task
 
 __version__ = "0.1.0"
 # Where each public name lives: a module, or "module:name". It is loaded when it is first asked for,
@@ -44,9 +46,11 @@ _HOMES = {
     "Denoiser": "core.denoiser:Denoiser",
     "Estimator": "core.estimators:Estimator",
     "Family": "models.families.family:Family",
+    "Grade": "tasks.base:Grade",
     "LossOutputs": "core.types:LossOutputs",
     "MaskPredictor": "models.families.family:MaskPredictor",
     "Rollout": "core.types:Rollout",
+    "Task": "tasks.base:Task",
     "TrainBatch": "core.types:TrainBatch",
     "Views": "core.types:Views",
     "anchored_canvas": "core.canvas:anchored_canvas",

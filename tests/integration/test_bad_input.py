@@ -117,8 +117,8 @@ def test_folders_that_are_no_checkpoint(
 @pytest.mark.parametrize(
     ("code", "said"),
     [
-        ("def f(:", "cannot load 'my_{n}:f' (SyntaxError: "),
-        ("nothing_here\ndef f(**columns): return [0.0]", "cannot load 'my_{n}:f' (NameError: "),
+        ("def f(:", "cannot import 'my_{n}:f' (SyntaxError: "),
+        ("nothing_here\ndef f(**columns): return [0.0]", "cannot import 'my_{n}:f' (NameError: "),
         ("def f(completions, **columns):\n    raise KeyError('gold')", "reward 'my_{n}:f' raised"),
         (
             "def f(prompts, completions, prompt, wanted): return [0.0]",

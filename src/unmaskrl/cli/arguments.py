@@ -14,8 +14,8 @@ MODEL_HELP = (
     "folder of a checkpoint, an adapter or a run, hub id (owner/name), or a shipped one: mini, zero"
 )
 TASK_HELP = (
-    "countdown, sudoku, gsm8k, math, reasoning_gym or jsonl (docs/tasks.md); settings as "
-    "task.key=value"
+    "countdown, sudoku, gsm8k, math, reasoning_gym or jsonl (docs/tasks.md), or your own: "
+    "module:factory or file.py:factory; settings as task.key=value"
 )
 
 Recipe = Annotated[

@@ -11,7 +11,7 @@ from ..models.denoiser import ModelDenoiser
 from ..models.heads import load_threshold
 from ..models.loading import open_checkpoint
 from ..recipes.load import parse_overrides
-from ..recipes.registry import COMPONENTS, component
+from ..recipes.registry import make_task
 from ..recipes.schema import DecodeConfig
 from ..tasks import Task
 from ..utils.torch_setup import DTYPES, default_device, set_threads
@@ -40,7 +40,7 @@ def load_parts(
         spec = {"name": args.task, **overrides.get("task", {})}
         if args.data:
             spec["data"] = args.data
-        task = component(spec, COMPONENTS["task"], "task")
+        task = make_task(spec)
     denoiser, tokenizer, folder = open_checkpoint(args.model, default_device(), DTYPES[args.dtype])
     stored = stored_decode(folder, args.task)
     try:

@@ -23,6 +23,7 @@ from ..evaluation.sweep import (
 )
 from ..recipes.load import parse_overrides
 from ..reporting.tables import eval_table, ways_table
+from ..tasks import told
 from ..training.rollouts.reward_trial import try_rewards
 from ..utils.files import check_output, write_json
 from ..utils.lock import holding
@@ -40,8 +41,10 @@ def eval_command(args: EvalArguments) -> int:
     seeds = [args.seed] if args.seeds is None else parse_seeds(args.seeds)
     denoiser, tokenizer, settings, task, head = load_parts(args)
     task = task_of(args, task)
-    parts = Parts(denoiser, tokenizer, task, task.examples(args.split)[: args.size], head)
-    for note in getattr(task, "notes", []):
+    with told(task.name, "examples"):
+        examples = task.examples(args.split)[: args.size]
+    parts = Parts(denoiser, tokenizer, task, examples, head)
+    for note in task.notes:
         PlainConsole().print(note, highlight=False)
     if not parts.examples:
         raise ValueError(

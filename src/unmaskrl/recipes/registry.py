@@ -13,7 +13,7 @@ from typing import Any
 from ..core.advantages import ADVANTAGES
 from ..core.estimators import ESTIMATORS, Estimator
 from ..core.losses import LOSSES, PolicyLoss
-from ..tasks import TASKS
+from ..tasks import TASKS, Task, checked_task
 from ..utils.imports import is_outside, load_object
 from ..utils.text import nearest
 from .schema import Recipe
@@ -111,3 +111,8 @@ def make_estimator(recipe: Recipe) -> Estimator:
 def make_loss(recipe: Recipe) -> PolicyLoss:
     """The recipe's policy loss."""
     return component(recipe.loss, COMPONENTS["loss"], "loss")
+
+
+def make_task(spec: Mapping[str, Any], section: str = "task") -> Task:
+    """The task of ``{name, **kwargs}``, of the package or of the user's own."""
+    return checked_task(component(spec, COMPONENTS["task"], section), spec["name"])

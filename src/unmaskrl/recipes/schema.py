@@ -221,7 +221,9 @@ class TrainConfig(Section):
         default=False, description="control: permute advantages within each group"
     )
     reward_functions: tuple[str, ...] = Field(
-        default=(), description="extra rewards, 'package.module:function', TRL's contract"
+        default=(),
+        description="extra rewards, 'package.module:function' or 'file.py:function': TRL's "
+        "contract",
     )
     max_canvases: int = Field(
         default=4096, ge=1, description="canvases whose activations are alive at once in an update"

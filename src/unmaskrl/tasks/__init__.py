@@ -19,7 +19,8 @@ from unmaskrl.tasks.base import (
     nearest,
 )
 from unmaskrl.tasks.custom import Jsonl
-from unmaskrl.tasks.functions import load_function
+from unmaskrl.tasks.errors import told
+from unmaskrl.tasks.functions import load_function, named_rewards
 from unmaskrl.tasks.gym.reasoning_gym import ReasoningGym
 from unmaskrl.tasks.math.gsm8k import GSM8K
 from unmaskrl.tasks.math.mathematics import MathProblems
@@ -37,6 +38,7 @@ from unmaskrl.tasks.rewards import (
     trl_reward_parts,
 )
 from unmaskrl.tasks.sandbox.guard import Guard
+from unmaskrl.utils.imports import is_outside, load_object
 
 TASKS: dict[str, Callable[..., Task]] = {
     "countdown": Countdown,
@@ -48,19 +50,37 @@ TASKS: dict[str, Callable[..., Task]] = {
 }
 
 
-def load(name: str, **kwargs: Any) -> Task:
-    """Build the task ``name`` with its keyword arguments, e.g. ``load("countdown", numbers=3)``.
+def load(name: str, **settings: Any) -> Task:
+    """Build a task with its settings, e.g. ``load("countdown", numbers=3)``.
 
-    Raises ValueError for an unknown task or keyword (naming the nearest one) or a value out of
-    range.
+    ``name``: a shipped task, or ``package.module:factory`` or ``path/to/file.py:factory`` of your
+    own, whose keyword arguments are the settings. Raises ValueError for an unknown name or setting
+    (naming the nearest one), a value out of range, or a factory whose result is no task.
     """
-    if name not in TASKS:
+    if not is_outside(name) and name not in TASKS:
         raise ValueError(f"unknown task {name!r}: {nearest(name, TASKS)}")
-    known = list(inspect.signature(TASKS[name]).parameters)
-    for key in kwargs:
-        if key not in known:
-            raise ValueError(f"task {name!r} has no setting {key!r}: {nearest(key, known)}")
-    return TASKS[name](**kwargs)
+    factory = load_object(name, "task") if is_outside(name) else TASKS[name]
+    parameters = inspect.signature(factory).parameters
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for key in settings:
+        if key not in parameters and not takes_all:
+            raise ValueError(f"task {name!r} has no setting {key!r}: {nearest(key, parameters)}")
+    return checked_task(factory(**settings), name)
+
+
+def checked_task(found: Any, name: str) -> Task:
+    """What a factory returned, if it is a task. Raises ValueError, naming what it lacks."""
+    members = [member for member in vars(Task) if not member.startswith("_")]
+    missing = [member for member in members if not hasattr(found, member)]
+    if getattr(type(found), "grade", None) is BaseTask.grade:
+        missing.append("grade")
+    if missing:
+        raise ValueError(
+            f"task {name!r}: the factory returned a {type(found).__name__} without "
+            f"{', '.join(missing)}; subclass unmaskrl.tasks.BaseTask or AnswerTask and write "
+            "examples, prompt, reference and the judge"
+        )
+    return found
 
 
 __all__ = [
@@ -85,9 +105,12 @@ __all__ = [
     "TrlReward",
     "as_trl_reward",
     "call_trl_rewards",
+    "checked_task",
     "completion_text",
     "grade",
     "load",
     "load_function",
+    "named_rewards",
+    "told",
     "trl_reward_parts",
 ]

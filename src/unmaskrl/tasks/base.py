@@ -109,7 +109,7 @@ class LazyTask(Task, Protocol):
 
 
 class BaseTask:
-    """What most tasks share. A subclass writes examples, prompt, reference and grade."""
+    """What most tasks share. A subclass writes name, examples, prompt, reference and grade."""
 
     name: ClassVar[str] = "task"
 
@@ -151,11 +151,11 @@ class AnswerJudge(Generic[Answer]):
 
     def read(self, example: Example, body: str) -> Answer | None:
         """What the inside of the tags means; None if it is no answer."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no read(example, body)")
 
     def solves(self, example: Example, answer: Answer) -> bool:
         """Whether an answer is right."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no solves(example, answer)")
 
     def well_formed(self, body: str, answer: Answer | None) -> bool:
         """Whether the only answer of a text earns the format reward."""

@@ -10,8 +10,16 @@ from decimal import Decimal
 from math import isfinite
 from typing import Any
 
-from unmaskrl.tasks.base import AnswerTask, Example, Grade, answer_spans, check_choice, last_answer
-from unmaskrl.tasks.functions import load_function
+from unmaskrl.tasks.base import (
+    AnswerTask,
+    Example,
+    Grade,
+    TrlReward,
+    answer_spans,
+    check_choice,
+    last_answer,
+)
+from unmaskrl.tasks.functions import Rewards, named_rewards
 from unmaskrl.tasks.math.answers import (
     boxed_spans,
     final_answer,
@@ -53,9 +61,10 @@ class Jsonl(SourcedTask, AnswerTask[str]):
     """Problems of your own: ``prompt_column`` holds a text or chat messages, other columns are what
     rewards read.
 
-    Judged either by ``reward``, one or several 'package.module:function' of TRL's contract
-    (``correct`` means that the first gives at least ``correct_at``), or by a ``verifier`` ("exact",
-    "number", "math") that compares the last <answer>...</answer> with ``answer_column``.
+    Judged either by ``reward``, one or several functions of TRL's contract (as callables, or as
+    'package.module:function' or 'file.py:function'; ``correct`` means that the first gives at least
+    ``correct_at``), or by a ``verifier`` ("exact", "number", "math") that compares the last
+    <answer>...</answer> with ``answer_column``.
     ``reference_column`` holds right completions for anchors. Splits: ``test_data``,
     ``split_column``, a folder, or by hash (docs/tasks.md). Fields: the row's columns. Raises
     ValueError.
@@ -68,14 +77,14 @@ class Jsonl(SourcedTask, AnswerTask[str]):
     reference_column: str | None = None
     split_column: str | None = None
     system: str | None = None
-    reward: str | Sequence[str] | None = None
+    reward: Rewards | None = None
     verifier: str | None = None
     correct_at: float = 1.0
 
     def __post_init__(self) -> None:
         if (self.reward is None) == (self.verifier is None):
             raise ValueError(
-                "expected either reward (package.module:function) or verifier "
+                "expected either reward (package.module:function or file.py:function) or verifier "
                 f"({', '.join(VERIFIERS)}), "
                 f"got {'neither' if self.reward is None else 'both'}: set one of them"
             )
@@ -84,8 +93,7 @@ class Jsonl(SourcedTask, AnswerTask[str]):
         if self.verifier == "math":
             check_installed()
         self._source()
-        for name in self._functions():
-            load_function(name, "task.reward")
+        self._functions()
 
     def prompt(self, example: Example) -> list[dict[str, str]]:
         """The row's prompt, after the ``system`` message if there is one."""
@@ -142,14 +150,12 @@ class Jsonl(SourcedTask, AnswerTask[str]):
         """Grades of a batch: one call per reward function. Where the first abstains, nothing is
         right.
         """
-        names = tuple(dict.fromkeys(self._functions()))
-        if not names:
+        functions = self._functions()
+        if not functions:
             return grade_by_row(self, examples, texts)
-        functions = {name: load_function(name, "task.reward") for name in names}
         parts = call_functions(self, functions, examples, texts, context)
-        return Grades(
-            parts=parts, correct=[s is not None and s >= self.correct_at for s in parts[names[0]]]
-        )
+        first = parts[next(iter(functions))]
+        return Grades(parts=parts, correct=[s is not None and s >= self.correct_at for s in first])
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -183,8 +189,8 @@ class Jsonl(SourcedTask, AnswerTask[str]):
         body = last_answer(f"<answer> {gold} </answer>")
         return bool(gold.strip()) and body is not None and self._verifier(gold, body)
 
-    def _functions(self) -> tuple[str, ...]:
-        return (self.reward,) if isinstance(self.reward, str) else tuple(self.reward or ())
+    def _functions(self) -> dict[str, TrlReward]:
+        return {} if self.reward is None else named_rewards(self.reward, "task.reward")
 
     def _problem_column(self) -> str:
         return self.prompt_column

@@ -10,23 +10,22 @@ import inspect
 import math
 import os
 import threading
-import traceback
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from numbers import Real
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from unmaskrl.tasks import contained
 from unmaskrl.tasks.base import Example, Grade, Task, TrlReward, nearest
+from unmaskrl.tasks.errors import place_of, told
+from unmaskrl.tasks.functions import named_rewards
 
 Parts = dict[str, list[float | None]]
 # Rewards are summed and compared in this dtype.
 FLOAT32_MAX = 3.4028234663852886e38
 _OWN_FILES = (__file__, contained.__file__)
-_OWN_FOLDER = Path(__file__).parent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,16 +158,9 @@ def grade_by_row(task: Task, examples: Sequence[Example], texts: Sequence[str]) 
 
 
 def _graded(task: Task, example: Example, text: str) -> Grade:
-    try:
+    hint = "; it is given any text that a model may write, and has to return a Grade"
+    with told(task.name, "grade", hint):
         found = task.grade(example, text)
-    except Exception as error:
-        if _raised_here(error):
-            raise
-        where, reason = _place(error)
-        raise ValueError(
-            f"task {task.name}: grade raised {where}{reason}; it is given any text that a model "
-            "may write, and has to return a Grade"
-        ) from error
     if not isinstance(found, Grade):
         raise ValueError(
             f"task {task.name}: grade returned {type(found).__name__}, expected "
@@ -187,9 +179,8 @@ def call_functions(
     """One call per function with all rows: completions are chat messages where prompts are, else
     texts, as in TRL.
     """
-    prompts = [
-        task.reward_prompt(e) if isinstance(task, BatchTask) else task.prompt(e) for e in examples
-    ]
+    shown = task.reward_prompt if isinstance(task, BatchTask) else task.prompt
+    prompts = [shown(example) for example in examples]
     completions = [
         text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
         for prompt, text in zip(prompts, texts, strict=True)
@@ -267,7 +258,9 @@ def trl_reward_parts(
     returned: dict[str, Any] = {}
     waiting: dict[str, tuple[Any, dict[str, Any]]] = {}
     try:
-        for name, function in _by_name(functions).items():
+        if not isinstance(functions, Mapping):
+            functions = named_rewards(functions, "rewards")
+        for name, function in functions.items():
             given = _given(function, prompts, completions, columns, context)
             call = partial(_listed_result, function, given)
             returned[name] = _called(name, call, given, context)
@@ -294,18 +287,6 @@ def call_trl_rewards(
     """
     parts = trl_reward_parts(functions, prompts, completions, columns)
     return Grades(parts=parts, correct=[False] * len(completions)).totals()
-
-
-def _by_name(functions: Sequence[TrlReward] | Mapping[str, TrlReward]) -> dict[str, TrlReward]:
-    if isinstance(functions, Mapping):
-        return dict(functions)
-    named: dict[str, TrlReward] = {}
-    for function in functions:
-        name = getattr(function, "__name__", type(function).__name__)
-        if name in named:
-            raise ValueError(f"two reward functions are named {name!r}: give each its own __name__")
-        named[name] = function
-    return named
 
 
 def _given(
@@ -357,28 +338,12 @@ def _called(
 
 
 def _complaint(name: str, error: BaseException, given: Mapping[str, Any]) -> str:
-    where, reason = _place(error)
     chats = not isinstance((given.get("completions") or [""])[0], str)
     form = "completion[0]['content'] is the text" if chats else "a completion is a text"
     return (
-        f"reward {name!r} raised {where}{reason}; it is called with {', '.join(given)}, has to "
-        "return one float (or None) "
-        f"per completion, and here {form}"
+        f"reward {name!r} raised {place_of(error, _OWN_FILES)}; it is called with "
+        f"{', '.join(given)}, has to return one float (or None) per completion, and here {form}"
     )
-
-
-def _place(error: BaseException) -> tuple[str, str]:
-    """("file:line: " of the user's code or "", "Type: message")."""
-    frames = traceback.extract_tb(error.__traceback__)
-    theirs = [frame for frame in frames if frame.filename not in _OWN_FILES]
-    where = f"{theirs[-1].filename}:{theirs[-1].lineno}: " if theirs else ""
-    return where, (f"{type(error).__name__}: {error}".splitlines() or [""])[0]
-
-
-def _raised_here(error: BaseException) -> bool:
-    """Whether the last of our own lines raised it, in words for the user."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return isinstance(error, ValueError) and Path(frames[-1].filename).is_relative_to(_OWN_FOLDER)
 
 
 def _awaited(

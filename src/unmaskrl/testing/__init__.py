@@ -6,3 +6,4 @@ the same functions; none of them needs pytest.
 
 from .denoiser import check_denoiser as check_denoiser
 from .family import check_family as check_family
+from .tasks import check_task as check_task

@@ -17,6 +17,7 @@ from ..models.weights import swapped
 from ..recipes.memory import size_text
 from ..recipes.schema import Recipe
 from ..reporting.progress import SilentProgress, TrainProgress
+from ..tasks import told
 from ..utils.files import read_jsonl, write_json
 from .bad_updates import check_weights
 from .log import log_eval
@@ -30,7 +31,8 @@ def evaluate_run(
     split, by the main process.
     """
     e = run.recipe.eval
-    examples = run.task.examples(split)[: e.size if split == "test" else e.size_during]
+    with told(run.task.name, "examples"):
+        examples = run.task.examples(split)[: e.size if split == "test" else e.size_during]
     fits = fitting(run.recipe, run.task, run.tokenizer, examples, run.denoiser.max_length)
     for note in fits.notes:
         progress.note(f"{split}: {note}")

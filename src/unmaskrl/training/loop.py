@@ -11,7 +11,7 @@ global counts.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -37,6 +37,7 @@ from ..models.weights import update_average
 from ..recipes.schema import Recipe
 from ..reporting.html import write_report
 from ..reporting.progress import SilentProgress, TrainProgress
+from ..tasks import TrlReward
 from ..utils.stopping import Stopped, signals_to
 from .bad_updates import check_rewards, explained, refused
 from .first_ratio import check_first_ratio
@@ -55,14 +56,19 @@ Progress = TrainProgress | SilentProgress
 
 
 def train(
-    recipe: Recipe, *, resume: bool = False, force: bool = False, progress: Progress | None = None
+    recipe: Recipe,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    progress: Progress | None = None,
+    rewards: Sequence[TrlReward] = (),
 ) -> dict[str, Any]:
     """Run a recipe (or go on with it) and return its summary; everything else is in the run
-    folder.
+    folder. ``rewards``: functions of TRL's contract beside those that the recipe names.
     """
     progress = progress or SilentProgress()
     began = time.perf_counter()
-    run = start_run(recipe, resume=resume, force=force)
+    run = start_run(recipe, resume=resume, force=force, rewards=rewards)
     try:
         notes = load_run(run) if resume else []
         for note in [

@@ -13,8 +13,9 @@ from ..models.families import named_family, parse_config
 from ..models.hub import asset
 from ..models.tokenizer import has_tokenizer, load_tokenizer
 from ..recipes.memory import ASSUMED_PROMPT, GIB, ModelShape, Setup, verdict
+from ..recipes.registry import make_task
 from ..recipes.schema import Recipe
-from .rollouts.problems import Problems, make_task
+from .rollouts.problems import Problems
 
 if TYPE_CHECKING:
     from .state import Run
@@ -55,7 +56,9 @@ def prompt_tokens(recipe: Recipe) -> tuple[int, bool]:
         return ASSUMED_PROMPT, False
     try:
         tokenizer = load_tokenizer(path, family=named_family(recipe.model.family))
-        return longest_prompt(Problems(recipe, make_task(recipe), tokenizer, sys.maxsize)), True
+        return longest_prompt(
+            Problems(recipe, make_task(recipe.task), tokenizer, sys.maxsize)
+        ), True
     except (ValueError, OSError):
         return ASSUMED_PROMPT, False
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -20,16 +21,16 @@ from ..models.probe import check_probe, masked_accuracy
 from ..models.tokenizer import byte_tokenizer, encode_reference, load_tokenizer
 from ..models.weights import frozen_copy, start_average, trainable
 from ..recipes.optimizers import make_optimizer
-from ..recipes.registry import COMPONENTS, make_estimator, make_loss
+from ..recipes.registry import COMPONENTS, make_estimator, make_loss, make_task
 from ..recipes.schema import ModelConfig, Recipe
-from ..tasks import TrainerState, load_function
+from ..tasks import TrainerState, TrlReward, named_rewards
 from ..utils.files import read_json, write_json
 from ..utils.torch_setup import DTYPES, set_threads
 from .folder.config import CONFIG, check_changes, describe_changes, read_config, write_config
 from .folder.run_folder import check_folder, claim_folder, folder_of, hold_folder
 from .ranks.shard import Gathered, Lockstep, shard_blocks
 from .rollouts.anchors import Anchors
-from .rollouts.problems import Problems, make_task
+from .rollouts.problems import Problems
 from .rollouts.reward_trial import try_rewards
 from .rollouts.threshold_policy import Sampler
 from .state import Run
@@ -39,9 +40,11 @@ PROBE_PROBLEMS = 32
 WAIT = timedelta(days=1)
 
 
-def start_run(recipe: Recipe, *, resume: bool, force: bool) -> Run:
+def start_run(
+    recipe: Recipe, *, resume: bool, force: bool, rewards: Sequence[TrlReward] = ()
+) -> Run:
     """Build a run from its recipe; only when all of it could be built is its folder made (by
-    ``force``: the old one moved).
+    ``force``: the old one moved). ``rewards``: functions beside those that the recipe names.
 
     The main process holds the folder's lock when this returns (``Run.lock``).
     """
@@ -57,7 +60,7 @@ def start_run(recipe: Recipe, *, resume: bool, force: bool) -> Run:
         lock = hold_folder(out) if resume else None
     try:
         changed, notes = _check_stored(recipe, out) if resume else ([], [])
-        run = _build_run(recipe, accelerator, out, resume=resume)
+        run = _build_run(recipe, accelerator, out, rewards, resume=resume)
         if accelerator.is_main_process and not resume:
             lock, moved = claim_folder(out, force=force)
             notes += moved
@@ -76,7 +79,14 @@ def start_run(recipe: Recipe, *, resume: bool, force: bool) -> Run:
     return run
 
 
-def _build_run(recipe: Recipe, accelerator: Accelerator, out: Path, *, resume: bool) -> Run:
+def _build_run(
+    recipe: Recipe,
+    accelerator: Accelerator,
+    out: Path,
+    rewards: Sequence[TrlReward],
+    *,
+    resume: bool,
+) -> Run:
     shard = _shard_mode(recipe, accelerator)
     if recipe.train.prompts_per_step % accelerator.num_processes:
         raise ValueError(
@@ -85,12 +95,10 @@ def _build_run(recipe: Recipe, accelerator: Accelerator, out: Path, *, resume: b
             "takes as many prompts, so set a multiple of their number"
         )
     denoiser, tokenizer, folder = open_model(recipe.model, accelerator.device, recipe.run.seed)
-    task = make_task(recipe)
+    task = make_task(recipe.task)
     problems = Problems(recipe, task, tokenizer, denoiser.max_length)
-    functions = {
-        name: load_function(name, "train.reward_functions")
-        for name in recipe.train.reward_functions
-    }
+    named = [*recipe.train.reward_functions, *rewards]
+    functions = named_rewards(named, "train.reward_functions")
     state = TrainerState(global_step=0, max_steps=recipe.train.steps)
     tried = try_rewards(
         task, tokenizer, problems.examples[0], functions, state=state, run_name=recipe.name

@@ -9,7 +9,6 @@ masks depend on (seed, step) alone, so a run resumes exactly.
 
 from __future__ import annotations
 
-import inspect
 import math
 import shutil
 import tempfile
@@ -38,7 +37,7 @@ from ..models.tokenizer import (
 )
 from ..models.weights import load_trainable
 from ..recipes.optimizers import make_optimizer
-from ..recipes.registry import COMPONENTS, check_component, component
+from ..recipes.registry import COMPONENTS, make_task, setting
 from ..recipes.schema import SFTMixture, SFTRecipe, SFTRun
 from ..tasks import LazyTask, Task
 from ..utils.files import append_jsonl, write_json
@@ -246,10 +245,9 @@ def mixture_task(part: SFTMixture) -> Task:
     """The task of one part of the data; one that generates its problems makes ``num_examples`` of
     them.
     """
-    check_component(part.task, COMPONENTS["task"], "data.task")
-    generates = "train_size" in inspect.signature(COMPONENTS["task"][part.task["name"]]).parameters
+    generates = setting(part.task, COMPONENTS["task"], "train_size", "data.task") is not None
     size = {"train_size": part.num_examples} if generates else {}
-    return component({**part.task, **size}, COMPONENTS["task"], "data.task")
+    return make_task({**part.task, **size}, "data.task")
 
 
 def masked_loss(

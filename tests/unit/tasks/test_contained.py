@@ -159,7 +159,7 @@ def test_a_module_that_ends_when_it_is_imported_is_named(
     name = f"ends_{abs(hash(line))}"
     (tmp_path / f"{name}.py").write_text(f"import os, sys\n{line}\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(ValueError, match=f"task.reward: cannot load '{name}:f'"):
+    with pytest.raises(ValueError, match=f"task.reward: cannot import '{name}:f'"):
         load_function(f"{name}:f", "task.reward")
 
 

@@ -165,7 +165,8 @@ def test_a_column_may_say_the_split(tmp_path: Path) -> None:
     [
         (
             {},
-            r"expected either reward \(package.module:function\) or verifier \(exact, number, "
+            r"expected either reward \(package.module:function or file.py:function\) or verifier "
+            r"\(exact, number, "
             r"math\), got neither",
         ),
         ({"reward": "a:b", "verifier": "exact"}, "got both: set one of them"),
@@ -177,12 +178,12 @@ def test_a_column_may_say_the_split(tmp_path: Path) -> None:
             {"verifier": "exact", "data": ""},
             "task jsonl has no data: set task.data to a JSONL file",
         ),
-        ({"reward": "no_such_module:f"}, "task.reward: cannot load 'no_such_module:f'"),
+        ({"reward": "no_such_module:f"}, "task.reward: cannot import 'no_such_module:f'"),
         (
             {"reward": f"{HERE}:absent"},
-            "task.reward: cannot load .* expected package.module:function",
+            "task.reward: .* has no 'absent'.* expected package.module:name or ",
         ),
-        ({"reward": f"{HERE}:HERE"}, "is a str, not a function"),
+        ({"reward": f"{HERE}:HERE"}, "is a str, which cannot be called"),
         (
             {"verifier": "exact", "prompts_column": "q"},
             "no setting 'prompts_column': did you mean 'prompt_column'",

@@ -304,12 +304,12 @@ def test_giants_are_graded_quickly(make: Any, protocol: str) -> None:
         id="x",
         fields={"question": "How many?", "problem": "How many?", "answer": "7", "split": "test"},
     )
-    start = time.perf_counter()
+    start = time.process_time()
     for text in GIANTS:
-        assert not task.correct(example, text)
-        assert sum(task.grade(example, text).parts.values()) <= 1.0
+        grade = task.grade(example, text)
+        assert not grade.correct and sum(grade.parts.values()) <= 1.0
         task.answer_spans(text)
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
 
 
 PIECES = ["<answer>", "</answer>", "\\boxed{", "}", "18", "\\frac", "x", "=", "^", "\n", "{"]

@@ -17,12 +17,12 @@ from unmaskrl.models.tokenizer import load_tokenizer
 from unmaskrl.recipes.checks import warnings_for
 from unmaskrl.recipes.cost import open_blocks, step_cost
 from unmaskrl.recipes.load import build_recipe, load_recipe
-from unmaskrl.recipes.registry import component
+from unmaskrl.recipes.registry import component, make_task
 from unmaskrl.recipes.schema import Recipe
 from unmaskrl.training.folder.config import check_changes, read_config
 from unmaskrl.training.folder.run_folder import cut_log
 from unmaskrl.training.rollouts.anchors import Anchors
-from unmaskrl.training.rollouts.problems import Problems, make_task
+from unmaskrl.training.rollouts.problems import Problems
 from unmaskrl.training.schedule import learning_rate
 from unmaskrl.training.sft import masked_loss
 from unmaskrl.utils.files import read_jsonl
@@ -89,7 +89,7 @@ def test_masked_loss_is_the_elbo_per_token() -> None:
 
 def test_problems_cover_an_epoch_before_they_repeat() -> None:
     recipe = load_recipe("sudoku-mini", ["task.train_size=20", "train.prompts_per_step=8"])
-    problems = Problems(recipe, make_task(recipe), load_tokenizer(ASSETS / "mini"), 4096)
+    problems = Problems(recipe, make_task(recipe.task), load_tokenizer(ASSETS / "mini"), 4096)
     seen = [i for step in range(5) for i in problems.indices(step)]
     assert sorted(seen[:20]) == list(range(20)) and sorted(seen[20:]) == list(range(20))
     assert seen[:20] != seen[20:]
@@ -100,7 +100,7 @@ def anchors(*overrides: str) -> Anchors:
     recipe = load_recipe("countdown-zero-elbo", ["prior.name=anchors", *overrides])
     return Anchors(
         recipe,
-        Problems(recipe, make_task(recipe), load_tokenizer(ASSETS / "mini"), 4096),
+        Problems(recipe, make_task(recipe.task), load_tokenizer(ASSETS / "mini"), 4096),
         tiny_model(),
     )
 

@@ -11,9 +11,8 @@ from torch import Tensor
 from ...core.rng import named_generator
 from ...core.types import Rollout
 from ...evaluation.prompts import fitting
-from ...recipes.registry import COMPONENTS, component
 from ...recipes.schema import Recipe
-from ...tasks import Example, Task
+from ...tasks import Example, Task, told
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,9 +45,9 @@ class Problems:
         self.recipe = recipe
         self.task = task
         self.tokenizer = tokenizer
-        fits = fitting(
-            recipe, task, tokenizer, task.examples("train")[: recipe.train.num_prompts], max_length
-        )
+        with told(task.name, "examples"):
+            examples = task.examples("train")[: recipe.train.num_prompts]
+        fits = fitting(recipe, task, tokenizer, examples, max_length)
         self.examples = fits.examples
         self.prompts = fits.prompts
         self.notes = [*task.notes, *fits.notes]
@@ -75,8 +74,3 @@ class Problems:
     def prompt(self, index: int) -> list[int]:
         """Prompt ids."""
         return self.prompts[index]
-
-
-def make_task(recipe: Recipe) -> Task:
-    """The recipe's task."""
-    return component(recipe.task, COMPONENTS["task"], "task")

@@ -1,0 +1,35 @@
+"""What the user's own code raises, in one line that names the place."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from unmaskrl.tasks import contained
+
+_OWN_FOLDER = Path(__file__).parent
+
+
+def place_of(error: BaseException, skipped: Collection[str] = (contained.__file__,)) -> str:
+    """ "file:line: Type: message" of the last line that is not in the ``skipped`` files."""
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [frame for frame in frames if frame.filename not in skipped]
+    where = f"{theirs[-1].filename}:{theirs[-1].lineno}: " if theirs else ""
+    return where + (f"{type(error).__name__}: {error}".splitlines() or [""])[0]
+
+
+@contextmanager
+def told(task: str, what: str, hint: str = "") -> Iterator[None]:
+    """Any exception of a task's method ``what`` as a ValueError of one line.
+
+    A ValueError of our own tasks is meant for the user and stays as it is.
+    """
+    try:
+        yield
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1].filename
+        if isinstance(error, ValueError) and Path(last).is_relative_to(_OWN_FOLDER):
+            raise
+        raise ValueError(f"task {task}: {what} raised {place_of(error)}{hint}") from error
