@@ -115,7 +115,7 @@ def test_a_task_and_a_reward_of_a_file_are_checked_trained_and_evaluated(
     assert code == 0, said
     module.SEEN.clear()
     module.CALLS.clear()
-    code, said = run(capsys, "train", recipe, *settings, "train.steps=1", "train.out=run")
+    code, said = run(capsys, "train", recipe, *settings, "train.steps=1", "run.out=run")
     assert code == 0, said
     rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
     assert len(rows) == 1 and 0 < rows[0]["reward/own_part.py:counted"] < 0.02
@@ -147,7 +147,7 @@ def test_a_module_and_a_callable_do_as_well_as_a_file(
 
     path = recipe_file(own, "own_part:blanks", "own_part:counted")
     settings = [s for s in TINY if not s.startswith(("decode.", "train.steps"))]
-    recipe = load_recipe(path, [*settings, "train.steps=1", "train.out=run"])
+    recipe = load_recipe(path, [*settings, "train.steps=1", "run.out=run"])
     summary = train(recipe, rewards=[longer])
     assert summary["after"]
     row = json.loads(Path("run/metrics.jsonl").read_text().splitlines()[0])
@@ -195,7 +195,7 @@ def test_a_task_that_raises_is_told_in_one_line(
 ) -> None:
     said = refused(
         capsys, "train", "countdown-mini", "task.name=broken_part.py:Broken",
-        f"task.what={what}", "train.threads=1", "train.out=run",
+        f"task.what={what}", "run.threads=1", "run.out=run",
     )  # fmt: skip
     assert re.search(message, said), said
     assert not Path("run").exists()
