@@ -176,7 +176,11 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    import unmaskrl.training.loop  # noqa: F401  before the forks
+    # before the forks: what a run imports on its way too
+    import torch._dynamo  # noqa: F401
+    import transformers  # noqa: F401
+
+    import unmaskrl.training.loop  # noqa: F401
 
     draw = random.Random(args.seed)
     hits = Counter[str]()

@@ -15,7 +15,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-def run_worker(mode: str, out: Path) -> list[dict]:
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict]]:
+    """What each rank says of each mode."""
+    out = tmp_path_factory.mktemp("reports")
     launcher = [
         sys.executable,
         "-m",
@@ -24,22 +27,23 @@ def run_worker(mode: str, out: Path) -> list[dict]:
         "--nproc-per-node",
         "2",
     ]
-    command = [*launcher, "-m", "tests.integration.shard_worker", mode, str(out)]
+    command = [*launcher, "-m", "tests.integration.shard_worker", str(out)]
     env = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
     }
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
-    return [json.loads((out / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+    ranks = [json.loads((out / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+    return {mode: [said[mode] for said in ranks] for mode in ranks[0]}
 
 
 @pytest.mark.parametrize("mode", ["lockstep", "gathered"])
-def test_very_different_lengths(tmp_path: Path, mode: str) -> None:
+def test_very_different_lengths(reports: dict[str, list[dict]], mode: str) -> None:
     """48 slow calls against 4: equal to the unsharded rollouts, within the time limit; only in
     lock-step does rank 1 wait.
     """
-    long, short = run_worker(mode, tmp_path)
+    long, short = reports[mode]
     assert long["equal"] and short["equal"]
     assert long["calls"] > 3 * short["calls"]
     waits = short["phase"] > 0.5 * long["own"]

@@ -16,15 +16,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.runs import LIMIT, ended, start, two_ranks
+from unmaskrl.cli.main import main
 from unmaskrl.models.hub import asset
 
 SMALL = (
     "train.steps=3 train.prompts_per_step=2 train.group_size=4 train.num_iterations=2 "
     "run.threads=1 run.log_with=[] "
-    "optimizer.warmup=0 run.save_every=1 run.keep_checkpoints=9 eval.size=4 eval.size_during=4"
+    "optimizer.warmup=0 run.save_every=1 run.keep_checkpoints=9 run.probe=false "
+    "task.train_size=20 eval.size=4 eval.size_during=4"
 ).split()
-TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-LIMIT = 300  # seconds: far beyond what a command takes, far below a day
+LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 REWARDS = """
 import os
 steps = 0
@@ -45,38 +47,35 @@ def breaks_rank_1(prompts, completions, **columns):
     steps += len(completions) == 4
     if os.environ.get("RANK") == "1" and steps == 1:
         from unmaskrl.training.rollouts import collect
-        whole = rollouts.decode
+        whole = collect.decode
         def decode(denoiser, *args, **options):
             next(denoiser.model.parameters()).data.fill_(float("nan"))
             return whole(denoiser, *args, **options)
-        rollouts.decode = decode
+        collect.decode = decode
     return [float(i % 2) for i in range(len(completions))]
 """
 
 
-def command(
-    folder: Path, *words: str, launcher: tuple[str, ...] = ()
-) -> subprocess.CompletedProcess[str]:
-    (folder / "odd_rewards.py").write_text(REWARDS)
-    return subprocess.run(
-        [sys.executable, *launcher, "-m", "unmaskrl.cli", *words],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=LIMIT,
-    )
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to work in, with the odd rewards; their module is imported anew by each test."""
+    (tmp_path / "odd_rewards.py").write_text(REWARDS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "odd_rewards", raising=False)
+    return tmp_path
 
 
-def train(
-    folder: Path, *words: str, launcher: tuple[str, ...] = ()
-) -> subprocess.CompletedProcess[str]:
-    return command(folder, "train", "sudoku-mini", *SMALL, "run.out=out", *words, launcher=launcher)
+def words(*more: str) -> list[str]:
+    return ["train", "sudoku-mini", *SMALL, "run.out=out", *more]
 
 
-def one_line(done: subprocess.CompletedProcess[str]) -> str:
-    assert done.returncode == 2, done.stdout + done.stderr
-    (line,) = done.stderr.splitlines()
+def one_line(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """The one line of a command that ends with code 2."""
+    code = main(list(argv))
+    said = capsys.readouterr()
+    assert code == 2, said.out + said.err
+    (line,) = said.err.splitlines()
     assert line.startswith("unmaskrl: error: ")
     return line
 
@@ -90,56 +89,72 @@ def assert_finite(folder: Path) -> int:
     return len(files)
 
 
-def test_a_learning_rate_that_is_far_too_high(tmp_path: Path) -> None:
-    line = one_line(train(tmp_path, "optimizer.lr=1e10"))
+def test_a_learning_rate_that_is_far_too_high(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a process of its own: nothing else that it loads adds a line to standard error."""
+    process = start(words("optimizer.lr=1e10"))
+    _, err = process.communicate(timeout=LIMIT)
+    assert process.returncode == 2
+    (line,) = err.splitlines()
     assert "step 1: inner update 2: loss is nan, grad_norm is nan" in line
     assert "largest |advantage| 1.5" in line and "checkpoints/update-000001" in line
-    assert assert_finite(tmp_path / "out") >= 3
+    assert assert_finite(here / "out") >= 3
     assert "optimizer.lr: input should be less than" in one_line(
-        train(tmp_path, "optimizer.lr=1e39", "run.out=new")
+        capsys, *words("optimizer.lr=1e39", "run.out=new")
     )
 
 
-def test_rewards_whose_loss_overflows_stop_two_ranks_together(tmp_path: Path) -> None:
-    words = ("train.reward_functions=[odd_rewards:huge]", "advantage.name=group_mean")
-    done = train(tmp_path, *words, launcher=TWO)
-    assert done.returncode != 0
-    lines = [line for line in done.stderr.splitlines() if line.startswith("unmaskrl: error: ")]
-    assert lines and all("step 1: inner update 1: loss is" in line for line in lines), done.stderr
-    assert all("last good checkpoint: none yet" in line for line in lines)
-    assert (
-        assert_finite(tmp_path / "out") == 0 and not (tmp_path / "out" / "metrics.jsonl").exists()
+def test_rewards_whose_loss_overflows_stop_two_ranks_together(here: Path) -> None:
+    chosen = ("train.reward_functions=[odd_rewards:huge]", "advantage.name=group_mean")
+    for code, _, err in ended(two_ranks(words(*chosen))):
+        assert code == 2
+        lines = [line for line in err.splitlines() if line.startswith("unmaskrl: error: ")]
+        assert lines and all("step 1: inner update 1: loss is" in line for line in lines), err
+        assert all("last good checkpoint: none yet" in line for line in lines)
+    assert assert_finite(here / "out") == 0 and not (here / "out" / "metrics.jsonl").exists()
+
+
+def test_a_rank_whose_decoding_stops_ends_the_other(here: Path) -> None:
+    """By torch's launcher: it ends the rank that would wait for ever."""
+    chosen = "train.reward_functions=[odd_rewards:breaks_rank_1]"
+    done = subprocess.run(
+        [sys.executable, *LAUNCHER, "-m", "unmaskrl.cli", *words(chosen)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
     )
-
-
-def test_a_rank_whose_decoding_stops_ends_the_other(tmp_path: Path) -> None:
-    done = train(tmp_path, "train.reward_functions=[odd_rewards:breaks_rank_1]", launcher=TWO)
     assert done.returncode != 0
     assert (
         "step 2: decoding stopped after call 1: logits are not finite in 4 of 4 rows: weight"
         in done.stderr
-    )
-    assert assert_finite(tmp_path / "out") >= 3
+    ), done.stderr
+    assert assert_finite(here / "out") >= 3
 
 
-def test_a_skipped_update_changes_nothing_and_is_counted(tmp_path: Path) -> None:
-    words = (
+def test_a_skipped_update_changes_nothing_and_is_counted(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = (
         "train.reward_functions=[odd_rewards:second]",
         "advantage.name=group_mean",
         "train.skip_bad_updates=2",
     )
-    done = train(tmp_path, *words, "decode.select=eb", "sampler.mode=joint")
-    assert done.returncode == 0, done.stderr
+    code = main(words(*chosen, "decode.select=eb", "sampler.mode=joint"))
+    shown = capsys.readouterr()
+    assert code == 0, shown.err
+    said = " ".join(shown.out.split())
     for count in (1, 2):
-        assert f"step 2, inner update {count}: loss is" in done.stdout
-        assert f"skipped ({count} of train.skip_bad_updates=2 in a row)" in done.stdout
-    text = (tmp_path / "out" / "metrics.jsonl").read_text()
+        assert f"step 2, inner update {count}: loss is" in said
+        assert f"skipped ({count} of train.skip_bad_updates=2 in a row)" in said
+    text = (here / "out" / "metrics.jsonl").read_text()
     rows = [json.loads(line, parse_constant=pytest.fail) for line in text.splitlines()]
     assert [row["updates/skipped"] for row in rows] == [0.0, 2.0, 0.0]
     assert (
         rows[1]["loss"] is None and rows[1]["grad_norm"] is None and math.isfinite(rows[2]["loss"])
     )
-    before, after, later = (tmp_path / "out" / "checkpoints" / f"update-{n:06d}" for n in (2, 4, 6))
+    before, after, later = (here / "out" / "checkpoints" / f"update-{n:06d}" for n in (2, 4, 6))
     for group in ("model", "ema", "optimizer", "threshold", "threshold_optimizer"):
         old, new, newest = (
             load_file(folder / f"{group}.safetensors") for folder in (before, after, later)
@@ -153,13 +168,15 @@ def test_a_skipped_update_changes_nothing_and_is_counted(tmp_path: Path) -> None
     assert json.loads((after / "state.json").read_text())["skipped"] == 2
 
 
-def test_one_more_bad_update_than_may_be_skipped_ends_the_run(tmp_path: Path) -> None:
-    words = (
+def test_one_more_bad_update_than_may_be_skipped_ends_the_run(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = (
         "train.reward_functions=[odd_rewards:second]",
         "advantage.name=group_mean",
         "train.skip_bad_updates=1",
     )
-    line = one_line(train(tmp_path, *words, "--quiet"))
+    line = one_line(capsys, *words(*chosen, "--quiet"))
     assert "step 2: inner update 2: loss is" in line and "after 1 skipped in a row" in line
 
 
@@ -178,10 +195,10 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    "words",
+    "argv",
     [
-        ("train", "sudoku-mini", *SMALL, "run.out=out"),
-        ("train", "sudoku-mini", *SMALL, "run.out=out", "run.probe=false"),
+        tuple(words("run.probe=true")),
+        tuple(words()),
         ("eval", "MODEL", "--task", "sudoku", "--size", "4"),
         (
             "eval",
@@ -201,20 +218,18 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ids=["train", "train without probe", "eval", "eval drawn", "sample", "prior"],
 )
 def test_a_broken_weight_ends_every_command_that_decodes(
-    tmp_path: Path, broken: Path, words: tuple[str, ...]
+    here: Path, broken: Path, argv: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = [str(broken) if word == "MODEL" else word for word in words]
-    line = one_line(
-        command(tmp_path, *given, *([f"model.path={broken}"] if given[0] == "train" else []))
-    )
+    given = [str(broken) if word == "MODEL" else word for word in argv]
+    line = one_line(capsys, *given, *([f"model.path={broken}"] if given[0] == "train" else []))
     assert (
         "logits are not finite" in line
         and "weight 'model.transformer.ln_f.weight' is not finite" in line
     )
-    assert not (tmp_path / "prior.jsonl").exists()
+    assert not (here / "prior.jsonl").exists()
 
 
-def test_supervised_training_stops_as_well(tmp_path: Path) -> None:
+def test_supervised_training_stops_as_well(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     short = (
         "train.steps=4",
         "optimizer.lr=1e20",
@@ -226,6 +241,6 @@ def test_supervised_training_stops_as_well(tmp_path: Path) -> None:
     short += tuple(
         f"data.{part}.{key}" for part in (0, 1) for key in ("num_examples=200", "batch_size=8")
     )
-    line = one_line(command(tmp_path, "sft", "mini-base", *short))
+    line = one_line(capsys, "sft", "mini-base", *short)
     assert "step 2: " in line and "gradient norm nan" in line and "update-000001" in line
-    assert assert_finite(tmp_path / "sft") == 2
+    assert assert_finite(here / "sft") == 2

@@ -6,8 +6,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,19 +13,21 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tests.runs import ended, two_ranks
+from unmaskrl.cli.main import main
 from unmaskrl.models.checkpoint import load_denoiser
 from unmaskrl.models.hub import asset
 
 SETTINGS = (
     "model.dtype=float64 train.steps=2 train.prompts_per_step=4 train.group_size=4 "
     "train.num_iterations=2 run.threads=1 "
-    "run.log_with=[] run.save_every=2 eval.size=8 eval.size_during=8 decode.select=eb "
+    "run.log_with=[] run.save_every=2 run.probe=false task.train_size=20 "
+    "eval.size=4 eval.size_during=4 decode.select=eb "
     "sampler.mode=joint "
     "prior.name=anchors prior.adapt_share=true prior.share=0.5 prior.keep_end=null "
     "prior.adapt_to=0.5 train.num_prompts=4 "
     "train.max_canvases=7"
 ).split()
-TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 ADAPTERS = ("model.lora.rank=4", "loss.kl_coef=0.01", "run.save=merged")
 COMPARED = (
     "loss grad_norm reward/mean nfe/mean groups/live sampler/entropy sampler/grad_norm calls/total "
@@ -35,24 +35,24 @@ COMPARED = (
 ).split()
 
 
-def train(
-    out: Path, *settings: str, launcher: tuple[str, ...] = (), flag: str = "--force"
-) -> dict[str, Tensor]:
-    command = [
-        sys.executable,
-        *launcher,
-        "-m",
-        "unmaskrl.cli",
-        "train",
-        "sudoku-mini",
-        *SETTINGS,
-        *settings,
-        flag,
-    ]
-    done = subprocess.run(
-        [*command, f"run.out={out}", "--quiet"], capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+def words(out: Path, *settings: str) -> list[str]:
+    return ["train", "sudoku-mini", *SETTINGS, *settings, f"run.out={out}", "--quiet"]
+
+
+def train(out: Path, *settings: str) -> dict[str, Tensor]:
+    """The weights that one process ends with."""
+    assert main(words(out, *settings)) == 0
+    return weights(out)
+
+
+def train_on_two(out: Path, *settings: str) -> dict[str, Tensor]:
+    """The weights that two processes end with."""
+    done = ended(two_ranks(words(out, *settings)))
+    assert [code for code, *_ in done] == [0, 0], done
+    return weights(out)
+
+
+def weights(out: Path) -> dict[str, Tensor]:
     return load_file(out / "model-raw" / "model.safetensors") | load_file(
         out / "model-raw" / "threshold.safetensors"
     )
@@ -85,7 +85,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Tenso
 def test_two_ranks_equal_one(
     tmp_path: Path, one: tuple[Path, dict[str, Tensor]], settings: tuple[str, ...]
 ) -> None:
-    two = train(tmp_path / "two", *settings, launcher=TWO)
+    two = train_on_two(tmp_path / "two", *settings)
     assert distance(one[1], two) < 1e-6  # the head is float32; the model float64:
     model = {name: value for name, value in one[1].items() if name.startswith("model.")}
     assert distance(model, {name: two[name] for name in model}) < 1e-12
@@ -109,5 +109,5 @@ def test_adapters_go_on_alike_on_two_sharded_ranks(tmp_path: Path) -> None:
     newest = sorted((tmp_path / "run" / "checkpoints").glob("update-*"))
     assert [p.name for p in newest] == ["update-000002", "update-000004"]
     shutil.rmtree(newest[-1])
-    again = train(tmp_path / "run", *ADAPTERS, "train.shard=fsdp", launcher=TWO, flag="--resume")
+    again = train_on_two(tmp_path / "run", *ADAPTERS, "train.shard=fsdp", "--resume")
     assert distance(lone, again) < 1e-6 and len(metrics(tmp_path / "run")) == 2
