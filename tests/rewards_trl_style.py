@@ -84,14 +84,19 @@ class Counted:
 
 counted = Counted()
 LOOPS: list[int] = []
+EVENTS: list[str] = []  # in the order in which they came
 
 
 async def slow_one(prompts, completions, **kwargs):
     LOOPS.append(id(asyncio.get_running_loop()))
-    await asyncio.sleep(0.3)
+    EVENTS.append("begins")
+    await asyncio.sleep(0.01)
+    EVENTS.append("ends")
     return [1.0 if completion else 0.0 for completion in completions]
 
 
 async def slow_two(completions, **kwargs):
-    await asyncio.sleep(0.3)
+    EVENTS.append("begins")
+    await asyncio.sleep(0.01)
+    EVENTS.append("ends")
     return np.zeros(len(completions)) + random.random() * 0

@@ -71,10 +71,10 @@ def test_every_answer_is_its_own_rewritings() -> None:
     """In dollars, boxes, bold, fences, after a name, with a full stop, in Unicode: thousands, all
     right, and quick.
     """
-    start = time.perf_counter()
+    start = time.process_time()
     pairs = [(name, gold, text) for gold in golds() for name, text in rewritings(gold).items()]
     assert [pair for pair in pairs if not equivalent(pair[1], pair[2])] == []
-    assert len(pairs) > 5000 and time.perf_counter() - start < 30
+    assert len(pairs) > 5000 and time.process_time() - start < 30
 
 
 @pytest.mark.parametrize(
@@ -296,6 +296,6 @@ def test_judging_golds_is_quick(tmp_path: Path) -> None:
         for n in range(7500)
     ]
     task = tasks.load("math", data=write_rows(tmp_path / "rows.jsonl", rows))
-    start = time.perf_counter()
+    start = time.process_time()
     assert len(task.examples("train")) > 5500
-    assert time.perf_counter() - start < 20
+    assert time.process_time() - start < 20

@@ -178,7 +178,7 @@ def test_the_inside_of_a_box_is_balanced(text: str) -> None:
 
 
 def test_giants_are_quick() -> None:
-    begin = time.perf_counter()
+    begin = time.process_time()  # quadratic in 10^5 would be hours
     deep = "\\boxed{" * 10**5 + "1" + "}" * 10**5
     assert last_boxed(deep) == "1" and len(boxed_spans(deep)) == 10**5
     assert last_boxed("\\boxed{" * 10**5) is None
@@ -193,7 +193,7 @@ def test_giants_are_quick() -> None:
         "-" * 10**6,
     ):
         assert not equivalent("1", text)
-    assert time.perf_counter() - begin < 5
+    assert time.process_time() - begin < 10
 
 
 @given(st.text(alphabet="\\{}^_=/!.,()[]$%0123456789xfracsqt ", max_size=80))

@@ -229,9 +229,9 @@ def test_the_search_finds_every_solution_once_and_ends() -> None:
 
 
 def test_generation_is_fast_enough() -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     Sudoku(size=9, seed=77, train_size=100).examples("train")
-    assert (time.perf_counter() - start) / 100 < 0.1
+    assert (time.process_time() - start) / 100 < 0.1
 
 
 def test_4x4_is_what_it_was_before_9x9() -> None:
