@@ -54,7 +54,9 @@ def test_every_large_run_resolves_and_fits_80_gb(name: str) -> None:
     assert recipe.name == name and recipe.task == {**recipe.task, "name": task, "protocol": "d1"}
     assert ("LLaDA" in recipe.model.path) == (family == "llada-8b")
     assert (
-        recipe.decode.gen_length == 256 and recipe.train.group_size == 6 and recipe.optimizer.lr == 3e-6
+        recipe.decode.gen_length == 256
+        and recipe.train.group_size == 6
+        and recipe.optimizer.lr == 3e-6
     )
     assert recipe.train.num_iterations == {
         "diffu_grpo": 8 if task in ("countdown", "sudoku") else 12,

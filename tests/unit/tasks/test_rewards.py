@@ -14,8 +14,10 @@ from tests import rewards_d1_style as d1
 from tests import rewards_trl_style as trl
 from unmaskrl import tasks
 from unmaskrl.tasks import (
+    BaseTask,
     CallContext,
     Example,
+    Grade,
     TrainerState,
     completion_text,
     grade,
@@ -83,6 +85,23 @@ def test_the_state_of_the_run_and_what_is_logged() -> None:
 
 
 def test_async_functions_wait_together_on_one_loop() -> None:
+    here: set[str] = set()
+
+    async def meets(other: str, me: str) -> list[float]:
+        here.add(me)
+        for _ in range(1000):
+            if other in here:
+                return [1.0]
+            await asyncio.sleep(0.01)
+        return [0.0]  # the other one was not begun
+
+    async def left(**_: Any) -> list[float]:
+        return await meets("right", "left")
+
+    async def right(**_: Any) -> list[float]:
+        return await meets("left", "right")
+
+    assert trl_reward_parts([left, right], ["?"], ["a"], {}) == {"left": [1.0], "right": [1.0]}
     trl.LOOPS.clear()
     for _ in range(2):
         trl.EVENTS.clear()
@@ -171,3 +190,48 @@ def test_what_a_function_changes_in_place_stays_its_own() -> None:
 
 def test_the_text_of_a_completion() -> None:
     assert completion_text("a") == completion_text([{"role": "assistant", "content": "a"}]) == "a"
+
+
+class Lengths(BaseTask):
+    """Right are texts of three characters; odd ones get no second part."""
+
+    name = "lengths"
+
+    def __init__(self, made: Callable[[str], Any]) -> None:
+        self.made = made
+        self.seen: list[str] = []
+
+    def grade(self, example: Example, text: str) -> Grade:
+        self.seen.append(text)
+        return self.made(text)
+
+
+def test_a_text_is_graded_once_and_a_missing_part_abstains() -> None:
+    def of_length(text: str) -> Grade:
+        even = {"even": 0.5} if len(text) % 2 == 0 else {}
+        return Grade(len(text) == 3, {"length": len(text), **even})
+
+    task: Any = Lengths(of_length)
+    texts = ["aaa", "bb", "bb", ""]
+    grades = grade(task, [ROWS[0]] * 4, texts)
+    assert task.seen == texts
+    assert grades.parts == {"length": [3.0, 2.0, 2.0, 0.0], "even": [None, 0.5, 0.5, 0.5]}
+    assert grades.correct == [True, False, False, False]
+    assert grades.totals() == [3.0, 2.5, 2.5, 0.5]
+    assert task.correct(ROWS[0], "aaa") is True
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (lambda text: int(text), r"task lengths: grade raised .*test_rewards.py:\d+: ValueError: "),
+        (lambda text: (True, {}), "task lengths: grade returned tuple, expected unmaskrl.tasks"),
+        (lambda text: Grade(True, {"a": float("nan")}), "reward 'a' returned nan for row 0"),
+        (lambda text: Grade(True, {"a": "1"}), "reward 'a' returned '1' for row 0"),  # type: ignore
+    ],
+)
+def test_what_is_no_grade_is_told_in_one_line(made: Callable[[str], Any], message: str) -> None:
+    task: Any = Lengths(made)
+    with pytest.raises(ValueError, match=message) as info:
+        grade(task, ROWS[:1], ["a\nb"])
+    assert "\n" not in str(info.value)

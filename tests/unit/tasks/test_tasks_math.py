@@ -57,7 +57,7 @@ def test_strict_gsm8k_by_hand(text: str, correct: bool, formatted: bool) -> None
     task = GSM8K()
     example = word_problem()
     assert task.correct(example, text) is correct
-    rewards = {name: part(example, text) for name, part in task.rewards.items()}
+    rewards = task.grade(example, text).parts
     assert rewards == {"correct": float(correct), "format": 0.1 if formatted else 0.0}
 
 
@@ -78,7 +78,7 @@ def test_strict_math_by_hand(gold: str, text: str, correct: bool, formatted: boo
     task = MathProblems()
     example = latex_problem(gold)
     assert task.correct(example, text) is correct
-    rewards = {name: part(example, text) for name, part in task.rewards.items()}
+    rewards = task.grade(example, text).parts
     assert rewards == {"correct": float(correct), "format": 0.1 if formatted else 0.0}
 
 
@@ -94,7 +94,7 @@ def test_references_are_right_in_every_split(name: str, protocol: str, tmp_path:
             assert task.correct(example, text) is not (
                 protocol == "d1" and "," in example.fields["answer"].split("#")[-1]
             )
-            assert task.rewards["correct"](example, text) == (2.0 if protocol == "d1" else 1.0)
+            assert task.grade(example, text).parts["correct"] == (2.0 if protocol == "d1" else 1.0)
             assert not task.correct(example, "<answer> \\boxed{0} </answer>")
             inside = [text[start:end] for start, end in task.answer_spans(text)]
             assert len(inside) == len(set(task.answer_spans(text))) > 0
@@ -191,8 +191,8 @@ def test_published_gsm8k_rewards(text: str, parts: dict[str, float]) -> None:
     task = GSM8K(protocol="d1")
     example = word_problem()
     got = {
-        name.removesuffix("_format").removesuffix("_count"): p(example, text)
-        for name, p in task.rewards.items()
+        name.removesuffix("_format").removesuffix("_count"): score
+        for name, score in task.grade(example, text).parts.items()
     }
     assert got == pytest.approx(parts)
 
@@ -262,17 +262,20 @@ def test_the_linear_box_search_is_the_published_expression(text: str) -> None:
 )
 def test_published_math_judges(gold: str, text: str, trained: bool, evaluated: bool) -> None:
     task = MathProblems(protocol="d1")
-    assert task.rewards["correct"](latex_problem(gold), text) == 2.0 * trained
+    assert task.grade(latex_problem(gold), text).parts["correct"] == 2.0 * trained
     assert task.correct(latex_problem(gold), text) is evaluated
 
 
 def test_the_published_box_bonus_never_fires() -> None:
-    part = MathProblems(protocol="d1").rewards["format"]
-    example = latex_problem("5")
-    assert part(example, "<answer>\\boxed{5}</answer>") == part(example, "<answer>5") == 0.75
-    assert part(example, "\\boxed{5}") == part(example, "5") == 0.25
+    task = MathProblems(protocol="d1")
+
+    def bonus(text: str) -> float:
+        return task.grade(latex_problem("5"), text).parts["format"]
+
+    assert bonus("<answer>\\boxed{5}</answer>") == bonus("<answer>5") == 0.75
+    assert bonus("\\boxed{5}") == bonus("5") == 0.25
     # what it would take: a backspace character
-    assert part(example, "<answer>\boxed</answer>") == 1.0
+    assert bonus("<answer>\boxed</answer>") == 1.0
 
 
 GIANTS = [
@@ -303,8 +306,8 @@ def test_giants_are_graded_quickly(make: Any, protocol: str) -> None:
     )
     start = time.process_time()  # a quadratic judge would take hours
     for text in GIANTS:
-        assert not task.correct(example, text)
-        assert sum(part(example, text) for part in task.rewards.values()) <= 1.0
+        grade = task.grade(example, text)
+        assert not grade.correct and sum(grade.parts.values()) <= 1.0
         task.answer_spans(text)
     assert time.process_time() - start < 10
 
@@ -323,7 +326,7 @@ def test_any_text_is_graded(text: str) -> None:
             (GSM8K(protocol=protocol), word_problem()),
             (MathProblems(protocol=protocol), latex_problem("18")),
         ):
-            parts = [part(example, text) for part in task.rewards.values()]
+            parts = list(task.grade(example, text).parts.values())
             assert all(-0.2 <= part <= 2.0 for part in parts)
             assert task.correct(example, text) in (True, False)
             assert all(0 <= start <= end <= len(text) for start, end in task.answer_spans(text))
