@@ -15,6 +15,7 @@ from unmaskrl.core.types import Views
 from unmaskrl.recipes.cost import step_cost
 from unmaskrl.recipes.files import is_method, recipe_names
 from unmaskrl.recipes.load import load_recipe
+from unmaskrl.reporting.metrics import find
 from unmaskrl.tasks import completion_text
 from unmaskrl.training.state import Batch, Run
 
@@ -76,6 +77,7 @@ def test_it_trains(
     cost = step_cost(recipe)
     for row in rows:
         assert all(math.isfinite(v) for v in row.values() if isinstance(v, (int, float)))
+        assert all(find(key) for key in row), "a figure that is not in the table of metrics"
         assert row["health/behavior_gap"] < 1e-4 and row["grad_norm"] > 0
         assert 0 < row["calls/score"] <= cost.old + cost.ref + cost.new
         assert (row["rollout/anchors"] > 0) == (recipe.prior.name == "anchors")

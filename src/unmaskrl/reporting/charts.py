@@ -130,51 +130,6 @@ def describe(chart: Chart) -> str:
     return f"{chart.title} by {chart.x}: {'; '.join(parts)}."
 
 
-def draw_chart(axes: Any, chart: Chart) -> None:
-    """The chart on matplotlib axes."""
-    axes.set_title(chart.title, fontsize=10, loc="left", fontweight="bold")
-    axes.set_xlabel(chart.x, fontsize=8)
-    if chart.stacked:
-        xs = [x for x, _ in chart.lines[0].points]
-        heights = [[y for _, y in line.points] for line in chart.lines]
-        axes.stackplot(
-            xs,
-            heights,
-            labels=[line.label for line in chart.lines],
-            colors=COLOURS,
-            alpha=0.85,
-            lw=0,
-        )
-    for line, colour in [] if chart.stacked else zip(chart.lines, COLOURS * 2, strict=False):
-        style = {
-            "color": colour,
-            "linestyle": "--" if line.dashed else "-",
-            "linewidth": 1.2 if line.dashed else 1.8,
-        }
-        shown = line.points if line.bars else smooth(thin(line.points))
-        axes.plot(
-            *zip(*shown, strict=True),
-            label=line.label,
-            marker="o" if line.bars else "",
-            ms=3.5,
-            **style,
-        )
-        for x, low, high in line.bars:
-            axes.plot([x, x], [low, high], color=colour, linewidth=0.9, alpha=0.7)
-        if not line.bars:
-            axes.plot(*zip(*thin(line.points), strict=True), color=colour, linewidth=0.7, alpha=0.3)
-    if chart.floor is not None and all(
-        y >= chart.floor for line in chart.lines for _, y in line.points
-    ):
-        axes.set_ylim(bottom=chart.floor)
-    style_axes(axes, chart.label)
-    if chart.stacked:  # room for the legend above the areas
-        axes.set_ylim(0, 1.35 * axes.get_ylim()[1])
-        axes.legend(fontsize=7.5, frameon=False, loc="upper left", ncol=3)
-    elif len(chart.lines) > 1:
-        axes.legend(fontsize=7.5, frameon=False)
-
-
 def style_axes(axes: Any, label: Callable[[float], str]) -> None:
     """The look of every panel of a PNG."""
     axes.spines[["top", "right"]].set_visible(False)

@@ -18,9 +18,9 @@ import yaml
 
 from ..utils.files import write_text
 from ..utils.plain_text import escape_controls
-from .charts import COLOURS, Chart, Line, draw_chart, figure_html, style_axes, thin
+from .charts import Chart, Line, figure_html, thin
+from .metrics import CHARTS, PHASES, is_part, labelled
 from .progress import (
-    PHASES,
     decimal,
     duration,
     estimate,
@@ -31,7 +31,6 @@ from .progress import (
     verdict,
 )
 from .style import CSS
-from .trajectory import decoding_png as decoding_png
 from .trajectory import is_sample, legend_html, trajectory_html
 
 Row = dict[str, Any]
@@ -121,85 +120,22 @@ def load_run(run: Path) -> Run:
 
 def charts(run: Run) -> dict[str, list[Chart]]:
     """The figures by section, without the empty ones."""
-
-    def metric(title: str, keys: dict[str, str], **options: Any) -> Chart:
-        return Chart(
-            title=title,
-            lines=[_metric_line(run.metrics, key, label) for key, label in keys.items()],
-            **options,
-        )
-
-    parts = sorted(
-        {k for r in run.metrics for k in r if k.startswith("reward/")}
-        - {"reward/mean", "reward/std"}
-    )
-    accuracy = {
-        "accuracy/rollout": "all",
-        "accuracy/anchored": "anchored",
-        "accuracy/blank": "blank",
-    }
+    lines = {key: _metric_lines(run.metrics, key) for key in CHARTS}
+    lines["seconds"] = _phase_lines(run.metrics)
     if all(row.get("accuracy/anchored") is None for row in run.metrics):
-        del accuracy["accuracy/blank"]  # nothing is anchored: all are blank
-    rewards = {"reward/mean": "sum", **{key: key.removeprefix("reward/") for key in parts}}
-    tokens = {
-        "rollout/length": "length",
-        "rollout/anchors": "anchors",
-        "rollout/exit_tokens": "exit call",
-    }
-    likelihood = {"likelihood/per_token": "scored", "likelihood/behavior_per_token": "as sampled"}
-    share: Row = {"floor": 0.0, "is_share": True}
-    result = {
-        "Learning": [
-            Chart(
-                title="Held-out accuracy, 95% intervals",
-                lines=_eval_lines(run.evals, _step),
-                **share,
-            ),
-            metric("Rollout accuracy", accuracy, **share),
-            metric("Reward per rollout, mean", rewards, floor=0.0),
-        ],
-        "Cost": [
-            metric("Denoiser calls per rollout (NFE)", {"nfe/mean": "mean"}, floor=0.0),
-            metric("Tokens per call", {"nfe/tokens_per_call": "mean"}, floor=0.0),
-            metric("Tokens per rollout", tokens, floor=0.0),
-            Chart(
-                title="Seconds per step", lines=_phase_lines(run.metrics), floor=0.0, stacked=True
-            ),
-            Chart(
-                title="Held-out accuracy by cost",
-                lines=_eval_lines(run.evals, _cost(run.metrics)),
-                x="denoiser calls",
-                **share,
-            ),
-        ],
-        "Health": [
-            metric("Groups with reward spread", {"groups/live": "share"}, **share),
-            metric("Probability ratio, mean", {"ratio/mean": "mean"}),
-            metric("Ratio clipped", {"ratio/clip_frac": "share of tokens"}, **share),
-            metric(
-                "Ratio, largest deviation from 1", {"ratio/max_dev": "max |ratio - 1|"}, floor=0.0
-            ),
-            metric(
-                "KL divergence (nats per token)",
-                {"kl/ref": "to the reference", "kl/old": "to the old policy"},
-            ),
-            metric("Likelihood per token (nats)", likelihood),
-            metric(
-                "Likelihood variance (nats^2)",
-                {"likelihood/variance": "of a row's total"},
-                floor=0.0,
-            ),
-            metric(
-                "Likelihood variance / f^2",
-                {"likelihood/variance_per_token": "f action tokens"},
-                floor=0.0,
-            ),
-            metric(
-                "Behavior gap (nats)", {"health/behavior_gap": "max |scored - sampled|"}, floor=0.0
-            ),
-            metric("Gradient norm", {"grad_norm": "before clipping"}, floor=0.0),
-        ],
-    }
+        # nothing is anchored: all are blank
+        lines["accuracy"] = [line for line in lines["accuracy"] if line.label != "blank"]
+    result: dict[str, list[Chart]] = {"Learning": [_held_out("step", run.evals, _step)]}
+    for key, plan in CHARTS.items():
+        chart = Chart(
+            title=plan.title,
+            lines=lines[key],
+            floor=plan.floor,
+            is_share=plan.is_share,
+            stacked=plan.stacked,
+        )
+        result.setdefault(plan.section, []).append(chart)
+    result["Cost"].append(_held_out("denoiser calls", run.evals, _cost(run.metrics)))
     filled = {
         s: [_without_empty(c) for c in group if any(x.points for x in c.lines)]
         for s, group in result.items()
@@ -207,26 +143,10 @@ def charts(run: Run) -> dict[str, list[Chart]]:
     return {section: group for section, group in filled.items() if group}
 
 
-def plot_png(run: Path, path: Path) -> None:
-    """One PNG for a README: accuracy before and after, and the main curves. ValueError if ``run``
-    is no run folder.
-    """
-    from matplotlib.figure import Figure
-
-    data = load_run(run)
-    sections = charts(data)
-    wanted = sections.get("Learning", [])[:3] + [
-        c for c in sections.get("Cost", []) if c.stacked or "NFE" in c.title
-    ]
-    figure = Figure(figsize=(12, 6.4), dpi=150, facecolor="white", layout="constrained")
-    figure.suptitle(data.name, fontsize=14, fontweight="bold")
-    axes = figure.subplots(2, 3).flat
-    _png_headline(next(axes), data)
-    for chart in wanted:
-        draw_chart(next(axes), chart)
-    for empty in axes:
-        empty.axis("off")
-    figure.savefig(path, format="png", metadata={"Software": None})
+def _held_out(x: str, evals: Sequence[Row], x_of: Callable[[Row], float | None]) -> Chart:
+    title = "Held-out accuracy, 95% intervals" if x == "step" else "Held-out accuracy by cost"
+    lines = _eval_lines(evals, x_of)
+    return Chart(title=title, lines=lines, x=x, floor=0.0, is_share=True)
 
 
 def _step(row: Row) -> float | None:
@@ -241,6 +161,15 @@ def _cost(metrics: Sequence[Row]) -> Callable[[Row], float | None]:
         if (calls := number(row, "calls/total")) is not None
     }
     return lambda row: 0.0 if spent and row.get("step") == 0 else spent.get(row.get("step"))
+
+
+def _metric_lines(metrics: Sequence[Row], chart: str) -> list[Line]:
+    """A line per key of the chart; the parts of the reward follow their sum."""
+    labels = labelled(chart)
+    if chart == "reward":
+        parts = sorted({key for row in metrics for key in row if is_part(key)})
+        labels |= {key: key.removeprefix("reward/") for key in parts}
+    return [_metric_line(metrics, key, label) for key, label in labels.items()]
 
 
 def _metric_line(metrics: Sequence[Row], key: str, label: str) -> Line:
@@ -279,8 +208,8 @@ def _phase_lines(metrics: Sequence[Row]) -> list[Line]:
     """
     rows = [row for row in metrics if _step(row) is not None]
     lines = []
-    for name in PHASES:
-        values = [number(row, f"seconds/{name}") for row in rows]
+    for key, name in PHASES.items():
+        values = [number(row, key) for row in rows]
         if any(values):
             points = [
                 (_step(row) or 0.0, value or 0.0) for row, value in zip(rows, values, strict=True)
@@ -427,38 +356,6 @@ def _config(run: Run) -> str:
     return (
         f"<h2>Settings</h2><details><summary>Resolved config</summary><pre>{text}</pre></details>"
     )
-
-
-def _png_headline(axes: Any, run: Run) -> None:
-    """Accuracy before and after with 95% intervals, as dots."""
-    rows = {"before": run.before, **{f"after\n{key}": row for key, row in run.after.items()}}
-    known = [(name, row) for name, row in rows.items() if number(row, "accuracy") is not None]
-    for i, (name, row) in enumerate(known):
-        share = number(row, "accuracy") or 0.0
-        low = number(row, "accuracy_low")
-        high = number(row, "accuracy_high")
-        colour = COLOURS[5] if name == "before" else COLOURS[0]
-        axes.plot(
-            [i, i],
-            [low if low is not None else share, high if high is not None else share],
-            color=colour,
-            lw=3,
-        )
-        axes.plot(i, share, "o", color=colour, ms=9)
-        axes.text(
-            i + 0.14,
-            share,
-            percent(share),
-            fontsize=11,
-            va="center",
-            fontweight="bold",
-            color=colour,
-        )
-    axes.set_title("Test accuracy, 95% intervals", fontsize=10, loc="left", fontweight="bold")
-    axes.set_xticks(range(len(known)), [name for name, _ in known])
-    axes.set_xlim(-0.5, max(1, len(known)) - 0.2)
-    axes.set_ylim(bottom=0)
-    style_axes(axes, lambda share: f"{100 * share:.3g}%")
 
 
 def _without_empty(chart: Chart) -> Chart:

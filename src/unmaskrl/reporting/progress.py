@@ -22,10 +22,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ..utils.terminal import PlainConsole
+from .metrics import PHASES, is_part, labelled
 
 Row = dict[str, Any]
-PHASES = ("rollout", "reward", "score", "update", "eval")
-_TOTALS = ("reward/mean", "reward/std")
 _WINDOW = 10  # steps that shown numbers are averaged over: one step's rollouts are few
 
 
@@ -79,15 +78,14 @@ class TrainProgress:
     def _phases(self) -> tuple[float, str]:
         """Seconds of a step, and how they are spent."""
         known = {}
-        for name in PHASES:
-            seconds = [number(row, f"seconds/{name}") for row in self.rows]
+        for key, name in PHASES.items():
+            seconds = [number(row, key) for row in self.rows]
             if any(s is not None for s in seconds):  # a step without the phase spent 0 s in it
                 known[name] = sum(s or 0.0 for s in seconds) / len(seconds)
         return sum(known.values(), 0.0), ", ".join(f"{name} {s:.1f}" for name, s in known.items())
 
     def _accuracies(self) -> str:
-        keys = {"rollout": "rollouts", "anchored": "anchored", "blank": "blank"}
-        known = {label: self._mean(f"accuracy/{key}") for key, label in keys.items()}
+        known = {label: self._mean(key) for key, label in labelled("accuracy").items()}
         return "  ".join(f"{label} {percent(v)}" for label, v in known.items() if v is not None)
 
     def _held_out(self) -> str:
@@ -120,7 +118,7 @@ class TrainProgress:
     def _reward(self) -> str:
         if (total := self._mean("reward/mean")) is None:
             return ""
-        keys = [key for key in self.rows[-1] if key.startswith("reward/") and key not in _TOTALS]
+        keys = [key for key in self.rows[-1] if is_part(key)]
         known = [
             (key.removeprefix("reward/"), v) for key in keys if (v := self._mean(key)) is not None
         ]

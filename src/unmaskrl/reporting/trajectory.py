@@ -1,7 +1,7 @@
 """One decoding shown as a grid of tokens, coloured by the denoiser call that revealed them (shell).
 
 The input is a row of ``samples.jsonl`` (``sample_row`` makes one); the outputs are a rich
-renderable for the terminal, an HTML fragment for the report, and a PNG. Colours run through viridis
+renderable for the terminal and an HTML fragment for the report. Colours run through viridis
 from the first call to the last; the number of the call is printed under every token, so that
 nothing depends on colour alone.
 """
@@ -13,7 +13,6 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 from rich.cells import cell_len, set_cell_size
@@ -35,9 +34,6 @@ _VIRIDIS = (
     "#addc30",
     "#fde725",
 )
-_INK = "#1c2530"
-_MUTED = "#5b6672"
-_PALE = "#8a94a0"
 _MAX_PIECE = 40
 
 
@@ -188,59 +184,6 @@ def legend_html() -> str:
     )
 
 
-def decoding_png(row: dict[str, Any], path: Path) -> None:
-    """A picture of one decoding: the token grid coloured by call, the prompt above, the legend
-    below.
-    """
-    from matplotlib.figure import Figure
-
-    shown = cells(row)
-    lines = list(_wrap(shown, [_inches(cell) + 0.06 for cell in shown], 8.56))
-    height = 1.15 + 0.62 * len(lines)  # one data unit is one inch
-    figure = Figure(figsize=(9, height), dpi=160, facecolor="white")
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set(xlim=(0, 9), ylim=(height, 0))
-    axes.axis("off")
-    plain = {"parse_math": False, "va": "center"}
-    prompt = _shorten(str(row.get("prompt", "")).strip(), 86)
-    axes.text(0.25, 0.28, prompt, fontsize=11, fontweight="bold", color=_INK, **plain)
-    axes.text(0.25, 0.54, _headline(row), fontsize=8.5, color=_MUTED, **plain)
-    for number, line in enumerate(lines):
-        x = 0.25
-        for cell in line:
-            x += _draw_cell(axes, cell, x, 0.76 + 0.62 * number) + 0.06
-    axes.text(0.25, height - 0.2, _caption(shown), fontsize=8, color=_MUTED, **plain)
-    figure.savefig(path, format="png", metadata={"Software": None})
-
-
-def _draw_cell(axes: Any, cell: Cell, x: float, y: float) -> float:
-    """Draw one cell with its upper left corner at (x, y) inches; returns its width."""
-    from matplotlib.patches import FancyBboxPatch
-
-    width = _inches(cell)
-    fill, ink = cell.paint or ("white", _INK if cell.anchor else _PALE)
-    edge, line = (fill, 0.8) if cell.paint else (ink, 1.6 if cell.anchor else 0.6)
-    shape = "round,pad=0,rounding_size=0.06"
-    axes.add_patch(
-        FancyBboxPatch((x, y), width, 0.5, boxstyle=shape, fc=fill, ec=edge, linewidth=line)
-    )
-    middle = {
-        "ha": "center",
-        "va": "center",
-        "color": ink,
-        "family": "monospace",
-        "parse_math": False,
-    }
-    weight = "bold" if cell.anchor else "normal"
-    axes.text(x + width / 2, y + 0.19, cell.text, fontsize=10, fontweight=weight, **middle)
-    axes.text(x + width / 2, y + 0.39, cell.label, fontsize=6.5, **middle)
-    return width
-
-
-def _inches(cell: Cell) -> float:
-    return max(0.1 * cell_len(cell.text), 0.07 * cell_len(cell.label)) + 0.16
-
-
 def colour(share: float) -> str:
     """Viridis at ``share`` in [0, 1] as ``#rrggbb``, linear between every eighth colour."""
     place = min(1.0, max(0.0, share)) * (len(_VIRIDIS) - 1)
@@ -311,15 +254,6 @@ def _headline(row: dict[str, Any]) -> str:
     if isinstance(row.get("temperature"), int | float):
         parts.append(f"T={row['temperature']:g}")
     return " | ".join(part for part in parts if part)
-
-
-def _caption(shown: Sequence[Cell]) -> str:
-    """The legend in words; only marks that occur."""
-    parts = ["number = the denoiser call that revealed the token"]
-    parts += ["boxed, 'given' = anchor"] if any(c.anchor for c in shown) else []
-    parts += ["* = filled by the exit call"] if any(c.exit for c in shown) else []
-    parts += ["pale = never revealed (the row had ended)"] if any(c.unseen for c in shown) else []
-    return "; ".join(parts)
 
 
 def _cell_html(cell: Cell) -> str:

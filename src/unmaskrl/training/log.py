@@ -19,6 +19,7 @@ from ..core.types import Rollout
 from ..core.variance import step_metrics
 from ..evaluation.evaluate import EvalResult
 from ..models.tokenizer import decode_texts, sample_row
+from ..reporting.metrics import find, over_updates
 from ..tasks import Example
 from ..utils.files import append_jsonl, read_jsonl, write_json
 from ..utils.torch_setup import installed
@@ -28,8 +29,6 @@ from .state import Batch, Run
 
 _VARIANCE_ROWS = 4
 LOGGED = "reward_log/"  # what reward functions gave to log_metric
-# beyond these a step is hardly what was meant
-ABSURD = {"advantage/largest": 1e3, "grad_norm": 1e4}
 
 
 def rollout_metrics(run: Run, done: Rewarded) -> dict[str, float | None]:
@@ -107,25 +106,20 @@ def likelihood_variance(run: Run, rollout: Rollout) -> dict[str, float | None]:
 
 
 def log_step(run: Run, batch: Batch) -> dict[str, Any]:
-    """One line of metrics.jsonl: the rollout's metrics, and the mean (maximum) over inner
-    updates.
+    """One line of metrics.jsonl: the rollout's metrics and those of the inner updates, merged by
+    the table of metrics.
     """
     inner = batch.inner_metrics
-    keys = [key for row in inner for key in row]
-    merged: dict[str, Any] = dict(batch.metrics)
-    for key in dict.fromkeys(keys):
-        values = [row[key] for row in inner if key in row]
-        if key.endswith("max_dev"):
-            merged[key] = max(values)
-        elif key in ("seconds/update", "updates/skipped"):
-            merged[key] = sum(values)
-        else:
-            merged[key] = sum(values) / len(values)
+    keys = dict.fromkeys(key for row in inner for key in row)
     # null where every update of the step was skipped
-    merged = {**dict.fromkeys(("loss", "grad_norm")), **merged}
+    merged: dict[str, Any] = {**dict.fromkeys(("loss", "grad_norm")), **batch.metrics}
+    merged |= {key: over_updates(key, [row[key] for row in inner if key in row]) for key in keys}
     # ranks may log different names, so the main process's are taken
     logged = {key: merged.pop(key) for key in list(merged) if key.startswith(LOGGED)}
-    merged = run.mean_over_ranks(merged) | logged
+    # what an update reports is reduced already, but for each rank's own clock
+    apart = (*batch.metrics, "seconds/update")
+    merged |= run.merge_over_ranks({key: merged[key] for key in merged if key in apart})
+    merged |= logged
     run.calls += int(merged["calls/rollout"] + merged["calls/score"])
     row = {"step": run.step, "updates": run.updates, "seconds": run.elapsed}
     row |= {**merged, "calls/total": run.calls}
@@ -139,36 +133,35 @@ def log_step(run: Run, batch: Batch) -> dict[str, Any]:
 def alarms(row: dict[str, Any]) -> list[str]:
     """What a reader of this step's metrics should not miss."""
     notes = []
-    fewest = row.get("sampler/fewest_calls") or 0.0
-    if fewest > 0.95:
+    if is_alarming(row, "sampler/fewest_calls"):
         notes.append(
-            f"the sampler takes one call per block on {100 * fewest:.0f}% of the rollouts (right: "
-            f"{100 * row['accuracy/rollout']:.0f}%); if that is not wanted, lower sampler.alpha "
-            "or the largest gamma"
+            f"the sampler takes one call per block on {100 * row['sampler/fewest_calls']:.0f}% of "
+            f"the rollouts (right: {100 * row['accuracy/rollout']:.0f}%); if that is not wanted, "
+            "lower sampler.alpha or the largest gamma"
         )
-    if row.get("reward/unscored"):
+    if is_alarming(row, "reward/unscored"):
         share = 100 * row["reward/unscored"]
         notes.append(
             f"every reward function returned None for {share:.0f}% of this step's completions: "
             "they count as 0"
         )
-    if (row.get("ratio/max_dev") or 0.0) > 1e3:
+    if is_alarming(row, "ratio/max_dev"):
         notes.append(
             f"a ratio is off by {row['ratio/max_dev']:.0e}: this step's gradient is that of a few "
             "tokens; lower optimizer.lr, or "
             "use loss.name=sequence_clip"
         )
-    if skipped := row.get("updates/skipped"):
+    if is_alarming(row, "updates/skipped"):
         notes.append(
-            f"{skipped:.0f} updates of this step were skipped: their loss or gradient was not "
-            "finite"
+            f"{row['updates/skipped']:.0f} updates of this step were skipped: their loss or "
+            "gradient was not finite"
         )
-    if (row.get("advantage/largest") or 0.0) > ABSURD["advantage/largest"]:
+    if is_alarming(row, "advantage/largest"):
         notes.append(
             f"an advantage is {row['advantage/largest']:.0e}: make the rewards smaller, or use "
             "advantage.name=group_mean_std"
         )
-    if (row.get("grad_norm") or 0.0) > ABSURD["grad_norm"]:
+    if is_alarming(row, "grad_norm"):
         notes.append(
             f"the gradient's norm is {row['grad_norm']:.0e} before clipping: only its direction "
             "counts; lower optimizer.lr"
@@ -179,6 +172,13 @@ def alarms(row: dict[str, Any]) -> list[str]:
     if bad:
         notes.append(f"not finite in this step's metrics: {', '.join(bad)}")
     return notes
+
+
+def is_alarming(row: dict[str, Any], key: str) -> bool:
+    """Whether a figure of a step is above the table's alarm."""
+    metric = find(key)
+    assert metric is not None and metric.alarm is not None, f"{key} has no alarm"
+    return (row.get(key) or 0.0) > metric.alarm
 
 
 def log_eval(

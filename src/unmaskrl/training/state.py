@@ -20,6 +20,7 @@ from ..core.types import Rollout
 from ..models.denoiser import ModelDenoiser
 from ..models.weights import trainable
 from ..recipes.schema import Recipe
+from ..reporting.metrics import over_ranks
 from ..tasks import Task, TrlReward
 from ..utils.lock import Lock
 from ..utils.stopping import Abandoned, Stop
@@ -176,18 +177,16 @@ class Run:
         return accelerator.reduce(tensor.to(accelerator.device), "sum").to(tensor.device)
 
     def reduce_metrics(self, metrics: dict[str, Tensor]) -> dict[str, float]:
-        """Local sums over global counts add up over ranks; maxima stay maxima."""
+        """One figure per key from each rank's part of it, as the table of metrics says."""
         gathered = self._gather(
             torch.tensor([[float(value) for value in metrics.values()]], dtype=torch.float64)
         )
-        return {
-            key: float(values.max() if key.endswith("max_dev") else values.sum())
-            for key, values in zip(metrics, gathered.unbind(1), strict=True)
-        }
+        columns = gathered.T.tolist()
+        return {key: over_ranks(key, values) for key, values in zip(metrics, columns, strict=True)}
 
-    def mean_over_ranks(self, metrics: dict[str, float | None]) -> dict[str, float | None]:
-        """Means of the ranks' figures; None where no rank has one. Totals, the same everywhere,
-        stay what they are.
+    def merge_over_ranks(self, metrics: dict[str, float | None]) -> dict[str, float | None]:
+        """The same for figures that a rank may lack: of those that there are, None if there is
+        none.
         """
         if self.accelerator.num_processes == 1:
             return metrics
@@ -195,8 +194,11 @@ class Run:
             [[float("nan") if v is None else float(v) for v in metrics.values()]],
             dtype=torch.float64,
         )
-        means = self._gather(own).nanmean(0).tolist()
-        return {k: None if math.isnan(v) else v for k, v in zip(metrics, means, strict=True)}
+        merged: dict[str, float | None] = {}
+        for key, values in zip(metrics, self._gather(own).T.tolist(), strict=True):
+            known = [value for value in values if not math.isnan(value)]
+            merged[key] = over_ranks(key, known) if known else None
+        return merged
 
     def _gather(self, own: Tensor) -> Tensor:
         """A (1, N) tensor of every rank, (ranks, N), on the CPU."""

@@ -131,14 +131,16 @@ def test_the_line_averages_the_last_ten_steps_and_says_what_is_left() -> None:
     for step in range(1, 13):
         clock.now += 2.0
         progress.step(
-            metrics(step, **{"reward/mean": float(step), "seconds/eval": 5.0} if step == 12 else {})
+            metrics(
+                step, **{"reward/mean": float(step), "seconds/score": 5.0} if step == 12 else {}
+            )
         )
     progress.eval(AFTER)
     line = file.getvalue().splitlines()[-2]
     assert line.startswith("step 12/20 | reward 1.650 |")  # (9 * 0.5 + 12) / 10
-    assert "accuracy rollouts 42.0%  blank 42.0% |" in line
+    assert "accuracy all 42.0%  blank 42.0% |" in line
     assert "12.2 calls/rollout" in line
-    assert "4.5 s/step (rollout 1.0, update 3.0, eval 0.5)" in line  # 5 s once in ten steps
+    assert "4.5 s/step (rollout 1.0, score 0.5, update 3.0)" in line  # 5 s once in ten steps
     assert line.endswith("left 0:16")  # 8 steps of 2 s
 
 
@@ -191,7 +193,7 @@ def test_a_terminal_shows_bar_numbers_and_the_log_above() -> None:
         "step 2/40",
         "38:00 left",
         "0.500 (correct 0.42, format 0.08)",
-        "rollouts 42.0%  blank 42.0%",
+        "all 42.0%  blank 42.0%",
         "test 18.9% (base, step 0)",
         "12.2 (1.60 tokens per call)",
         "75.0%",

@@ -18,8 +18,7 @@ import pytest
 import yaml
 
 from unmaskrl.reporting.charts import figure_html
-from unmaskrl.reporting.html import charts, load_run, plot_png, write_report
-from unmaskrl.reporting.trajectory import decoding_png
+from unmaskrl.reporting.html import charts, load_run, write_report
 
 VOID = {"meta", "br", "hr", "img", "circle", "path", "link", "input"}
 
@@ -84,7 +83,7 @@ def metrics_row(step: int, rng: random.Random) -> dict[str, Any]:
         "ratio/max_dev": math.exp(rng.gauss(0.3, 0.4)),
         "kl/ref": 0.0004 * step + rng.random() * 0.004,
         "kl/old": 0.001 + rng.random() * 0.001,
-        "likelihood/per_token": -0.5 + 0.002 * step + rng.gauss(0, 0.02),
+        "likelihood/behavior_per_token": -0.5 + 0.002 * step + rng.gauss(0, 0.02),
         "health/behavior_gap": 2e-6 + rng.random() * 1e-6,
         "calls/rollout": 2000,
         "calls/total": 5000 * step,
@@ -92,7 +91,6 @@ def metrics_row(step: int, rng: random.Random) -> dict[str, Any]:
         "seconds/reward": 0.05,
         "seconds/score": 0.8 + rng.random() * 0.1,
         "seconds/update": 1.9 + rng.random() * 0.2,
-        "seconds/eval": 2.0 if step % 20 == 0 else 0.0,
     }
 
 
@@ -340,8 +338,6 @@ def test_any_one_file_makes_a_report(run: Path, kept: list[str]) -> None:
         if kept[0] in ("eval.jsonl", "summary.json")
         else "no final evaluation" in words
     )
-    plot_png(run, run / "plot.png")
-    assert (run / "plot.png").stat().st_size > 5_000
 
 
 def test_a_run_cut_short_shows_what_there_is(run: Path) -> None:
@@ -397,7 +393,7 @@ def test_everything_from_the_logs_is_escaped(run: Path) -> None:
 
 def test_no_run_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "samples.jsonl").write_text("")
-    for write in (write_report, load_run, lambda folder: plot_png(folder, tmp_path / "x.png")):
+    for write in (write_report, load_run):
         with pytest.raises(
             ValueError,
             match=r"is no run folder \(none of config.yaml, .* pass what `unmaskrl train` wrote",
@@ -439,21 +435,21 @@ def test_phases_are_stacked_and_a_missing_phase_takes_no_time(run: Path) -> None
             "step": s,
             "seconds/rollout": 1.0,
             "seconds/update": 2.0,
-            **({"seconds/eval": 4.0} if s == 2 else {}),
+            **({"seconds/score": 4.0} if s == 2 else {}),
         }
         for s in (1, 2)
     ]
     write_lines(run / "metrics.jsonl", rows)
     chart = next(c for c in charts(load_run(run))["Cost"] if c.stacked)
     assert {line.label: [y for _, y in line.points] for line in chart.lines} == {
-        "rollout": [1.0, 1.0], "update": [2.0, 2.0], "eval": [0.0, 4.0],
+        "rollout": [1.0, 1.0], "update": [2.0, 2.0], "score": [0.0, 4.0],
     }  # fmt: skip
     areas = re.findall(r'class="f\d" opacity="[^"]*" d="M([^"]*)Z"', figure_html(chart))
     corners = [[tuple(map(float, p.split(","))) for p in area.split("L")] for area in areas]
     assert len(corners) == 3 and all(len(c) == 4 for c in corners)
     assert corners[0][:2] == corners[1][:1:-1]  # the top of one is the bottom of the next
     unit = corners[0][2][1] - corners[0][1][1]
-    assert corners[2][2][1] - corners[2][1][1] == pytest.approx(4 * unit, abs=0.3)
+    assert corners[1][2][1] - corners[1][1][1] == pytest.approx(4 * unit, abs=0.3)
 
 
 def test_an_interval_that_reaches_zero_is_drawn(tmp_path: Path) -> None:
@@ -461,15 +457,6 @@ def test_an_interval_that_reaches_zero_is_drawn(tmp_path: Path) -> None:
     write_lines(tmp_path / "eval.jsonl", [row])
     (line,) = charts(load_run(tmp_path))["Learning"][0].lines
     assert line.label == "test, base" and line.bars == [(0.0, 0.0, 0.06)]
-
-
-def test_png_of_a_run_is_the_same_twice(run: Path) -> None:
-    for name in ("a.png", "b.png"):
-        plot_png(run, run / name)
-    data = (run / "a.png").read_bytes()
-    assert data.startswith(b"\x89PNG") and data == (run / "b.png").read_bytes()
-    decoding_png(sample(1, "train", 2, anchored=True), run / "c.png")
-    assert (run / "c.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_importing_the_report_does_not_load_matplotlib() -> None:

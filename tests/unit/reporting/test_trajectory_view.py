@@ -20,7 +20,6 @@ from unmaskrl.reporting.trajectory import (
     calls_listing,
     cells,
     colour,
-    decoding_png,
     ink_on,
     is_sample,
     luminance,
@@ -271,16 +270,6 @@ def test_html_is_escaped_and_names_every_mark() -> None:
 def test_html_legend_can_be_left_out() -> None:
     assert "first call" in trajectory_html(row())
     assert "first call" not in trajectory_html(row(), legend=False)
-
-
-def test_png_is_the_same_twice_and_takes_any_text(tmp_path: Path) -> None:
-    hostile = row(prompt="cost $x_1$ and \\frac{ " * 9, pieces=["$\\alpha", *row()["pieces"][1:]])
-    for name in ("a.png", "b.png"):
-        decoding_png(hostile, tmp_path / name)
-    data = (tmp_path / "a.png").read_bytes()
-    assert data.startswith(b"\x89PNG") and data == (tmp_path / "b.png").read_bytes()
-    decoding_png(row(), tmp_path / "c.png")
-    assert data != (tmp_path / "c.png").read_bytes()
 
 
 def test_cell_width_counts_columns() -> None:
