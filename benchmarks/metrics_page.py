@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks.theory_page import markdown
-from unmaskrl.reporting.metrics import CHARTS, EVALUATION, STEP, SUPERVISED, Metric
+from unmaskrl.reporting.curves import CHARTS
+from unmaskrl.reporting.metrics import EVALUATION, STEP, SUPERVISED, Metric
 
 PAGE = Path(__file__).parents[1] / "docs" / "metrics.md"
 HEAD = """# Metrics

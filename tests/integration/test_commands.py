@@ -57,7 +57,7 @@ def test_train_then_eval_sample_and_report(
         assert row["health/behavior_gap"] < 1e-4
         assert row["calls/rollout"] == pytest.approx(row["nfe/mean"] * 16)
     splits = [json.loads(line)["split"] for line in (out / "eval.jsonl").read_text().splitlines()]
-    assert splits == ["test", "validation", "test", "test"]
+    assert splits == ["test", "validation", "validation", "test", "test"]
     report = (out / "report.html").read_text()
     assert "http://" not in report.replace("http://www.w3.org", "") and "<svg" in report
     task = recipe.split("-")[0]

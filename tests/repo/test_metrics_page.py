@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.metrics_page import PAGE, page
-from unmaskrl.reporting.metrics import CHARTS, STEP, find
+from unmaskrl.reporting.curves import CHARTS
+from unmaskrl.reporting.metrics import STEP, find
 
 SOURCE = Path(__file__).parents[2] / "src" / "unmaskrl"
 SECTIONS = {m.key.split("/")[0] for m in STEP if "/" in m.key}

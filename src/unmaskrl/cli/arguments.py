@@ -152,13 +152,18 @@ class DoctorArguments(Arguments):
 
 @dataclass(kw_only=True)
 class ReportArguments(Arguments):
-    """Write report.html of a run folder: curves and decodings, one file."""
+    """Write report.html of a run folder (curves, decodings), or compare several runs."""
 
     command = "report"
     panel = "Training"
     runs = "show.report:report_command"
 
-    folder: Annotated[str, Argument(help="run folder, e.g. runs/sudoku-mini-s0")]
+    folders: Annotated[
+        list[str], Argument(metavar="RUN...", help="run folders, e.g. runs/sudoku-mini-s0")
+    ]
+    out: Annotated[
+        str, Option(metavar="F.html", help="the file of a comparison of several runs")
+    ] = "comparison.html"
 
 
 @dataclass(kw_only=True)

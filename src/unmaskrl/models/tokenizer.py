@@ -411,11 +411,12 @@ def sample_row(
     completion_text: str,
     reward: float,
     correct: bool,
+    parts: dict[str, float | None] | None = None,
+    gold: str | None = None,
 ) -> dict[str, Any]:
     """The ``samples.jsonl`` row of ``rollout``'s row ``index``: its completion tokens, log-probs in
-    nats.
+    nats; the ``parts`` of its reward and the ``gold`` answer, where they are known.
     """
-
     columns = slice(-rollout.gen_length, None)
     decoded_step = rollout.decoded_step[index, columns]
     exit_step = rollout.exit_step[index]
@@ -428,6 +429,8 @@ def sample_row(
         "completion": completion_text,
         "reward": float(reward),
         "correct": bool(correct),
+        "parts": parts or {},
+        "gold": gold,
         "anchored": any(anchor),
         "nfe": int(rollout.nfe[index]),
         "temperature": float(rollout.temperature),

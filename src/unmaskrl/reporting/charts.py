@@ -1,64 +1,87 @@
-"""Small charts (shell): curves and stacked areas as hand-made inline SVG for the report, or on
-matplotlib axes for a PNG.
+"""Small charts as SVG for a page, drawn by matplotlib: curves with labels at their ends, or stacked
+areas.
 
-The SVG takes its colours from the page's CSS variables (``CHART_CSS``), so it follows the light or
-dark theme, and holds no ids or dates: the same data give the same text.
+The same data give the same text: fixed salt, no date, no fonts embedded. The drawing is made in the
+light palette, whose colours are then replaced by CSS variables (``CHART_CSS``), so that a page
+follows the reader's light or dark theme.
 """
 
 from __future__ import annotations
 
 import html
-import math
+import io
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 Point = tuple[float, float]
-COLOURS = ("#26648e", "#c8553d", "#5f8a3a", "#7d5ba6", "#a97f00", "#6b7280")
-_WIDTH = 400
-_HEIGHT = 220
-_LEFT = 44
-_RIGHT = 12
-_TOP = 10
-_BOTTOM = 34
-_MAX_POINTS = 400
+# The hues of Okabe and Ito, made lighter or darker until any two differ by at least 20 (CIE Lab)
+# also for a deuteranope, and each by 3 to 1 from the page. The last one is the ink of the page.
+LIGHT = ("#00598b", "#803800", "#1c93d6", "#c76d9f", "#a67300", "#006a4d", "#1c2530")
+DARK = ("#008fe0", "#e26400", "#65bbeb", "#c76d9f", "#ffcc5b", "#00da9e", "#e3e8ee")
+COLOURS = LIGHT
+DASHES: tuple[Any, ...] = (
+    "solid",
+    (0, (5, 1.8)),
+    (0, (1.8, 1.2)),
+    (0, (6, 1.6, 1.6, 1.6)),
+    (0, (9, 2.5)),
+    (0, (3, 1.2, 1.2, 1.2, 1.2, 1.2)),
+    (0, (1, 2.2)),
+)
+# roles of the page: name -> (light, dark)
+PAGE = {
+    "bg": ("#ffffff", "#14181d"),
+    "fg": ("#1c2530", "#e3e8ee"),
+    "muted": ("#5b6672", "#9aa5b1"),
+    "soft": ("#f4f6f8", "#1c2229"),
+    "grid": ("#e4e8ec", "#2c333c"),
+    "band": ("#e9f3ee", "#1b2a26"),
+}
+_ROLES = {name: pair[0] for name, pair in PAGE.items()}
+_WIDTH = 344.0
+_HEIGHT = 206.0
+_LEFT = 40.0
+_TOP = 10.0
+_BOTTOM = 34.0
+_FONT = 10.0
+_LINE = 12.0  # between two labels
+_CHARACTER = 5.7  # the width of one, at most
+_MAX_POINTS = 240
+_MAX_LABEL = 15
 
-CHART_CSS = """
-:root{--c0:#26648e;--c1:#c8553d;--c2:#5f8a3a;--c3:#7d5ba6;--c4:#a97f00;--c5:#6b7280;--grid:#e4e8ec}
-@media(prefers-color-scheme:dark){:root{--c0:#6fb1e0;--c1:#f08a6e;--c2:#a3cc74;--c3:#bda0e3;--c4:#e0bb4a;
---c5:#9aa4b2;--grid:#2c333c}}
-figure{margin:0;min-width:0;display:flex;flex-direction:column}figcaption{font-weight:600;font-size:.93rem}
-figure svg{width:100%;height:auto;margin-top:auto;overflow:visible}
-figure text{font-size:11px;fill:var(--muted)}
-.grid{stroke:var(--grid);stroke-width:1}.raw{opacity:.3;stroke-width:1}
-.line,.raw,.bar{fill:none;stroke-width:2;stroke-linejoin:round;stroke-linecap:round}.bar{stroke-width:1.2;opacity:.7}
-.raw{stroke-width:1}.dash{stroke-dasharray:4 4;stroke-width:1.4}
-.keys{display:flex;flex-wrap:wrap;gap:1px 12px;font-size:.8rem;color:var(--muted);min-height:1.3em}
-.keys i{display:inline-block;width:11px;height:3px;border-radius:2px;
- margin-right:5px;vertical-align:middle}
-.keys b{color:var(--fg);font-weight:600;margin-left:4px}
-""" + "".join(
-    f".s{i}{{stroke:var(--c{i})}}.f{i}{{fill:var(--c{i})}}.k{i}{{background:var(--c{i})}}"
-    for i in range(6)
+
+def _variables(at: int) -> str:
+    """The CSS variables of the light (0) or dark (1) theme."""
+    named = {f"c{i}": pair[at] for i, pair in enumerate(zip(LIGHT, DARK, strict=True))}
+    named |= {name: pair[at] for name, pair in PAGE.items()}
+    return ";".join(f"--{name}:{colour}" for name, colour in named.items())
+
+
+CHART_CSS = (
+    f":root{{color-scheme:light dark;{_variables(0)}}}\n"
+    f"@media(prefers-color-scheme:dark){{:root{{{_variables(1)}}}}}\n"
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
-    """A named curve; one with ``bars``, (x, low, high) intervals, is drawn as dots and not
-    smoothed.
+    """A named curve. One with ``bars``, (x, low, high) intervals, is drawn as dots and not
+    smoothed; ``apart``: its dots are not joined.
     """
 
     label: str
     points: Sequence[Point]
     bars: Sequence[tuple[float, float, float]] = ()
-    dashed: bool = False
+    apart: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chart:
     """Curves over ``x``, or areas ``stacked`` on each other; the y axis includes ``floor``, and is
-    in % for shares.
+    in % for shares. ``band``: the healthy range. ``hint``: a line of words below the title.
     """
 
     title: str
@@ -67,59 +90,54 @@ class Chart:
     floor: float | None = None
     is_share: bool = False
     stacked: bool = False
+    band: tuple[float, float] | None = None
+    hint: str = ""
 
     def label(self, value: float) -> str:
         """A round value as it is written at an axis."""
         return f"{100 * value:.6g}%" if self.is_share else short_number(value, 6)
 
     def value(self, value: float) -> str:
-        """A measured value as it is written in the legend."""
-        return f"{100 * value:.1f}%" if self.is_share else short_number(value)
+        """A measured value as it is written at a line's end."""
+        return f"{100 * value:.1f}%" if self.is_share else short_number(value, 3)
 
 
-@dataclass(frozen=True, slots=True)
-class _Frame:
-    """Axis ranges with their ticks, and the map to SVG coordinates."""
+def chart_svg(chart: Chart) -> str:
+    """The drawing as an ``<svg>`` element with its description. Needs a point."""
+    import matplotlib
+    from matplotlib.figure import Figure
 
-    x_low: float
-    x_high: float
-    x_ticks: Sequence[float]
-    y_ticks: Sequence[float]
-
-    def at(self, x: float, y: float) -> str:
-        across = (x - self.x_low) / (self.x_high - self.x_low)
-        up = (y - self.y_ticks[0]) / (self.y_ticks[-1] - self.y_ticks[0])
-        right = _WIDTH - _LEFT - _RIGHT
-        down = _HEIGHT - _TOP - _BOTTOM
-        return f"{_LEFT + across * right:.1f},{_TOP + (1 - up) * down:.1f}"
-
-    def path(self, points: Sequence[Point]) -> str:
-        return "M" + "L".join(self.at(x, y) for x, y in points)
-
-
-def figure_html(chart: Chart) -> str:
-    """A ``<figure>``: title, legend with the last (stacked: mean) values, the drawing and its
-    description. Needs a point.
-    """
-    frame = _frame(chart)
-    draw = _svg_areas if chart.stacked else _svg_lines
-    keys = "".join(
-        f'<span><i class="k{i % 6}"></i>{html.escape(line.label)}'
-        f"<b>{chart.value(_key_value(chart, line))}</b></span>"
-        for i, line in enumerate(chart.lines)
-    )
-    label = html.escape(describe(chart))
-    return (
-        f'<figure><figcaption>{html.escape(chart.title)}</figcaption><div class="keys">{keys}</div>'
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}">'
-        f"{_svg_axes(chart, frame)}{draw(chart, frame)}</svg></figure>"
-    )
+    labels = {i: _end_label(chart, line) for i, line in _shown(chart)}
+    right = 18 + _CHARACTER * max(map(len, labels.values()))
+    options = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": f"{chart.title} {chart.x}",
+        "font.size": _FONT,
+        "path.simplify_threshold": 0.3,
+    }
+    with matplotlib.rc_context(options):
+        figure = Figure(figsize=(_WIDTH / 72, _HEIGHT / 72))
+        size = (_WIDTH - _LEFT - right, _HEIGHT - _TOP - _BOTTOM)
+        place = (_LEFT / _WIDTH, _BOTTOM / _HEIGHT, size[0] / _WIDTH, size[1] / _HEIGHT)
+        axes = figure.add_axes(place)
+        ends = draw_areas(axes, chart) if chart.stacked else draw_lines(axes, chart)
+        _limit(axes, chart)
+        _label_ends(axes, labels, ends, size[1])
+        axes.set_xlabel(chart.x, fontsize=_FONT, color=_ROLES["muted"], labelpad=2)
+        axes.patch.set_visible(False)
+        figure.patch.set_visible(False)
+        for artist in axes.findobj():
+            artist.set_clip_on(False)  # all of it is inside
+        file = io.StringIO()
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(file, format="svg", metadata=nothing)
+    return _for_a_page(file.getvalue(), describe(chart))
 
 
 def describe(chart: Chart) -> str:
     """The chart in words: where each curve starts and ends."""
     parts = []
-    for line in chart.lines:
+    for _, line in _shown(chart):
         (x0, y0) = line.points[0]
         (x1, y1) = line.points[-1]
         ends = (
@@ -130,13 +148,190 @@ def describe(chart: Chart) -> str:
     return f"{chart.title} by {chart.x}: {'; '.join(parts)}."
 
 
-def style_axes(axes: Any, label: Callable[[float], str]) -> None:
-    """The look of every panel of a PNG."""
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#e4e8ec", linewidth=0.8)
+def _shown(chart: Chart) -> list[tuple[int, Line]]:
+    """The lines that have points, by the number that gives each its colour and dash."""
+    return [(i, line) for i, line in enumerate(chart.lines) if line.points]
+
+
+def draw_lines(axes: Any, chart: Chart) -> dict[int, Point]:
+    """The curves on matplotlib axes; returns where each ends."""
+    ends = {}
+    for i, line in _shown(chart):
+        colour = COLOURS[i % len(COLOURS)]
+        points = line.points if line.bars else thin(line.points)
+        curve = points if line.bars else smooth(points)
+        if curve != points:
+            axes.plot(*_columns(points), color=colour, linewidth=0.7, alpha=0.3)
+        dotted = bool(line.bars) or len(points) == 1
+        axes.plot(
+            *_columns(curve),
+            color=colour,
+            linewidth=0 if line.apart else 1.7,
+            linestyle=DASHES[i % len(DASHES)],
+            marker="oDs^v"[i % 5] if dotted else "",
+            markersize=4.5,
+            markerfacecolor=_ROLES["bg"] if line.apart else colour,
+        )
+        for x, low, high in line.bars:
+            axes.plot([x, x], [low, high], color=colour, linewidth=1, alpha=0.6)
+        ends[i] = curve[-1]
+    return ends
+
+
+def draw_areas(axes: Any, chart: Chart) -> dict[int, Point]:
+    """The stacked areas; returns the middle of each at the right end."""
+    ends = {}
+    below = 0.0
+    heights = [[y for _, y in line.points] for line in chart.lines]
+    axes.stackplot(
+        [x for x, _ in chart.lines[0].points],
+        heights,
+        colors=COLOURS,
+        edgecolor=_ROLES["bg"],
+        linewidth=0.8,
+    )
+    for i, values in enumerate(heights):
+        ends[i] = (chart.lines[i].points[-1][0], below + values[-1] / 2)
+        below += values[-1]
+    return ends
+
+
+def _columns(points: Sequence[Point]) -> tuple[list[float], list[float]]:
+    return [x for x, _ in points], [y for _, y in points]
+
+
+def _limit(axes: Any, chart: Chart) -> None:
+    """Ranges that enclose the data (and the floor), round ticks, the healthy band."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    xs = [x for line in chart.lines for x, _ in line.points]
+    low = min(xs)
+    high = max(xs)
+    if 0 < low <= 0.05 * high:
+        low = 0.0  # the first of many steps is as good as the origin
+    pad = 0.02 * (high - low) or 1.0
+    axes.set_xlim(low - pad, high + pad)
+    bottom, top = axes.get_ylim()
+    if chart.floor is not None and all(y >= chart.floor for x in chart.lines for _, y in x.points):
+        bottom = chart.floor
+    if bottom == top:
+        top = bottom + 1.0
+    axes.set_ylim(bottom, top)
+    if chart.band is not None:
+        inside = (max(bottom, chart.band[0]), min(top, chart.band[1]))
+        if inside[0] < inside[1]:
+            axes.axhspan(*inside, color=_ROLES["band"], linewidth=0, zorder=0)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    style_axes(axes, chart.label, size=_FONT)
+
+
+def style_axes(axes: Any, label: Callable[[float], str], size: float = 8) -> None:
+    """The look of every panel, here and in the pictures of the commands."""
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(_ROLES["grid"])
+    axes.grid(axis="y", color=_ROLES["grid"], linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.tick_params(labelsize=8, length=0)
+    axes.tick_params(labelsize=size, length=0, labelcolor=_ROLES["muted"])
     axes.yaxis.set_major_formatter(lambda value, _: label(round(value, 10)))
+
+
+def _end_label(chart: Chart, line: Line) -> str:
+    """Name and last value (of areas the mean); one line alone needs no name."""
+    value = chart.value(end_value(chart, line))
+    if len(chart.lines) == 1:
+        return value  # the title names it
+    name = line.label
+    short = name if len(name) <= _MAX_LABEL else f"{name[: _MAX_LABEL - 2]}.."
+    return f"{short} {value}"
+
+
+def end_value(chart: Chart, line: Line) -> float:
+    """What is said of a curve: the mean of an area, the smoothed end of a line."""
+    if chart.stacked:
+        return sum(y for _, y in line.points) / len(line.points)
+    return (line.points if line.bars else smooth(thin(line.points)))[-1][1]
+
+
+def _label_ends(axes: Any, labels: dict[int, str], ends: dict[int, Point], height: float) -> None:
+    """Labels right of the axes at the ends of their lines, moved apart where they would overlap."""
+    bottom, top = axes.get_ylim()
+    places = [(ends[i][1] - bottom) / (top - bottom) for i in labels]
+    moved = spread(places, _LINE / height)
+    start = axes.get_xlim()[1]
+    for (i, label), place, at in zip(labels.items(), places, moved, strict=True):
+        colour = COLOURS[i % len(COLOURS)]
+        across = axes.get_xaxis_transform()
+        axes.annotate(
+            label,
+            (start, at),
+            xycoords=across,
+            xytext=(13, 0),
+            textcoords="offset points",
+            color=_ROLES["fg"],
+            va="center",
+            parse_math=False,
+        )
+        axes.annotate(
+            "",
+            (start, place),
+            xycoords=across,
+            xytext=(11, (at - place) * height),
+            textcoords="offset points",
+            arrowprops={
+                "arrowstyle": "-",
+                "color": colour,
+                "linewidth": 1.2,
+                "shrinkA": 0,
+                "shrinkB": 0,
+            },
+        )
+        if ends[i][0] < start:  # a line that ends earlier than others
+            ink = {"color": colour, "linewidth": 0.6, "alpha": 0.5}
+            axes.plot([ends[i][0], start], [ends[i][1]] * 2, **ink)
+
+
+def spread(places: Sequence[float], gap: float) -> list[float]:
+    """The places, each moved as little as needed for neighbours to be ``gap`` apart, inside
+    [0, 1] as far as there is room.
+    """
+    order = sorted(range(len(places)), key=lambda i: places[i])
+    result = [min(1.0, max(0.0, place)) for place in places]
+    for before, after in pairwise(order):
+        result[after] = max(result[after], result[before] + gap)
+    highest = 1.0
+    for i in reversed(order):
+        result[i] = min(result[i], highest)
+        highest = result[i] - gap
+    return result
+
+
+def _for_a_page(svg: str, description: str) -> str:
+    """The element alone: no ids that others could have, no name spaces, colours as variables."""
+    start = svg.index("<svg")
+    body = svg[svg.index(">", start) + 1 :]
+    body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", body, flags=re.S)
+    body = re.sub(r'<g id="[^"]*"/>|<defs></defs>', "", body)
+    body = re.sub(r'<g id="[^"]*">', "<g>", body)
+    body = re.sub(r' ?font-family: [^;"]*;| transform="rotate\(-0 [^"]*"', "", body)
+    body = re.sub(r' (?:d|x|y|width|height)="[^"]*"', _rounded, body)
+    body = body.replace("xlink:href", "href")
+    for colour, variable in _VARIABLES.items():
+        body = body.replace(colour, f"var(--{variable})")
+    label = html.escape(description)
+    head = f'<svg viewBox="0 0 {_WIDTH:g} {_HEIGHT:g}" role="img" aria-label="{label}">'
+    return head + re.sub(r" ?\n *", " ", body.strip()).replace("> <", "><")
+
+
+def _rounded(attribute: re.Match[str]) -> str:
+    """Coordinates to hundredths of a pixel."""
+    return re.sub(r"(\d\.\d\d)\d+", r"\1", attribute[0])
+
+
+_VARIABLES = {colour: f"c{i}" for i, colour in enumerate(LIGHT)} | {
+    colour: name for name, colour in _ROLES.items()
+}
 
 
 def smooth(points: Sequence[Point]) -> list[Point]:
@@ -158,100 +353,8 @@ def thin(points: Sequence[Point], limit: int = _MAX_POINTS) -> list[Point]:
     return [(sum(x for x, _ in c) / len(c), sum(y for _, y in c) / len(c)) for c in chunks]
 
 
-def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """About ``count`` steps of 1, 2 or 5 times a power of ten that enclose [low, high]."""
-    if high - low <= 1e-12 * max(abs(low), abs(high)):
-        low, high = (low - abs(low) / 2, low + abs(low) / 2) if low else (0.0, 1.0)
-    raw = (high - low) / count
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * (1 - 1e-9))
-    first = math.floor(low / step + 1e-9)
-    last = math.ceil(high / step - 1e-9)
-    return [i * step for i in range(first, last + 1)]
-
-
 def short_number(value: float, digits: int = 4) -> str:
     """A number in little room: ``0.05``, ``850``, ``12k``, ``3e-06``."""
     if abs(value) >= 1e4:
         return f"{value / 1e6:.{digits}g}M" if abs(value) >= 1e6 else f"{value / 1e3:.{digits}g}k"
     return f"{value:.1e}".replace(".0e", "e") if 0 < abs(value) < 1e-3 else f"{value:.{digits}g}"
-
-
-def _key_value(chart: Chart, line: Line) -> float:
-    """What the legend says of a curve: the mean of an area, the end of a line."""
-    if chart.stacked:
-        return sum(y for _, y in line.points) / len(line.points)
-    return (line.points if line.bars else smooth(thin(line.points)))[-1][1]
-
-
-def _frame(chart: Chart) -> _Frame:
-    xs = [x for line in chart.lines for x, _ in line.points]
-    ys = [y for line in chart.lines for _, y in line.points]
-    if chart.stacked:
-        ys = [
-            sum(heights)
-            for heights in zip(*([y for _, y in x.points] for x in chart.lines), strict=True)
-        ]
-    ys += [y for line in chart.lines for bar in line.bars for y in bar[1:]]
-    ys += [chart.floor] if chart.floor is not None else []
-    low = min(xs)
-    high = max(xs)
-    low = 0.0 if 0 < low <= 0.05 * high else low  # the first of many steps is as good as the origin
-    if low == high:
-        low = low - 1
-        high = high + 1
-    inside = [
-        x for x in ticks(low, high, 8) if low <= x <= high and (x == round(x) or high - low < 3)
-    ]
-    return _Frame(low, high, inside, ticks(min(ys), max(ys)))
-
-
-def _svg_axes(chart: Chart, frame: _Frame) -> str:
-    parts = []
-    for y in frame.y_ticks:
-        left, height = frame.at(frame.x_low, y).split(",")
-        parts.append(f'<path class="grid" d="M{left},{height}H{_WIDTH - _RIGHT}"/>')
-        parts.append(
-            f'<text x="{_LEFT - 6}" y="{height}" dy=".35em" '
-            f'text-anchor="end">{chart.label(y)}</text>'
-        )
-    for x in frame.x_ticks:
-        across = frame.at(x, frame.y_ticks[0]).split(",")[0]
-        parts.append(
-            f'<text x="{across}" y="{_HEIGHT - 19}" text-anchor="middle">{short_number(x)}</text>'
-        )
-    middle = (_LEFT + _WIDTH - _RIGHT) / 2
-    parts.append(
-        f'<text x="{middle}" y="{_HEIGHT - 3}" text-anchor="middle">{html.escape(chart.x)}</text>'
-    )
-    return "".join(parts)
-
-
-def _svg_lines(chart: Chart, frame: _Frame) -> str:
-    parts = []
-    for i, line in enumerate(chart.lines):
-        colour = i % 6
-        dash = " dash" if line.dashed else ""
-        points = line.points if line.bars else thin(line.points)
-        if not line.bars and len(points) >= 16:
-            parts.append(f'<path class="raw s{colour}" d="{frame.path(points)}"/>')
-        curve = points if line.bars else smooth(points)
-        parts.append(f'<path class="line s{colour}{dash}" d="{frame.path(curve)}"/>')
-        for x, low, high in line.bars:
-            parts.append(f'<path class="bar s{colour}" d="{frame.path([(x, low), (x, high)])}"/>')
-        dots = points if line.bars or len(points) == 1 else []
-        for x, y in dots:
-            across, down = frame.at(x, y).split(",")
-            parts.append(f'<circle class="f{colour}" cx="{across}" cy="{down}" r="3"/>')
-    return "".join(parts)
-
-
-def _svg_areas(chart: Chart, frame: _Frame) -> str:
-    parts = []
-    below = [(x, 0.0) for x, _ in chart.lines[0].points]
-    for i, line in enumerate(chart.lines):
-        above = [(x, y + b) for (x, y), (_, b) in zip(line.points, below, strict=True)]
-        outline = frame.path([*above, *reversed(below)])
-        parts.append(f'<path class="f{i % 6}" opacity=".85" d="{outline}Z"/>')
-        below = above
-    return "".join(parts)

@@ -1,14 +1,13 @@
-"""One decoding shown as a grid of tokens, coloured by the denoiser call that revealed them (shell).
+"""One decoding shown as a grid of tokens, coloured by the denoiser call that revealed them.
 
 The input is a row of ``samples.jsonl`` (``sample_row`` makes one); the outputs are a rich
-renderable for the terminal and an HTML fragment for the report. Colours run through viridis
-from the first call to the last; the number of the call is printed under every token, so that
-nothing depends on colour alone.
+renderable for the terminal and a ``View`` for the pages' template. Colours run through viridis from
+the first call to the last; the number of the call is printed under every token, so that nothing
+depends on colour alone.
 """
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -49,11 +48,26 @@ class Cell:
     share: float | None = None
     anchor: bool = False
     exit: bool = False
+    position: int = 0
+    at: int = 0  # the call that revealed it; 0: given; above all calls: never
+    size: int = 1  # tokens that it stands for
+    chance: float | None = None  # probability of the token when it was chosen
 
     @property
     def unseen(self) -> bool:
         """Never revealed: neither given nor decoded."""
         return self.share is None and not self.anchor
+
+    @property
+    def marks(self) -> list[str]:
+        """Class names of its tile in a page."""
+        kinds = {"drawn": self.paint, "exit": self.exit, "anchor": self.anchor}
+        return [name for name, held in {**kinds, "never": self.unseen}.items() if held]
+
+    @property
+    def chance_text(self) -> str:
+        """The probability as data of its tile; empty if it is not known."""
+        return "" if self.chance is None else f"{self.chance:.4f}"
 
     @property
     def width(self) -> int:
@@ -74,7 +88,7 @@ def cells(row: dict[str, Any]) -> list[Cell]:
         raise ValueError(
             "a sample row needs pieces and decoded_step of one length; pass a row of samples.jsonl"
         )
-    nfe = _num_calls(row)
+    nfe = num_calls(row)
     exits = _column(row, "exit")
     logps = _column(row, "logps")
     result: list[Cell] = []
@@ -83,20 +97,29 @@ def cells(row: dict[str, Any]) -> list[Cell]:
     for _, run in groupby(tokens, lambda t: str(t[1][0]) if t[1][1] > nfe else t[0]):
         (position, (piece, call)), *more = run
         text = visible(str(piece)) or "''"
+        place = {"text": text, "position": position}
         if call > nfe:
-            result.append(
-                Cell(text=text, label=f"x {1 + len(more)}" if more else "-", tip="never revealed")
-            )
+            size = 1 + len(more)
+            label = f"x {size}" if more else "-"
+            tip = "never revealed"
+            result.append(Cell(**place, label=label, tip=tip, at=nfe + 1, size=size))
         elif call < 1:
-            result.append(
-                Cell(text=text, label="given", tip=f"position {position}, given", anchor=True)
-            )
+            tip = f"position {position}, given"
+            result.append(Cell(**place, label="given", tip=tip, anchor=True))
         else:
             is_exit = bool(exits[position])
-            share = (call - 1) / max(1, nfe - 1)
-            tip = _tip(position, call, is_exit, logps[position])
-            label = f"{call}{'*' * is_exit}"
-            result.append(Cell(text=text, label=label, tip=tip, share=share, exit=is_exit))
+            logp = _finite(logps[position])
+            result.append(
+                Cell(
+                    **place,
+                    label=f"{call}{'*' * is_exit}",
+                    tip=_tip(position, call, is_exit, logp),
+                    share=(call - 1) / max(1, nfe - 1),
+                    exit=is_exit,
+                    at=call,
+                    chance=None if logp is None else math.exp(min(0.0, logp)),
+                )
+            )
     return result
 
 
@@ -117,7 +140,7 @@ def trajectory_text(row: dict[str, Any], listing: bool = True) -> RenderableType
     """
     shown = cells(row)
     prompt = Text(str(row.get("prompt", "")).strip(), style="bold")
-    legend = _legend(shown, _num_calls(row))
+    legend = _legend(shown, num_calls(row))
     body = Group(prompt, Text(_headline(row), style="dim"), Text(), _Grid(shown), Text(), legend)
     panel = Panel(body, padding=(0, 1), border_style="dim")
     return Group(panel, calls_listing(row)) if listing else panel
@@ -137,7 +160,7 @@ def calls_listing(row: dict[str, Any]) -> RenderableType:
     """
     revealed: dict[int, list[tuple[int, str]]] = {}
     for position, (piece, call) in enumerate(zip(row["pieces"], row["decoded_step"], strict=True)):
-        if 0 < call <= _num_calls(row):
+        if 0 < call <= num_calls(row):
             revealed.setdefault(call, []).append((position, visible(str(piece))))
     lines = []
     for call, tokens in sorted(revealed.items()):
@@ -150,38 +173,43 @@ def calls_listing(row: dict[str, Any]) -> RenderableType:
     return Group(Columns(short, padding=(0, 3), column_first=True), *long)
 
 
-def trajectory_html(row: dict[str, Any], legend: bool = True) -> str:
-    """For the report: a fragment with inline CSS only and every text escaped; fits light and
-    dark.
-    """
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """A decoding for a page: its tiles, and what is said of it."""
+
+    cells: list[Cell]
+    calls: int
+    headline: str
+    summary: str
+    verdict: str
+    text: str
+
+
+def view(row: dict[str, Any]) -> View:
+    """A sample row for the template."""
     shown = cells(row)
     revealed = sum(c.share is not None for c in shown)
-    summary = f"{revealed} tokens revealed in {_num_calls(row)} denoiser calls"
-    headline = html.escape(_headline(row))
-    flow = "display:flex;flex-wrap:wrap;gap:3px;margin:.35em 0"
-    return (
-        f'<div style="margin:.3em 0"><div style="font-size:.86em;opacity:.85">{headline}</div>'
-        f'<div role="group" aria-label="{summary}" '
-        f'style="{flow}">{"".join(map(_cell_html, shown))}</div>'
-        f"{legend_html() if legend else ''}</div>"
+    calls = num_calls(row)
+    correct = row.get("correct")
+    verdict = {True: "right", False: "wrong"}[correct] if isinstance(correct, bool) else ""
+    text = row.get("completion")
+    return View(
+        cells=shown,
+        calls=calls,
+        headline=_headline({key: value for key, value in row.items() if key != "correct"}),
+        summary=f"{revealed} tokens revealed in {calls} denoiser calls",
+        verdict=verdict,
+        text=text if isinstance(text, str) else "",
     )
 
 
-def legend_html() -> str:
-    """What the colours and marks of ``trajectory_html`` mean."""
-    examples = (
-        (Cell(text="7", label="given", anchor=True), "anchor (given, not an action)"),
-        (Cell(text="7", label="9*", share=1.0, exit=True), "filled by the exit call"),
-        (Cell(text="7", label="-"), "never revealed: the row had ended"),
-    )
-    item = '<span style="display:inline-flex;align-items:center;gap:6px">'
-    marks = "".join(f"{item}{_cell_html(cell)}{text}</span>" for cell, text in examples)
-    ramp = f"background:linear-gradient(90deg,{','.join(_VIRIDIS)})"
-    bar = f'<i style="width:90px;height:12px;border-radius:3px;{ramp}"></i>'
-    return (
-        '<div style="display:flex;flex-wrap:wrap;gap:6px 18px;align-items:center;font-size:.86em">'
-        f"{item}first call {bar} last call</span>{marks}</div>"
-    )
+# What the marks of the tiles mean.
+EXAMPLES = (
+    (Cell(text="7", label="given", anchor=True), "anchor (given, not an action)"),
+    (Cell(text="7", label="9*", share=1.0, exit=True), "filled by the exit call"),
+    (Cell(text="7", label="-", at=1), "never revealed: the row had ended"),
+)
+RAMP = ",".join(_VIRIDIS)
 
 
 def colour(share: float) -> str:
@@ -225,7 +253,7 @@ def _channels(hex_colour: str) -> tuple[int, ...]:
     return tuple(int(hex_colour[i : i + 2], 16) for i in (1, 3, 5))
 
 
-def _num_calls(row: dict[str, Any]) -> int:
+def num_calls(row: dict[str, Any]) -> int:
     nfe = row.get("nfe")
     return nfe if isinstance(nfe, int) else max(row["decoded_step"])
 
@@ -237,10 +265,14 @@ def _column(row: dict[str, Any], key: str) -> Sequence[Any]:
     return values if isinstance(values, list) and len(values) == len(empty) else empty
 
 
-def _tip(position: int, call: int, is_exit: bool, logp: Any) -> str:
+def _tip(position: int, call: int, is_exit: bool, logp: float | None) -> str:
     tip = f"position {position}, call {call}" + (", exit call" if is_exit else "")
-    known = isinstance(logp, int | float) and math.isfinite(logp)
-    return f"{tip}, log-prob {logp:.2f} nats" if known else tip
+    return tip if logp is None else f"{tip}, log-prob {logp:.2f} nats"
+
+
+def _finite(value: Any) -> float | None:
+    known = isinstance(value, int | float) and math.isfinite(value)
+    return float(value) if known else None
 
 
 def _headline(row: dict[str, Any]) -> str:
@@ -248,31 +280,14 @@ def _headline(row: dict[str, Any]) -> str:
     parts += [f"{row.get('split', '')} {row.get('id', '')}".strip()]
     if isinstance(row.get("correct"), bool):
         parts.append(f"correct: {'yes' if row['correct'] else 'no'}")
-    parts.append(f"{_num_calls(row)} calls")
+    parts.append(f"{num_calls(row)} calls")
     if isinstance(row.get("reward"), int | float):
-        parts.append(f"reward {row['reward']:.2f}")
+        named = row.get("parts") if isinstance(row.get("parts"), dict) else {}
+        scores = ", ".join(f"{k} {v:g}" for k, v in named.items() if _finite(v) is not None)
+        parts.append(f"reward {row['reward']:.2f}" + (f" ({scores})" if scores else ""))
     if isinstance(row.get("temperature"), int | float):
         parts.append(f"T={row['temperature']:g}")
     return " | ".join(part for part in parts if part)
-
-
-def _cell_html(cell: Cell) -> str:
-    style = (
-        "display:inline-flex;flex-direction:column;align-items:center;padding:2px "
-        "7px;border-radius:5px;"
-    )
-    style += "font:14px/1.25 ui-monospace,Menlo,Consolas,monospace;border:2px solid "
-    if cell.paint:
-        fill, ink = cell.paint
-        style += f"{fill};background:{fill};color:{ink};"
-        style += f"outline:2px dotted {fill};outline-offset:1px;margin:2px;" if cell.exit else ""
-    elif cell.anchor:
-        style += "currentColor;font-weight:700;text-decoration:underline;"
-    else:
-        style += "transparent;opacity:.55;"
-    small = f'<span style="font-size:10px;font-weight:400">{html.escape(cell.label)}</span>'
-    tip = f' title="{html.escape(cell.tip)}"' if cell.tip else ""
-    return f'<span{tip} style="{style}">{html.escape(cell.text)}{small}</span>'
 
 
 def _wrap(shown: Sequence[Cell], sizes: Sequence[float], limit: float) -> Iterator[list[Cell]]:

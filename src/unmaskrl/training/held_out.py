@@ -64,6 +64,8 @@ def evaluate_due(run: Run, progress: TrainProgress | SilentProgress) -> None:
     recipe = run.recipe
     if run.step == 0:
         evaluate_run(run, "test", ["base"], progress)
+        if recipe.eval.every < recipe.train.steps:  # where the curve of the later ones begins
+            evaluate_run(run, "validation", ["base"], progress)
     elif run.step % recipe.eval.every == 0 and run.step < recipe.train.steps:
         evaluate_run(run, "validation", ["ema" if recipe.train.ema else "raw"], progress)
 

@@ -19,8 +19,10 @@ from ..core.types import Rollout
 from ..core.variance import step_metrics
 from ..evaluation.evaluate import EvalResult
 from ..models.tokenizer import decode_texts, sample_row
-from ..reporting.metrics import find, over_updates
+from ..reporting.merging import over_updates
+from ..reporting.metrics import find
 from ..tasks import Example
+from ..tasks.base import last_answer
 from ..utils.files import append_jsonl, read_jsonl, write_json
 from ..utils.torch_setup import installed
 from .rollouts.problems import Rewarded
@@ -211,6 +213,8 @@ def log_eval(
                     completion_text=result.items[n].text,
                     reward=float(result.items[n].correct),
                     correct=result.items[n].correct,
+                    parts=result.items[n].parts,
+                    gold=_gold(run, examples[n]),
                 )
                 for n in range(min(4, len(examples)))
             ],
@@ -300,8 +304,16 @@ def _train_sample(run: Run, done: Rewarded, index: int) -> dict[str, Any]:
         completion_text=done.texts[index],
         reward=float(done.rewards[index]),
         correct=bool(done.correct[index]),
+        parts={name: values[index] for name, values in done.parts.items()},
+        gold=_gold(run, done.examples[index]),
     )
     return row | {"extra": extra} if extra else row
+
+
+def _gold(run: Run, example: Example) -> str | None:
+    """The answer of the problem's reference, or all of a reference that marks none."""
+    reference = run.task.reference(example)
+    return reference and (last_answer(reference) or reference)
 
 
 def _plain(value: object) -> str | float | bool | None:

@@ -20,7 +20,7 @@ from ..core.types import Rollout
 from ..models.denoiser import ModelDenoiser
 from ..models.weights import trainable
 from ..recipes.schema import Recipe
-from ..reporting.metrics import over_ranks
+from ..reporting.merging import over_ranks
 from ..tasks import Task, TrlReward
 from ..utils.lock import Lock
 from ..utils.stopping import Abandoned, Stop

@@ -6,7 +6,8 @@ import math
 
 import pytest
 
-from unmaskrl.reporting.metrics import find, labelled, over_ranks, over_updates
+from unmaskrl.reporting.merging import over_ranks, over_updates
+from unmaskrl.reporting.metrics import find, labelled
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ in it.
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import html.parser
 import json
 import math
@@ -17,10 +19,11 @@ from typing import Any
 import pytest
 import yaml
 
-from unmaskrl.reporting.charts import figure_html
-from unmaskrl.reporting.html import charts, load_run, write_report
+from unmaskrl.reporting.curves import charts
+from unmaskrl.reporting.html import write_report
+from unmaskrl.reporting.runs import load_run
 
-VOID = {"meta", "br", "hr", "img", "circle", "path", "link", "input"}
+VOID = {"meta", "br", "hr", "img", "path", "link", "input", "use"}
 
 
 class Outline(html.parser.HTMLParser):
@@ -48,7 +51,7 @@ class Outline(html.parser.HTMLParser):
         self.open.pop()
 
     def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] != "style":
+        if self.open and self.open[-1] not in ("style", "script"):
             self.text.append(data)
 
 
@@ -240,7 +243,7 @@ def test_report_holds_every_section(run: Path) -> None:
         "Learning",
         "Cost",
         "Health",
-        "Decoding order",
+        "Samples and decoding order",
         "Resolved config",
     ):
         assert part in words
@@ -253,25 +256,30 @@ def test_report_holds_every_section(run: Path) -> None:
     assert "do not overlap (+43.4 points)" in words
     assert "wall time 8:12 | 120 steps | 480 updates" in words
     assert "task countdown numbers=3; estimator elbo num_mc=3;" in words
+    assert (
+        "Without anchors and exit it takes 24, if no end of text ends it early: 33% fewer." in words
+    )
     assert text.count("<figure>") == sum(map(len, charts(load_run(run)).values())) == 16
 
 
-def test_report_needs_no_network_and_no_script(run: Path) -> None:
+def test_report_needs_no_network_and_runs_one_script(run: Path) -> None:
     text = read_report(run)
     outline = Outline(text)
-    assert not {tag for tag, _, _ in outline.attributes} & {
-        "script",
-        "link",
-        "img",
-        "iframe",
-        "object",
-    }
-    assert not [
-        a
-        for a in outline.attributes
-        if a[1] in ("src", "href", "xlink:href") or a[1].startswith("on")
+    assert not {tag for tag, _, _ in outline.attributes} & {"link", "img", "iframe", "object"}
+    loads = [
+        (tag, key, value)
+        for tag, key, value in outline.attributes
+        if key in ("src", "href", "action", "data") or key.startswith("on")
     ]
-    assert "http" not in text and "url(" not in text and "@import" not in text
+    assert all(tag == "use" and value.startswith("#") for tag, _, value in loads)
+    assert "http:" not in text and "https:" not in text
+    assert "url(" not in text and "@import" not in text
+    (script,) = re.findall(r"<script>(.*?)</script>", text, re.S)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = next(v for tag, key, v in outline.attributes if key == "content" and "src" in v)
+    assert policy == (
+        f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    )
 
 
 def test_report_is_the_same_twice_and_leaves_nothing_else(run: Path) -> None:
@@ -289,12 +297,13 @@ def test_every_figure_is_described(run: Path) -> None:
     ]
     assert len(labels) == 16
     assert any(x.startswith("Groups with reward spread by step: share from 7") for x in labels)
+    assert any("without pruning from 24 at 1 to 24 at 120" in x for x in labels)
     assert all(" from " in x for x in labels)
 
 
 def test_decodings_pair_first_and_last_and_show_anchors(run: Path) -> None:
     words = " ".join(Outline(read_report(run)).text)
-    assert words.count("test-base") == words.count("test-ema") == 3
+    assert words.count("test-base") == words.count("test-ema") == 4
     assert "test-raw" not in words
     assert (
         words.count("step 0 | test-base countdown-0")
@@ -313,7 +322,7 @@ def test_numbers_in_the_report_are_never_nan(run: Path) -> None:
         None,
     )
     write_lines(run / "metrics.jsonl", rows)
-    coordinates = re.findall(r' d="([^"]*)"', read_report(run))
+    coordinates = re.findall(r' (?:d|x|y)="([^"]*)"', read_report(run))
     assert coordinates and not [d for d in coordinates if re.search(r"nan|inf|None", d)]
 
 
@@ -352,10 +361,10 @@ def test_a_run_cut_short_shows_what_there_is(run: Path) -> None:
     text = read_report(run)
     words = " ".join(Outline(text).text)
     assert "before 20.0%" in words and "its log ends at step 1" in words
-    assert text.count("<figure>") == 2 and "Decoding order" not in words
+    assert text.count("<figure>") == 2 and "decoding order" not in words
     assert {c.title for group in charts(load_run(run)).values() for c in group} == {
-        "Held-out accuracy, 95% intervals",
-        "Reward per rollout, mean",
+        "Held-out accuracy",
+        "Reward per rollout",
     }
 
 
@@ -378,6 +387,7 @@ def test_a_summary_with_holes(run: Path) -> None:
 def test_everything_from_the_logs_is_escaped(run: Path) -> None:
     evil = '<script>alert("1")</script>'
     row = {**sample(120, "test-ema", 0), "id": evil, "prompt": evil, "pieces": [evil] * 25}
+    row |= {"completion": evil, "gold": evil, "parts": {evil: 1.0}}
     write_lines(run / "samples.jsonl", [row])
     write_lines(run / "eval.jsonl", [{**eval_row(0, "test", evil, 0.5, 9), "num_problems": evil}])
     metrics = {**metrics_row(1, random.Random(0)), f"reward/{evil}": 0.5, "updates": evil}
@@ -387,8 +397,91 @@ def test_everything_from_the_logs_is_escaped(run: Path) -> None:
     )
     after = {evil: {**eval_row(1, "test", evil, 0.5, 9), "num_problems": evil}}
     (run / "summary.json").write_text(json.dumps({"name": evil, "after": after, "device": evil}))
+    session = {"started": evil, "command": evil, "commits": {evil: evil}, "versions": {evil: evil}}
+    (run / "run.json").write_text(json.dumps({"sessions": [session, evil]}))
     text = read_report(run)
-    assert "<script" not in text and text.count("&lt;script") > 10
+    assert "<script>alert" not in text and text.count("&lt;script&gt;alert") > 20
+    assert text.count("<script") == 1
+    for name in ("run.json", "summary.json", "config.yaml"):
+        (run / name).write_text("[" * 100_000)  # deeper than a parser goes
+    assert "&lt;script&gt;alert" in read_report(run)
+
+
+def test_samples_can_be_judged(run: Path) -> None:
+    """Plain text, gold answer, verdict, the parts of the reward."""
+    row = {
+        **sample(120, "test-ema", 0),
+        "gold": "( 12 * 2 ) - 7",
+        "parts": {"correct": 1.0, "x": None},
+    }
+    write_lines(run / "samples.jsonl", [row])
+    words = " ".join(" ".join(Outline(read_report(run)).text).split())
+    assert "gold answer ( 12 * 2 ) - 7" in words
+    assert "right | step 120 | test-ema countdown-0" in words and "reward 1.10 (correct 1)" in words
+    assert "text 12 * 2 = 24 ; 24 - 7 = 17 ; <answer> ( 12 * 2 ) - 7 </answer>" in words
+    write_lines(
+        run / "samples.jsonl", [{**row, "correct": False, "gold": None, "prompt": "p" * 500}]
+    )
+    words = " ".join(" ".join(Outline(read_report(run)).text).split())
+    assert "wrong | step 120" in words and "gold answer" not in words
+    assert "prompt, 500 characters" in words
+
+
+def test_tiles_hold_what_the_slider_shows(run: Path) -> None:
+    row = {**sample(100, "train", 0, anchored=True), "logps": [math.log(0.5)] * 25}
+    write_lines(run / "samples.jsonl", [row])
+    text = read_report(run)
+    (view,) = re.findall(r'<div class="decoding"[^>]*>', text)
+    assert view == f'<div class="decoding" data-calls="{row["nfe"]}" data-block="8">'
+    tiles = re.findall(
+        r'<span class="tile ([^"]*)" data-at="(\d+)" data-size="(\d+)" data-position="(\d+)" '
+        r'data-chance="([^"]*)"',
+        text.split('class="decoding"')[1],
+    )
+    assert sum(int(size) for _, _, size, _, _ in tiles) == 25
+    for mark, at, size, position, chance in tiles:
+        call = row["decoded_step"][int(position)]
+        assert int(at) == min(call, row["nfe"] + 1)
+        assert (mark == "anchor") == (call == 0) and (mark == "never") == (call > row["nfe"])
+        assert chance == ("0.5000" if 0 < call <= row["nfe"] else "") and (size == "1" or call > 9)
+    assert (
+        f'max="{row["nfe"]}" value="{row["nfe"]}"' in text and 'aria-label="denoiser call"' in text
+    )
+
+
+def test_the_report_says_how_the_run_was_made(run: Path) -> None:
+    assert "How it was made" in read_report(run)
+    session = {
+        "started": "2026-11-27T09:00:00+00:00",
+        "command": "unmaskrl train countdown-mini",
+        "commits": {"this folder": "0123456789ab-dirty"},
+        "versions": {"torch": "2.13.0"},
+        "platform": None,
+    }
+    (run / "run.json").write_text(json.dumps({"sessions": [session]}))
+    words = " ".join(" ".join(Outline(read_report(run)).text).split())
+    assert "started 2026-11-27T09:00:00+00:00 command unmaskrl train countdown-mini" in words
+    assert "commit of this folder 0123456789ab-dirty versions torch 2.13.0" in words
+    assert "platform" not in words
+
+
+@pytest.mark.parametrize(
+    ("decode", "wanted"),
+    [
+        ({}, 24),
+        ({"steps": 12}, 12),
+        ({"select": "eb"}, None),  # it decides as it goes
+        ({"select": ["x"]}, None),
+        ({"block_length": 7}, None),
+        ({"steps": "many"}, None),
+    ],
+)
+def test_calls_without_pruning(run: Path, decode: dict[str, Any], wanted: int | None) -> None:
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["decode"] |= decode
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    assert load_run(run).unpruned_calls == wanted
+    assert ("without pruning" in read_report(run)) == (wanted is not None)
 
 
 def test_no_run_is_one_clear_error(tmp_path: Path) -> None:
@@ -420,7 +513,7 @@ def test_held_out_curves_start_at_the_base_and_know_their_cost(run: Path) -> Non
     sections = charts(load_run(run))
     by_step = sections["Learning"][0]
     by_cost = sections["Cost"][-1]
-    assert [(line.label, line.dashed) for line in by_step.lines] == [
+    assert [(line.label, line.apart) for line in by_step.lines] == [
         ("validation, ema", False), ("test, ema", True), ("test, raw", True),
     ]  # fmt: skip
     assert by_step.lines[1].points == [(0.0, 0.189), (120.0, 0.623)]
@@ -444,12 +537,6 @@ def test_phases_are_stacked_and_a_missing_phase_takes_no_time(run: Path) -> None
     assert {line.label: [y for _, y in line.points] for line in chart.lines} == {
         "rollout": [1.0, 1.0], "update": [2.0, 2.0], "score": [0.0, 4.0],
     }  # fmt: skip
-    areas = re.findall(r'class="f\d" opacity="[^"]*" d="M([^"]*)Z"', figure_html(chart))
-    corners = [[tuple(map(float, p.split(","))) for p in area.split("L")] for area in areas]
-    assert len(corners) == 3 and all(len(c) == 4 for c in corners)
-    assert corners[0][:2] == corners[1][:1:-1]  # the top of one is the bottom of the next
-    unit = corners[0][2][1] - corners[0][1][1]
-    assert corners[1][2][1] - corners[1][1][1] == pytest.approx(4 * unit, abs=0.3)
 
 
 def test_an_interval_that_reaches_zero_is_drawn(tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
-"""One decoding as a grid: the row made from a rollout, its cells, and the terminal, HTML and PNG
-views.
+"""One decoding as a grid: the row made from a rollout, its cells, and the views of terminal and
+page.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from unmaskrl.reporting.trajectory import (
     is_sample,
     luminance,
     print_trajectory,
-    trajectory_html,
     trajectory_text,
+    view,
     visible,
 )
 
@@ -253,23 +253,19 @@ def test_print_trajectory_can_leave_the_grade_out() -> None:
     assert "correct" not in text and "reward" not in text and "step" not in text
 
 
-def test_html_is_escaped_and_names_every_mark() -> None:
-    hostile = "<script>alert(1)</script>"
-    text = trajectory_html(
-        row(pieces=[hostile, *row()["pieces"][1:]], id='"><img src=x>', split="<b>")
-    )
-    assert "<script" not in text and "<img" not in text and "<b>" not in text
-    assert "&lt;script&gt;" in text
-    assert 'aria-label="4 tokens revealed in 3 denoiser calls"' in text
-    # with the legend's example
-    assert text.count(">given</span>") == 3 and text.count(">3*</span>") == 2
-    assert f"background:{colour(0.5)};color:{ink_on(colour(0.5))}" in text
-    assert "class=" not in text and "http" not in text
-
-
-def test_html_legend_can_be_left_out() -> None:
-    assert "first call" in trajectory_html(row())
-    assert "first call" not in trajectory_html(row(), legend=False)
+def test_view_of_a_page() -> None:
+    seen = view(row(completion="3 * 7 = 21", parts={"correct": 1.0}))
+    assert (seen.calls, seen.verdict, seen.text) == (3, "right", "3 * 7 = 21")
+    assert seen.summary == "4 tokens revealed in 3 denoiser calls"
+    assert seen.headline == "step 7 | train countdown-1 | 3 calls | reward 1.10 (correct 1) | T=1"
+    three, star, *_, rest = seen.cells
+    assert (three.at, three.position, three.marks) == (2, 0, ["drawn"])
+    assert three.chance == pytest.approx(0.6065, abs=1e-4) and three.chance_text == "0.6065"
+    assert (star.at, star.marks, star.chance) == (0, ["anchor"], None)
+    assert (rest.at, rest.size, rest.marks) == (4, 2, ["never"])
+    assert seen.cells[4].marks == ["drawn", "exit"]
+    assert view(row(correct=None)).verdict == "" and view(row(correct=False)).verdict == "wrong"
+    assert view(row(logps=[float("nan")] * 8)).cells[0].chance is None
 
 
 def test_cell_width_counts_columns() -> None:

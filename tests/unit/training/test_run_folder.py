@@ -46,7 +46,7 @@ def a_run(folder: Path) -> Path:
     """Everything that `train` leaves behind, as empty files."""
     inside = (
         "metrics.jsonl eval.jsonl samples.jsonl metrics-old-1.jsonl config-old-1.yaml "
-        "summary-old-12.json "
+        "summary-old-12.json run.json "
     )
     inside += (
         "threads.json summary.json report.html .lock .report.html.4194303.part "
