@@ -261,7 +261,7 @@ def test_profiling_the_variance_changes_nothing_else(
         )
         rows.append([json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()])
         weights.append((out / "model-raw" / "model.safetensors").read_bytes())
-        assert ("Likelihood variance" in (out / "report.html").read_text()) == (draws > 0)
+        assert ("Variance of the likelihood" in (out / "report.html").read_text()) == (draws > 0)
     keys = ("likelihood/variance", "likelihood/variance_per_token")
     for plain, profiled in zip(*rows, strict=True):
         assert all(profiled.pop(key) > 0 for key in keys)
