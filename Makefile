@@ -6,7 +6,7 @@ DEV := $(VENV)/.installed-dev
 DEMO := sudoku-mini
 SEED := 0
 
-.PHONY: demo test check lint types unit integration bench clean
+.PHONY: demo test check lint types unit integration bench browser clean
 
 demo: $(STAMP)
 	$(VENV)/bin/unmaskrl train $(DEMO) run.seed=$(SEED) --force
@@ -31,6 +31,10 @@ integration: $(DEV)
 
 bench: $(STAMP)
 	$(VENV)/bin/python -m benchmarks.speed --json benchmarks/cpu.json
+
+# report and comparison in a real headless Chromium; skipped where there is none. Pictures: build/browser/
+browser: $(DEV)
+	$(VENV)/bin/python -m pytest tests/browser -rs
 
 clean:
 	rm -rf $(VENV) runs build

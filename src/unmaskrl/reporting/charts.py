@@ -42,10 +42,10 @@ PAGE = {
 }
 _ROLES = {name: pair[0] for name, pair in PAGE.items()}
 _WIDTH = 344.0
-_HEIGHT = 206.0
+_HEIGHT = 210.0
 _LEFT = 40.0
 _TOP = 10.0
-_BOTTOM = 34.0
+_BOTTOM = 38.0
 _FONT = 10.0
 _LINE = 12.0  # between two labels
 _CHARACTER = 5.7  # the width of one, at most
@@ -225,6 +225,7 @@ def _limit(axes: Any, chart: Chart) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     style_axes(axes, chart.label, size=_FONT)
+    axes.tick_params(axis="x", pad=7)  # clear of the lowest label of the y axis
 
 
 def style_axes(axes: Any, label: Callable[[float], str], size: float = 8) -> None:
