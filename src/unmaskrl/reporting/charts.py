@@ -109,7 +109,7 @@ def chart_svg(chart: Chart) -> str:
 
     labels = {i: _end_label(chart, line) for i, line in _shown(chart)}
     right = 18 + _CHARACTER * max(map(len, labels.values()))
-    options = {
+    options: Any = {  # typed for literal keys
         "svg.fonttype": "none",
         "svg.hashsalt": f"{chart.title} {chart.x}",
         "font.size": _FONT,

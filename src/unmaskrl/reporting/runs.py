@@ -57,8 +57,7 @@ class StoredRun:
     @property
     def block_length(self) -> int | None:
         """Tokens of a block of the decoding, if the config says so."""
-        length = mapping(self.config.get("decode")).get("block_length")
-        return length if _is_count(length) else None
+        return _count(mapping(self.config.get("decode")).get("block_length"))
 
     @property
     def unpruned_calls(self) -> int | None:
@@ -66,12 +65,12 @@ class StoredRun:
         that decide as they go.
         """
         decode = mapping(self.config.get("decode"))
-        sizes = [decode.get(key) for key in ("gen_length", "block_length", "steps")]
+        keys = ("gen_length", "block_length", "steps")
+        gen_length, block_length, steps = (_count(decode.get(key)) for key in keys)
         rule = RULES.get(str(decode.get("select")))
-        if rule is None or rule.prefix is not None or not all(map(_is_count, sizes)):
+        if rule is None or rule.prefix is not None:
             return None
-        gen_length, block_length, steps = sizes
-        if gen_length % block_length:
+        if not gen_length or not block_length or not steps or gen_length % block_length:
             return None
         return planned_calls([block_length] * (gen_length // block_length), gen_length, steps)
 
@@ -134,8 +133,10 @@ def mapping(value: Any) -> Row:
     return value if isinstance(value, dict) else {}
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+def _count(value: Any) -> int | None:
+    """A whole number above 0, else None."""
+    is_count = isinstance(value, int) and not isinstance(value, bool) and value > 0
+    return value if is_count else None
 
 
 def _read_text(path: Path) -> str:

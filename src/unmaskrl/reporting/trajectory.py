@@ -282,8 +282,9 @@ def _headline(row: dict[str, Any]) -> str:
         parts.append(f"correct: {'yes' if row['correct'] else 'no'}")
     parts.append(f"{num_calls(row)} calls")
     if isinstance(row.get("reward"), int | float):
-        named = row.get("parts") if isinstance(row.get("parts"), dict) else {}
-        scores = ", ".join(f"{k} {v:g}" for k, v in named.items() if _finite(v) is not None)
+        named = row.get("parts")
+        known = named.items() if isinstance(named, dict) else ()
+        scores = ", ".join(f"{k} {v:g}" for k, v in known if _finite(v) is not None)
         parts.append(f"reward {row['reward']:.2f}" + (f" ({scores})" if scores else ""))
     if isinstance(row.get("temperature"), int | float):
         parts.append(f"T={row['temperature']:g}")
