@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from unmaskrl.cli.main import main
 from unmaskrl.recipes.load import load_recipe
 from unmaskrl.recipes.schema import SFTRecipe
-from unmaskrl.reporting.progress import SilentProgress
+from unmaskrl.reporting.progress import Progress
 from unmaskrl.training import loop as train_module
 from unmaskrl.training.folder.checkpoint import CheckpointError
 from unmaskrl.training.loop import train
@@ -33,7 +33,7 @@ SETTINGS = (
 LOGS = ("metrics.jsonl", "eval.jsonl", "samples.jsonl")
 
 
-class Heard(SilentProgress):
+class Heard(Progress):
     """Keeps what is said."""
 
     def __init__(self) -> None:

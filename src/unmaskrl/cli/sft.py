@@ -12,7 +12,7 @@ from ..models.loading import open_checkpoint
 from ..recipes.load import load_recipe
 from ..recipes.registry import COMPONENTS, component
 from ..recipes.schema import SFTRecipe
-from ..reporting.progress import SFTProgress
+from ..reporting.progress import Progress
 from ..reporting.tables import eval_table
 from ..tasks import Task
 from ..training.sft import run_sft
@@ -26,7 +26,7 @@ def sft_command(args: SFTArguments) -> int:
     """unmaskrl sft."""
     recipe = load_recipe(args.recipe, args.overrides, SFTRecipe)
     console = PlainConsole()
-    progress = SFTProgress(console)
+    progress = Progress(console)
     progress.start(recipe.train.steps, f"{recipe.name} seed {recipe.run.seed}")
     try:
         out = run_sft(recipe, resume=args.resume, force=args.force, report=progress.step)

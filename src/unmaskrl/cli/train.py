@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..recipes.checks import warnings_for
 from ..recipes.load import load_recipe
-from ..reporting.progress import SilentProgress, TrainProgress, summary_table
+from ..reporting.progress import Progress, summary_table
 from ..training.loop import train
 from ..utils.stopping import is_main
 from ..utils.terminal import PlainConsole
@@ -18,7 +18,7 @@ def train_command(args: TrainArguments) -> int:
     console = PlainConsole(quiet=not is_main())  # a table per process would be 64 tables
     for note in warnings_for(recipe):
         console.print(f"warning: {note}", style="yellow")
-    progress = SilentProgress() if args.quiet or not is_main() else TrainProgress(console)
+    progress = Progress(None if args.quiet or not is_main() else console)
     summary = train(recipe, resume=args.resume, force=args.force, progress=progress)
     console.print(
         summary_table(

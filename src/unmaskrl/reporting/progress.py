@@ -1,9 +1,8 @@
-"""What a running command shows: a live display on a terminal, else a plain line every ten seconds
-(shell).
+"""What a running command shows: a live display on a terminal, else plain lines.
 
-``TrainProgress``, ``SFTProgress`` and ``SilentProgress`` have the same methods: start, step, eval,
-note, warn, stop. The live display is drawn by a thread of its own, so what it reads is replaced as
-a whole, never changed in place.
+On a terminal: a bar over the steps with elapsed and left time, a line that says what is done inside
+the step, and means over the last 10 steps. Elsewhere: the first and the last step, one step in ten
+seconds, and where nothing else was said for a minute the line of the phase.
 """
 
 from __future__ import annotations
@@ -11,18 +10,18 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console, Group, RenderableType
-from rich.live import Live
-from rich.progress_bar import ProgressBar
+from rich.progress import BarColumn, ProgressColumn, Task, TextColumn
+from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
-from ..utils.terminal import PlainConsole
 from .metrics import PHASES, is_part, labelled
 from .words import (
+    Row,
     decimal,
     duration,
     eval_line,
@@ -34,13 +33,37 @@ from .words import (
     verdict,
 )
 
-Row = dict[str, Any]
 _WINDOW = 10  # steps that shown numbers are averaged over: one step's rollouts are few
+_QUIET = 60.0  # seconds without a line, after which a log is told the phase
 
 
-class TrainProgress:
-    """RL: reward, accuracy, denoiser calls, seconds per phase, time left; means over the last 10
-    steps.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Phase:
+    """What is done inside a step: ``done`` of ``total`` of something. Denoiser calls are counted as
+    they are made; ``done`` is None where they are what is counted.
+    """
+
+    name: str
+    total: int
+    done: int | None
+    unit: str
+    calls: int = 0
+
+    def __str__(self) -> str:
+        count = self.calls if self.done is None else self.done
+        if not self.total and not count:
+            return self.name
+        text = f"{self.name} {count}" + (f"/{self.total}" if self.total else "")
+        text += f" {self.unit}" if self.unit else ""
+        return text if self.done is None or not self.calls else f"{text}, call {self.calls}"
+
+
+class Progress:
+    """Progress of a run: RL (reward, accuracy, denoiser calls, seconds per phase) or supervised
+    (losses, learning rate). Without a console it is silent, but for warnings.
+
+    The live display is drawn by a thread of its own, so what it reads is replaced as a whole, never
+    changed in place.
     """
 
     def __init__(
@@ -50,49 +73,142 @@ class TrainProgress:
         every: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.display = _Display(console or PlainConsole(), every, clock)
+        self.console = console
+        self.every = every
+        self.clock = clock
+        self.total = 0
+        self.current = 0
         self.rows: tuple[Row, ...] = ()
         self.evals: dict[str, Row] = {}
+        self.inside: Phase | None = None
+        self.times: tuple[tuple[int, float], ...] = ()
+        self.began = clock()
+        self.printed: float | None = None  # the last line of a step
+        self.spoke = clock()  # the last line
+        self.live: _Live | None = None
 
     def start(self, total_steps: int, title: str) -> None:
         """Begin; ``total_steps`` counts from the run's first step, also if it is resumed."""
+        self.stop()
+        self.total = total_steps
+        self.current = 0
         self.rows = ()
         self.evals = {}
-        self.display.start(total_steps, title, self._details)
+        self.inside = None
+        self.times = ()
+        self.began = self.clock()
+        self.printed = None
+        if self.console is None:
+            return
+        self.note(f"{title}: {total_steps} steps")
+        if self.console.is_terminal:
+            self.live = _Live(self, self.console)
+            self.live.start()
+
+    def phase(self, name: str, total: int = 0, done: int | None = None, unit: str = "") -> None:
+        """Say what is done now. With ``done``, that many of ``total``; without, ``call`` counts."""
+        self.inside = Phase(name=name, total=total, done=done, unit=unit)
+        self._heartbeat()
+
+    def call(self) -> None:
+        """A denoiser call was made."""
+        if self.inside is not None:
+            self.inside = replace(self.inside, calls=self.inside.calls + 1)
+            self._heartbeat()
 
     def step(self, row: Row) -> None:
-        """Take a row of ``metrics.jsonl``."""
+        """Take a row of a log: of metrics.jsonl, or of a supervised run's (``steps``: its length).
+        Of a row with ``note``, that is printed.
+        """
+        if "note" in row:
+            self.note(str(row["note"]))
+            return
+        now = self.clock()
         self.rows = (*self.rows, row)[-_WINDOW:]
-        self.display.step(row, self._line)
+        self.total = int(row.get("steps") or self.total)
+        self.current = int(row.get("step", self.current + 1))
+        self.times = (*self.times, (self.current, now))[-2 * _WINDOW :]
+        self.inside = None
+        due = self.printed is None or now - self.printed >= self.every
+        if self.live is None and (due or self.current >= self.total):
+            self.printed = now
+            parts = [f"step {self.current}/{self.total}", *self._line()]
+            left = self.seconds_left()
+            parts += [f"left {duration(left)}"] if left is not None else []
+            self.note(" | ".join(parts))
 
     def eval(self, row: Row) -> None:
         """Take a row of ``eval.jsonl``; always printed."""
         self.evals = {**self.evals, str(row.get("split", "eval")): row}
-        self.display.note(eval_line(row))
+        self.inside = None
+        self.note(eval_line(row))
 
     def note(self, text: str) -> None:
         """Print a line; always printed."""
-        self.display.note(text)
+        if self.console is not None:
+            self.spoke = self.clock()
+            self.console.print(Text(text), soft_wrap=True)
 
     def warn(self, text: str) -> None:
-        """Print a line about something that went wrong."""
-        self.display.note(f"warning: {text}")
+        """Print a line about something that went wrong; on stderr where progress is silent."""
+        if self.console is None:
+            sys.stderr.write(f"unmaskrl: warning: {text}\n")
+        self.note(f"warning: {text}")
 
     def stop(self) -> None:
         """End the display; may be called twice."""
-        self.display.stop()
+        if self.live is not None:
+            self.live.stop()
+            self.live = None
+
+    def seconds_left(self) -> float | None:
+        """Steps left times the mean time of the recent ones; None before there are two."""
+        times = self.times
+        if len(times) < 2 or times[-1][0] <= times[0][0]:
+            return None
+        (first, begin) = times[0]
+        (last, end) = times[-1]
+        since = self.clock() - end
+        return max(0.0, (self.total - last) * (end - begin) / (last - first) - since)
+
+    def details(self) -> Iterable[tuple[str, str]]:
+        """Label and text of each line under the bar."""
+        if self.inside is not None:
+            yield "now", str(self.inside)
+        if reward := self._reward():
+            yield "reward", reward
+        if accuracies := self._accuracies():
+            yield "rollout accuracy", accuracies
+        if self.evals:
+            yield "held-out accuracy", self._held_out()
+        if calls := self._calls():
+            yield "calls per rollout", calls
+        if (live := self._mean("groups/live")) is not None:
+            yield "groups with signal", percent(live)
+        if phases := self._phases():
+            yield "seconds per step", phases
+        yield from self._losses()
+
+    def _heartbeat(self) -> None:
+        """In a log that was not told anything for long: the phase."""
+        if self.live is None and self.console is not None and self.inside is not None:
+            now = self.clock()
+            if now - self.spoke >= _QUIET:
+                elapsed = duration(now - self.began)
+                self.note(f"step {self.current}/{self.total} | {self.inside} | elapsed {elapsed}")
 
     def _mean(self, key: str) -> float | None:
         return mean(number(row, key) for row in self.rows)
 
-    def _phases(self) -> tuple[float, str]:
+    def _phases(self) -> str:
         """Seconds of a step, and how they are spent."""
         known = {}
         for key, name in PHASES.items():
             seconds = [number(row, key) for row in self.rows]
             if any(s is not None for s in seconds):  # a step without the phase spent 0 s in it
                 known[name] = sum(s or 0.0 for s in seconds) / len(seconds)
-        return sum(known.values(), 0.0), ", ".join(f"{name} {s:.1f}" for name, s in known.items())
+        parts = ", ".join(f"{name} {s:.1f}" for name, s in known.items())
+        return f"{sum(known.values()):.1f} ({parts})" if known else ""
 
     def _accuracies(self) -> str:
         known = {label: self._mean(key) for key, label in labelled("accuracy").items()}
@@ -105,25 +221,11 @@ class TrainProgress:
             shown.append(f"{split} {percent(number(row, 'accuracy'))} ({which})")
         return "  ".join(shown)
 
-    def _details(self) -> Iterable[tuple[str, str]]:
-        """Label and text of each line under the bar."""
-        nfe, per_call, live = (
-            self._mean(k) for k in ("nfe/mean", "nfe/tokens_per_call", "groups/live")
-        )
-        if reward := self._reward():
-            yield "reward", reward
-        if accuracies := self._accuracies():
-            yield "rollout accuracy", accuracies
-        if self.evals:
-            yield "held-out accuracy", self._held_out()
-        if nfe is not None:
-            tokens = f" ({per_call:.2f} tokens per call)" if per_call is not None else ""
-            yield "calls per rollout", f"{nfe:.1f}{tokens}"
-        if live is not None:
-            yield "groups with signal", percent(live)
-        seconds, phases = self._phases()
-        if phases:
-            yield "seconds per step", f"{seconds:.1f} ({phases})"
+    def _calls(self) -> str:
+        nfe = self._mean("nfe/mean")
+        per_call = self._mean("nfe/tokens_per_call")
+        tokens = f" ({per_call:.2f} tokens per call)" if per_call is not None else ""
+        return f"{nfe:.1f}{tokens}" if nfe is not None else ""
 
     def _reward(self) -> str:
         if (total := self._mean("reward/mean")) is None:
@@ -135,171 +237,68 @@ class TrainProgress:
         parts = ", ".join(f"{name} {v:.2f}" for name, v in known)
         return f"{total:.3f} ({parts})" if parts else f"{total:.3f}"
 
-    def _line(self) -> str:
-        """The plain line's text after the step."""
-        reward = self._mean("reward/mean")
-        nfe = self._mean("nfe/mean")
-        seconds, phases = self._phases()
-        parts = [
-            f"reward {reward:.3f}" if reward is not None else "",
-            f"accuracy {self._accuracies()}" if self._accuracies() else "",
-            f"{nfe:.1f} calls/rollout" if nfe is not None else "",
-            f"{seconds:.1f} s/step ({phases})" if phases else "",
-            f"held-out {self._held_out()}" if self.evals else "",
-        ]
-        return " | ".join(part for part in parts if part)
-
-
-class SFTProgress:
-    """Supervised training: loss (nats per token), learning rate, time left."""
-
-    def __init__(
-        self,
-        console: Console | None = None,
-        *,
-        every: float = 10.0,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self.display = _Display(console or PlainConsole(), every, clock)
-        self.row: Row = {}
-
-    def start(self, total_steps: int, title: str) -> None:
-        """Begin."""
-        self.row = {}
-        self.display.start(total_steps, title, self._details)
-
-    def step(self, row: Row) -> None:
-        """Take a row with step, steps, loss, lr; of a row with ``note``, that is printed."""
-        if "note" in row:
-            self.note(str(row["note"]))
+    def _losses(self) -> Iterable[tuple[str, str]]:
+        """Of a supervised run, whose rows hold no reward: losses as they are, nats per token."""
+        row = self.rows[-1] if self.rows else {}
+        if "reward/mean" in row:
             return
-        self.row = row
-        self.display.total = int(row.get("steps") or self.display.total)
-        self.display.step(
-            row, lambda: " | ".join(f"{label} {text}" for label, text in self._details())
-        )
-
-    def eval(self, row: Row) -> None:
-        """Take an evaluation's summary; always printed."""
-        self.display.note(eval_line(row))
-
-    def note(self, text: str) -> None:
-        """Print a line; always printed."""
-        self.display.note(text)
-
-    def warn(self, text: str) -> None:
-        """Print a line about something that went wrong."""
-        self.display.note(f"warning: {text}")
-
-    def stop(self) -> None:
-        """End the display; may be called twice."""
-        self.display.stop()
-
-    def _details(self) -> Iterable[tuple[str, str]]:
-        for key, value in self.row.items():
-            if (key == "loss" or key.startswith("loss/")) and number(self.row, key) is not None:
+        for key, value in row.items():
+            if (key == "loss" or key.startswith("loss/")) and number(row, key) is not None:
                 yield key.replace("/", " "), f"{value:.4f}"
-        if (rate := number(self.row, "lr")) is not None:
+        if (rate := number(row, "lr")) is not None:
             yield "lr", f"{rate:.2e}"
 
-
-class SilentProgress:
-    """Shows nothing: for tests, and for all ranks but the first."""
-
-    def start(self, total_steps: int, title: str) -> None:
-        """Nothing."""
-
-    def step(self, row: Row) -> None:
-        """Nothing."""
-
-    def eval(self, row: Row) -> None:
-        """Nothing."""
-
-    def note(self, text: str) -> None:
-        """Nothing."""
-
-    def warn(self, text: str) -> None:
-        """A line on stderr: silence is for progress, not for what went wrong."""
-        sys.stderr.write(f"unmaskrl: warning: {text}\n")
-
-    def stop(self) -> None:
-        """Nothing."""
+    def _line(self) -> Iterable[str]:
+        """The parts of a plain line after the step."""
+        reward = self._mean("reward/mean")
+        nfe = self._mean("nfe/mean")
+        total, _, phases = self._phases().partition(" ")
+        yield from [f"reward {reward:.3f}"] if reward is not None else []
+        yield from [f"accuracy {self._accuracies()}"] if self._accuracies() else []
+        yield from [f"{nfe:.1f} calls/rollout"] if nfe is not None else []
+        yield from [f"{total} s/step {phases}"] if phases else []
+        yield from [f"held-out {self._held_out()}"] if self.evals else []
+        yield from (f"{label} {text}" for label, text in self._losses())
 
 
-class _Display:
-    """A bar with lines under it on a terminal; elsewhere the first and last step and one line every
-    few seconds.
-    """
+class _Times(ProgressColumn):
+    """Elapsed and, once two steps are known, left."""
 
-    def __init__(self, console: Console, every: float, clock: Callable[[], float]) -> None:
-        self.console = console
-        self.every = every
-        self.clock = clock
-        self.title = ""
-        self.total = 0
-        self.current = 0
-        self.details: Callable[[], Iterable[tuple[str, str]]] = lambda: ()
-        self.times: tuple[tuple[int, float], ...] = ()
-        self.printed: float | None = None
-        self.live: Live | None = None
+    def __init__(self, owner: Progress) -> None:
+        super().__init__()
+        self.owner = owner
 
-    def start(
-        self, total: int, title: str, details: Callable[[], Iterable[tuple[str, str]]]
-    ) -> None:
-        self.stop()
-        self.title = title
-        self.total = total
-        self.current = 0
-        self.details = details
-        self.times = ()
-        self.printed = None
-        if self.console.is_terminal:
-            self.live = Live(get_renderable=self.render, console=self.console, refresh_per_second=4)
-            self.live.start()
-        else:
-            self.note(f"{title}: {total} steps")
+    def render(self, task: Task) -> Text:
+        left = self.owner.seconds_left()
+        rest = f", {duration(left)} left" if left else ""
+        return Text(f"{duration(self.owner.clock() - self.owner.began)} elapsed{rest}")
 
-    def step(self, row: Row, line: Callable[[], str]) -> None:
-        self.current, now = int(row.get("step", self.current + 1)), self.clock()
-        self.times = (*self.times, (self.current, now))[-2 * _WINDOW :]
-        if self.live:
-            return
-        due = self.printed is None or now - self.printed >= self.every
-        if due or self.current >= self.total:
-            self.printed = now
-            left = self.seconds_left()
-            tail = f" | left {duration(left)}" if left is not None else ""
-            self.note(f"step {self.current}/{self.total} | {line()}{tail}")
 
-    def seconds_left(self) -> float | None:
-        """Steps left times the mean time of the recent ones; None before there are two."""
-        times = self.times
-        if len(times) < 2 or times[-1][0] <= times[0][0]:
-            return None
-        (first, begin) = times[0]
-        (last, end) = times[-1]
-        since = self.clock() - end
-        return max(0.0, (self.total - last) * (end - begin) / (last - first) - since)
+class _Live(Bar):
+    """The bar of rich with our lines under it."""
 
-    def note(self, text: str) -> None:
-        self.console.print(Text(text), soft_wrap=True)
+    def __init__(self, owner: Progress, console: Console) -> None:
+        self.owner = owner
+        super().__init__(
+            TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+            BarColumn(bar_width=24),
+            _Times(owner),
+            console=console,
+            refresh_per_second=4,
+        )
+        self.steps = self.add_task("step", total=owner.total)
 
-    def stop(self) -> None:
-        if self.live:
-            self.live.stop()
-            self.live = None
-
-    def render(self) -> RenderableType:
-        left = self.seconds_left()
-        head = Table.grid(padding=(0, 2))
-        bar = ProgressBar(total=max(1, self.total), completed=self.current, width=28)
-        counter = f"step {self.current}/{self.total}"
-        time_left = f"{duration(left)} left" if left else ""
-        head.add_row(Text(self.title, style="bold"), bar, Text(counter), Text(time_left))
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """The bar, then a line per detail."""
+        if not hasattr(self, "steps"):
+            return  # asked for before the bar has its task
+        self.tasks[0].total = self.owner.total
+        self.tasks[0].completed = self.owner.current
+        yield self.make_tasks_table(self.tasks)
         body = Table.grid(padding=(0, 2))
-        for label, text in self.details():
+        for label, text in self.owner.details():
             body.add_row(Text(f"  {label}", style="dim"), Text(text))
-        return Group(head, body)
+        yield body
 
 
 def summary_table(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
@@ -16,17 +16,15 @@ from ..models.loading import write_tokenizer
 from ..models.weights import swapped
 from ..recipes.memory import size_text
 from ..recipes.schema import Recipe
-from ..reporting.progress import SilentProgress, TrainProgress
-from ..tasks import told
+from ..reporting.progress import Progress
+from ..tasks import Example, told
 from ..utils.files import read_jsonl, write_json
 from .bad_updates import check_weights
 from .log import log_eval
 from .state import Run
 
 
-def evaluate_run(
-    run: Run, split: str, weights: Sequence[str], progress: TrainProgress | SilentProgress
-) -> None:
+def evaluate_run(run: Run, split: str, weights: Sequence[str], progress: Progress) -> None:
     """Greedy, anchor-free accuracy of the weights (raw, base: as they are; ema) on a held-out
     split, by the main process.
     """
@@ -53,13 +51,29 @@ def evaluate_run(
                 seed=run.recipe.run.seed,
                 batch_size=e.batch_size,
                 head=None if run.sampler is None else run.sampler.head,
-                on_rollout=rollouts.append,
+                on_rollout=_shown(
+                    progress, f"evaluating {split} ({name})", fits.examples, rollouts
+                ),
             )
             result = replace(result, dropped=fits.dropped)
             progress.eval(log_eval(run, split, name, result, rollouts, fits.examples))
 
 
-def evaluate_due(run: Run, progress: TrainProgress | SilentProgress) -> None:
+def _shown(
+    progress: Progress, what: str, examples: Sequence[Example], kept: list[Rollout]
+) -> Callable[[Rollout], None]:
+    """Keep every rollout, and show how many of the problems are done."""
+    progress.phase(what, len(examples), 0, unit="problems")
+
+    def seen(rollout: Rollout) -> None:
+        kept.append(rollout)
+        done = sum(len(one.ids) for one in kept)
+        progress.phase(what, len(examples), done, unit="problems")
+
+    return seen
+
+
+def evaluate_due(run: Run, progress: Progress) -> None:
     """The evaluation that belongs to where the run stands, unless it is in the log already."""
     recipe = run.recipe
     if run.step == 0:

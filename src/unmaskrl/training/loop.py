@@ -36,23 +36,22 @@ from ..models.denoiser import ModelDenoiser
 from ..models.weights import update_average
 from ..recipes.schema import Recipe
 from ..reporting.html import write_report
-from ..reporting.progress import SilentProgress, TrainProgress
+from ..reporting.progress import Progress
 from ..tasks import TrlReward
 from ..utils.stopping import Stopped, signals_to
 from .bad_updates import check_rewards, explained, refused
 from .first_ratio import check_first_ratio
+from .folder.run_folder import folder_of
 from .held_out import evaluate_due, evaluate_run, save_models, saving_notes
 from .log import alarms, log_samples, log_step, rollout_metrics, start_trackers, write_summary
 from .memory_notes import memory_notes
 from .ranks.shard import extra_passes
 from .resume import load_run
-from .rollouts.collect import rollout_step
+from .rollouts.collect import most_calls, rollout_step
 from .saving import is_late, save, where_it_stands
 from .schedule import learning_rate
 from .setup import start_run
 from .state import Batch, Run
-
-Progress = TrainProgress | SilentProgress
 
 
 def train(
@@ -66,9 +65,17 @@ def train(
     """Run a recipe (or go on with it) and return its summary; everything else is in the run
     folder. ``rewards``: functions of TRL's contract beside those that the recipe names.
     """
-    progress = progress or SilentProgress()
+    progress = progress or Progress()
     began = time.perf_counter()
-    run = start_run(recipe, resume=resume, force=force, rewards=rewards)
+    out = folder_of(recipe.run.out, recipe.name, recipe.run.seed)
+    progress.start(recipe.train.steps, f"{recipe.name} seed {recipe.run.seed}: {out}")
+    progress.phase(f"loading {recipe.model.path} and the problems")
+    try:
+        run = start_run(recipe, resume=resume, force=force, rewards=rewards)
+    except BaseException:
+        progress.stop()
+        raise
+    run.progress = progress
     try:
         notes = load_run(run) if resume else []
         for note in [
@@ -80,7 +87,6 @@ def train(
             *saving_notes(run),
         ]:
             progress.note(note)
-        progress.start(recipe.train.steps, f"{recipe.name} seed {recipe.run.seed}: {run.out}")
         with signals_to(run.stop.handle):
             run_steps(run, progress)
             save_models(run)
@@ -124,6 +130,7 @@ def do_step(run: Run, progress: Progress, *, check_ratio: bool) -> None:
     began = time.perf_counter()
     due = False
     if run.batch is None:
+        run.progress.phase("rollout", most_calls(recipe.decode), unit="calls")
         run.batch = collect(run)
     alone = run.accelerator.num_processes == 1
     while run.inner < recipe.train.num_iterations:
@@ -131,6 +138,7 @@ def do_step(run: Run, progress: Progress, *, check_ratio: bool) -> None:
         # the step
         if alone:
             run.stop.obey(run.most)
+        run.progress.phase("update", recipe.train.num_iterations, run.inner + 1)
         if note := update(run, run.batch, check_ratio=check_ratio and run.inner == 0):
             progress.note(note)
         run.inner += 1
@@ -192,6 +200,7 @@ def collect(run: Run) -> Batch:
     advantages = advantages[used]
     metrics["health/behavior_gap"] = gap
     graded = clock()
+    run.progress.phase("scoring", unit="passes")
     with run.droppable(), run.inference() as policy:
         old, ref, canvases = frozen_likelihoods(run, policy, rollout, advantages)
     # up to here nothing but this function's own names has changed: a signal may drop it all

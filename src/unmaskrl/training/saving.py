@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from ..reporting.progress import SilentProgress, TrainProgress
+from ..reporting.progress import Progress
 from .resume import save_run
 from .state import Run
 
@@ -15,7 +15,7 @@ def is_late(run: Run) -> bool:
     return minutes is not None and time.monotonic() - run.saved_at >= 60 * minutes
 
 
-def save(run: Run, progress: TrainProgress | SilentProgress) -> None:
+def save(run: Run, progress: Progress) -> None:
     """Checkpoint, unless there is one of this update; a full disk is said, and training goes on
     with the last good one.
     """

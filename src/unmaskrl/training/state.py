@@ -21,6 +21,7 @@ from ..models.denoiser import ModelDenoiser
 from ..models.weights import trainable
 from ..recipes.schema import Recipe
 from ..reporting.merging import over_ranks
+from ..reporting.progress import Progress
 from ..tasks import Task, TrlReward
 from ..utils.lock import Lock
 from ..utils.stopping import Abandoned, Stop
@@ -88,6 +89,7 @@ class Run:
     changed: list[str] = field(default_factory=list)
     saved: int = -1  # updates at the last checkpoint that was read or (tried to be) written
     stop: Stop = field(default_factory=Stop)
+    progress: Progress = field(default_factory=Progress)  # silent, unless somebody looks
     saved_at: float = field(default_factory=time.monotonic)
     unsaved: str = ""  # why the last attempt failed, if it did
     skipped: int = 0  # updates in a row that were not made because they are not finite
@@ -144,11 +146,16 @@ class Run:
         if self.gathered is not None:
             self.gathered.refresh()
         try:
-            yield watched(self.frozen, self.stop)
+            yield watched(self.frozen, self._before_pass)
         except Abandoned:
             self._answer_others()
             raise
         self._answer_others()
+
+    def _before_pass(self) -> None:
+        """A signal leaves work that may be dropped; a pass that is made is shown."""
+        self.stop.check()
+        self.progress.call()
 
     def _answer_others(self) -> None:
         if isinstance(self.frozen, Lockstep):

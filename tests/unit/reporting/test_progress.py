@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import io
 import re
 from pathlib import Path
@@ -11,17 +10,14 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from unmaskrl.reporting.progress import (
-    SFTProgress,
-    SilentProgress,
-    TrainProgress,
+from unmaskrl.reporting.progress import Progress, summary_table
+from unmaskrl.reporting.words import (
     duration,
     eval_line,
     interval,
     mean,
     number,
     preferred,
-    summary_table,
     verdict,
 )
 
@@ -93,7 +89,7 @@ def last_frame(text: str) -> str:
 def test_a_log_gets_the_first_and_last_step_and_one_line_in_ten_seconds() -> None:
     console, file = plain()
     clock = Clock()
-    progress = TrainProgress(console, clock=clock)
+    progress = Progress(console, clock=clock)
     progress.start(30, "run")
     for step in range(1, 31):
         clock.now += 4.0
@@ -109,7 +105,7 @@ def test_a_log_gets_the_first_and_last_step_and_one_line_in_ten_seconds() -> Non
 
 def test_evals_and_notes_are_always_printed_each_on_one_line() -> None:
     console, file = plain(width=40)
-    progress = TrainProgress(console, clock=Clock())
+    progress = Progress(console, clock=Clock())
     progress.note("before the start [not markup]")
     progress.start(100, "run")
     for step in range(1, 5):
@@ -126,7 +122,7 @@ def test_evals_and_notes_are_always_printed_each_on_one_line() -> None:
 def test_the_line_averages_the_last_ten_steps_and_says_what_is_left() -> None:
     console, file = plain()
     clock = Clock()
-    progress = TrainProgress(console, every=0.0, clock=clock)
+    progress = Progress(console, every=0.0, clock=clock)
     progress.start(20, "run")
     for step in range(1, 13):
         clock.now += 2.0
@@ -147,7 +143,7 @@ def test_the_line_averages_the_last_ten_steps_and_says_what_is_left() -> None:
 def test_time_left_of_a_resumed_run_counts_only_its_own_steps() -> None:
     console, file = plain()
     clock = Clock()
-    progress = TrainProgress(console, every=0.0, clock=clock)
+    progress = Progress(console, every=0.0, clock=clock)
     progress.start(100, "run")
     progress.step(metrics(81))
     assert "left" not in file.getvalue()
@@ -161,7 +157,7 @@ def test_time_left_of_a_resumed_run_counts_only_its_own_steps() -> None:
 )
 def test_missing_metrics_are_left_out(row: dict[str, Any]) -> None:
     console, file = plain()
-    progress = TrainProgress(console, clock=Clock())
+    progress = Progress(console, clock=Clock())
     progress.start(5, "run")
     progress.step(row)
     progress.eval({})
@@ -172,7 +168,7 @@ def test_missing_metrics_are_left_out(row: dict[str, Any]) -> None:
 def test_a_terminal_shows_bar_numbers_and_the_log_above() -> None:
     console, file = terminal()
     clock = Clock()
-    progress = TrainProgress(console, clock=clock)
+    progress = Progress(console, clock=clock)
     progress.start(40, "countdown [s0]")
     progress.eval(BASE)
     for step in (1, 2):
@@ -186,12 +182,11 @@ def test_a_terminal_shows_bar_numbers_and_the_log_above() -> None:
         "eval test base step 0: accuracy 18.9%, 95% interval 15.7-22.5%, 512 problems, 14.8 calls "
         "each" in text
     )
-    assert "saved" in text
+    assert "saved" in text and "countdown [s0]: 40 steps" in text
     frame = last_frame(text)
     for part in (
-        "countdown [s0]",
         "step 2/40",
-        "38:00 left",
+        "2:00 elapsed, 38:00 left",
         "0.500 (correct 0.42, format 0.08)",
         "all 42.0%  blank 42.0%",
         "test 18.9% (base, step 0)",
@@ -204,7 +199,7 @@ def test_a_terminal_shows_bar_numbers_and_the_log_above() -> None:
 
 def test_the_terminal_display_can_start_again() -> None:
     console, file = terminal()
-    progress = TrainProgress(console, clock=Clock())
+    progress = Progress(console, clock=Clock())
     progress.start(5, "one")
     progress.step(metrics(4))
     progress.start(7, "two")
@@ -215,7 +210,7 @@ def test_the_terminal_display_can_start_again() -> None:
 def test_sft_shows_losses_rate_and_notes() -> None:
     console, file = plain()
     clock = Clock()
-    progress = SFTProgress(console, every=0.0, clock=clock)
+    progress = Progress(console, every=0.0, clock=clock)
     progress.start(500, "base")
     progress.step({"note": "a broken checkpoint was skipped"})
     for step in (10, 20):
@@ -237,7 +232,7 @@ def test_sft_shows_losses_rate_and_notes() -> None:
 
 def test_sft_on_a_terminal() -> None:
     console, file = terminal()
-    progress = SFTProgress(console, clock=Clock())
+    progress = Progress(console, clock=Clock())
     progress.start(500, "base")
     progress.step({"step": 10, "steps": 500, "loss": 0.5, "lr": 1e-3})
     progress.eval({"accuracy": 0.5})
@@ -246,26 +241,70 @@ def test_sft_on_a_terminal() -> None:
     assert "accuracy 50.0%" in file.getvalue()
 
 
-def test_all_displays_have_the_same_methods_and_silence_is_silent(
+def test_without_a_console_it_is_silent_but_for_warnings(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    public = [
-        {
-            name: inspect.signature(f)
-            for name, f in vars(kind).items()
-            if not name.startswith("_") and callable(f)
-        }
-        for kind in (TrainProgress, SFTProgress, SilentProgress)
-    ]
-    assert list(public[0]) == ["start", "step", "eval", "note", "warn", "stop"]
-    assert public[0] == public[1] == public[2]
-    silent = SilentProgress()
+    silent = Progress()
     silent.start(3, "x")
+    silent.phase("rollout", 3)
+    silent.call()
     silent.step(metrics(1))
     silent.eval(BASE)
     silent.note("x")
     silent.stop()
     assert capsys.readouterr() == ("", "")
+    silent.warn("disk full")
+    assert capsys.readouterr() == ("", "unmaskrl: warning: disk full\n")
+
+
+def test_the_phase_moves_inside_a_step() -> None:
+    console, file = terminal()
+    progress = Progress(console, clock=Clock())
+    progress.start(5, "run")
+    seen = []
+
+    def now() -> str:
+        return dict(progress.details()).get("now", "")
+
+    progress.phase("loading mini")
+    seen.append(now())
+    progress.phase("evaluating test (base)", 512, 0, unit="problems")
+    progress.call()
+    seen.append(now())
+    progress.phase("evaluating test (base)", 512, 128, unit="problems")
+    seen.append(now())
+    progress.phase("rollout", 123, unit="calls")
+    for _ in range(40):
+        progress.call()
+    seen.append(now())
+    progress.phase("update", 4, 2)
+    seen.append(now())
+    progress.stop()
+    assert seen == [
+        "loading mini",
+        "evaluating test (base) 0/512 problems, call 1",
+        "evaluating test (base) 128/512 problems",
+        "rollout 40/123 calls",
+        "update 2/4",
+    ]
+    assert "now" in last_frame(file.getvalue()) and "update 2/4" in last_frame(file.getvalue())
+    progress.step(metrics(1))
+    assert now() == ""
+
+
+def test_a_log_is_told_the_phase_when_nothing_was_said_for_a_minute() -> None:
+    console, file = plain()
+    clock = Clock()
+    progress = Progress(console, clock=clock)
+    progress.start(5, "run")
+    progress.phase("rollout", 100, unit="calls")
+    for _ in range(100):
+        clock.now += 1.5
+        progress.call()
+    assert file.getvalue().splitlines()[1:] == [
+        "step 0/5 | rollout 40/100 calls | elapsed 1:00",
+        "step 0/5 | rollout 80/100 calls | elapsed 2:00",
+    ]
 
 
 def test_the_closing_table_says_everything() -> None:

@@ -20,7 +20,7 @@ from unmaskrl.recipes.files import recipe_names
 from unmaskrl.recipes.load import load_recipe
 from unmaskrl.reporting.charts import Chart, Line, chart_svg
 from unmaskrl.reporting.html import write_report
-from unmaskrl.reporting.progress import SilentProgress
+from unmaskrl.reporting.progress import Progress
 from unmaskrl.utils.files import read_json
 from unmaskrl.utils.stopping import Stopped
 from unmaskrl.utils.torch_setup import installed
@@ -114,8 +114,8 @@ def test_versions_are_known_without_metadata() -> None:
 
 
 def test_silence_is_not_for_what_went_wrong(capsys: pytest.CaptureFixture[str]) -> None:
-    SilentProgress().note("fine")
-    SilentProgress().warn("disk full")
+    Progress().note("fine")
+    Progress().warn("disk full")
     said = capsys.readouterr()
     assert said.out == "" and said.err == "unmaskrl: warning: disk full\n"
 

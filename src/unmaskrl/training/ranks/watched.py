@@ -9,7 +9,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ...models.denoiser import ModelDenoiser
-from ...utils.stopping import Stop
 from .shard import Lockstep
 
 
@@ -41,7 +40,7 @@ class WatchedLockstep(Lockstep):
         return super().hidden(ids, attention_mask)
 
 
-def watched(denoiser: ModelDenoiser, stop: Stop) -> ModelDenoiser:
-    """The same weights; work that may be dropped is left when a signal came."""
+def watched(denoiser: ModelDenoiser, check: Callable[[], None]) -> ModelDenoiser:
+    """The same weights; ``check`` is called before every pass and may leave by Abandoned."""
     kind = WatchedLockstep if isinstance(denoiser, Lockstep) else Watched
-    return kind.of(denoiser, check=stop.check)
+    return kind.of(denoiser, check=check)

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from ...core.canvas import anchored_canvas
-from ...core.decoding import Gamma, decode
+from ...core.decoding import RULES, Gamma, decode, planned_calls
 from ...core.rng import named_generator
 from ...models.denoiser import ModelDenoiser
 from ...models.tokenizer import decode_texts
-from ...recipes.schema import Recipe
+from ...recipes.schema import DecodeConfig, Recipe
 from ...tasks import CallContext, TrainerState, TrlReward, grade
 from ...utils.torch_setup import DTYPES
 from .anchors import Anchors
@@ -99,6 +99,14 @@ def rollout_step(
         logged={name: sum(values) / len(values) for name, values in context.metrics.items()},
         extra=context.extra,
     )
+
+
+def most_calls(decode: DecodeConfig) -> int:
+    """The most denoiser calls that decoding a batch can take."""
+    blocks = [decode.block_length] * (decode.gen_length // decode.block_length)
+    if RULES[decode.select].prefix is not None:
+        return decode.gen_length  # a token per call, where the rule decides as it goes
+    return planned_calls(blocks, decode.gen_length, decode.steps, decode.exit_at)
 
 
 def cast_for_rollout(recipe: Recipe, denoiser: ModelDenoiser) -> ModelDenoiser:
