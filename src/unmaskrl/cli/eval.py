@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,20 @@ def _evaluate(
         )
         if log.path is not None and not args.items:
             log.path.unlink()  # all of it is in the JSON file now
+    for line in what_next(args, parts.task.name):
+        PlainConsole().print(line, soft_wrap=True)
     return 0
+
+
+def what_next(args: EvalArguments, task: str) -> list[str]:
+    """The files that an evaluation wrote, and how to look at one problem."""
+    files = [name for name in (args.json, args.items) if name]
+    command = ["unmaskrl", "sample", args.model, "--task", task]
+    command += ["--data", args.data] if args.data else []
+    return [
+        *(f"wrote {name}" for name in files),
+        f"next: {shlex.join([*command, '--index', '0'])}   (one problem, call by call)",
+    ]
 
 
 def described_evaluation(args: EvalArguments, parts: Parts, seeds: list[int]) -> dict[str, Any]:

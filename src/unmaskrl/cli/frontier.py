@@ -48,6 +48,8 @@ def frontier_command(args: FrontierArguments) -> int:
         console.print(frontier_table(result["models"][-1]))
     if args.json:
         write_json(Path(args.json), result)
+        console.print(f"wrote {args.json}", soft_wrap=True)
     if args.plot:
         frontier_png(result, Path(args.plot))
+        console.print(f"wrote {args.plot}", soft_wrap=True)
     return 0

@@ -24,7 +24,7 @@ from ..models.tokenizer import decode_texts
 from ..recipes.load import build_recipe, parse_overrides
 from ..recipes.registry import component
 from ..recipes.schema import DecodeConfig, Recipe
-from ..reporting.variance import variance_png, variance_table
+from ..reporting.variance import variance_png, variance_table, verdicts
 from ..tasks import CallContext, Task, grade
 from ..training.rollouts.anchors import Anchors
 from ..training.rollouts.problems import Problems
@@ -84,10 +84,14 @@ def variance_command(args: VarianceArguments) -> int:
             )
             result["estimators"].append(summarise(spec, draws, rollout.group_ids, args.seed))
     console.print(variance_table(result))
+    for line in verdicts(result):
+        console.print(line, soft_wrap=True)
     if args.json:
         write_json(Path(args.json), result)
+        console.print(f"wrote {args.json}", soft_wrap=True)
     if args.plot:
         variance_png(result, Path(args.plot))
+        console.print(f"wrote {args.plot}", soft_wrap=True)
     return 0
 
 

@@ -22,13 +22,15 @@ def variance_table(result: dict[str, Any]) -> Table:
         f"{result['model']} on {result['task']}: {result['num_rows']} rows, {result['draws']} "
         "draws each"
     )
-    heads = ("", "canvases", "mean", "variance", "/ f^2", "/ c^2", "rose")
+    heads = ("", "canvases", "mean", "variance", "/ f^2", "/ c^2", "rows\nthat rose")
     table = Table(
         *heads, title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left"
     )
     table.caption = (
-        f"{caption(result)} rose: rows whose variance is higher than in full (clearly: "
-        "in 97.5% of resampled draws)."
+        "full: every token scored, no exit. free: anchors given. free+exit: as it was run. "
+        "Variance in nats^2, and divided by f^2 (f: tokens that the version scores) and c^2 (c: "
+        "tokens of the completion); below: ratio to full, 95% interval. Rows that rose: variance "
+        "higher than in full (in brackets: clearly)."
     )
     for estimator in result["estimators"]:
         table.add_row(estimator["name"].replace(":", ":\n "), style="bold")
@@ -49,6 +51,44 @@ def variance_table(result: dict[str, Any]) -> Table:
     return table
 
 
+def verdicts(result: dict[str, Any]) -> list[str]:
+    """A sentence per estimator: whether pruning lowered the variance of a completion's likelihood,
+    by the 95% interval of its ratio to the unpruned one.
+    """
+    return [
+        f"{estimator['name']}: {_verdict(estimator['versions'])}"
+        for estimator in result["estimators"]
+    ]
+
+
+def _verdict(versions: dict[str, Any]) -> str:
+    known = {
+        name: versions[name].get("ratio", {}).get("variance") for name in ("free", "free+exit")
+    }
+    pruned = known["free+exit"]
+    if pruned is None:
+        return "no verdict, there is no variance without pruning to compare with."
+    _, low, high = pruned
+    helped = "pruning helped" if high < 1 else "pruning hurt" if low > 1 else "no clear difference"
+    parts = [
+        f"{_times(ratio)} with {what}"
+        for ratio, what in ((known["free"], "anchors"), (pruned, "the exit too"))
+        if ratio is not None
+    ]
+    return f"{helped}: variance {', '.join(parts)} (95% intervals)."
+
+
+def _times(ratio: Interval) -> str:
+    """``2.7 times lower (1.9 to 4.3)``."""
+    share, low, high = ratio
+    if share <= 1:
+        ends = [f"{1 / x:.1f}" if x > 0 else "inf" for x in (share, high, low)]
+    else:
+        ends = [f"{x:.1f}" for x in (share, low, high)]
+    word = "lower" if share <= 1 else "higher"
+    return f"{ends[0]} times {word} ({ends[1]} to {ends[2]})"
+
+
 def interval_text(interval: Interval | None) -> str:
     """``0.62 (0.55-0.70)``; nothing where there is no variance to compare with."""
     return "" if interval is None else f"{interval[0]:.2f} ({interval[1]:.2f}-{interval[2]:.2f})"
@@ -62,20 +102,22 @@ def variance_png(result: dict[str, Any], path: Path) -> None:
 
     shown = result["estimators"]
     width = max(8.0, 1.6 + 1.5 * len(shown))
-    height = 8.4
-    text = textwrap.fill(caption(result), width=int(17 * width))
-    # inches: the names of the estimators and the caption
-    foot = 0.75 + 0.15 * (text.count("\n") + 1)
+    columns = int(14.5 * width)
+    paragraphs = [*verdicts(result), "", caption(result)]
+    text = "\n".join(textwrap.fill(paragraph, width=columns) for paragraph in paragraphs)
+    # inches: the names of the estimators and the words below
+    foot = 0.8 + 0.165 * (text.count("\n") + 1)
+    height = 7.0 + foot
     figure = Figure(figsize=(width, height), dpi=130, facecolor="white")
     edge = 0.6 / width
     figure.subplots_adjust(
-        left=edge, right=1 - 0.15 / width, top=0.89, bottom=foot / height, hspace=0.16
+        left=edge, right=1 - 0.15 / width, top=1 - 0.95 / height, bottom=foot / height, hspace=0.16
     )
     title = (
         f"Variance of likelihood estimates over {result['draws']} draws of masks, "
         f"{result['num_rows']} completions"
     )
-    figure.text(edge, 0.965, title, fontsize=12, fontweight="bold")
+    figure.text(edge, 1 - 0.35 / height, title, fontsize=12, fontweight="bold")
     above, below = figure.subplots(2, 1, sharex=True)
     _panel(above, shown, "of a row's total (nats^2)", lambda variance, free: variance)
     _panel(
@@ -91,13 +133,13 @@ def variance_png(result: dict[str, Any], path: Path) -> None:
         ncol=3,
         frameon=False,
         fontsize=9.5,
-        bbox_to_anchor=(1, 0.95),
+        bbox_to_anchor=(1, 1 - 0.4 / height),
     )
     figure.text(
         edge,
         (foot - 0.55) / height,
         text,
-        fontsize=7.3,
+        fontsize=8.2,
         va="top",
         color="#5b6672",
         parse_math=False,
@@ -146,6 +188,7 @@ def _panel(axes: Any, shown: Sequence[dict[str, Any]], title: str, measure: Any)
             )
     axes.set_yscale("log")
     axes.set_title(title, fontsize=10, loc="left", fontweight="bold")
+    axes.minorticks_off()
     style_axes(axes, lambda value: short_number(value, 3))
     axes.set_xlim(-0.5, len(shown) - 0.5)
     axes.set_xticks(range(len(shown)), [e["name"].replace(":", "\n") for e in shown], fontsize=8)

@@ -42,6 +42,7 @@ from ..utils.stopping import Stopped, signals_to
 from .bad_updates import check_rewards, explained, refused
 from .first_ratio import check_first_ratio
 from .folder.run_folder import folder_of
+from .folder.sessions import add_session
 from .held_out import evaluate_due, evaluate_run, save_models, saving_notes
 from .log import alarms, log_samples, log_step, rollout_metrics, start_trackers, write_summary
 from .memory_notes import memory_notes
@@ -78,6 +79,8 @@ def train(
     run.progress = progress
     try:
         notes = load_run(run) if resume else []
+        if run.accelerator.is_main_process:
+            add_session(run.out, run.accelerator.num_processes)
         for note in [
             *notes,
             *run.notes,
@@ -187,6 +190,7 @@ def collect(run: Run) -> Batch:
             gamma_of=gamma_of,
         )
         decoded = clock()
+        run.progress.phase("scoring", unit="passes")
         few = done.rollout.rows(torch.arange(min(2, len(done.texts))))
         gap = behavior_gap(policy, few, max_canvases=recipe.train.max_canvases)
     group_ids = done.rollout.group_ids.cpu()
@@ -200,7 +204,6 @@ def collect(run: Run) -> Batch:
     advantages = advantages[used]
     metrics["health/behavior_gap"] = gap
     graded = clock()
-    run.progress.phase("scoring", unit="passes")
     with run.droppable(), run.inference() as policy:
         old, ref, canvases = frozen_likelihoods(run, policy, rollout, advantages)
     # up to here nothing but this function's own names has changed: a signal may drop it all

@@ -28,7 +28,6 @@ from ..utils.files import read_json, write_json
 from ..utils.torch_setup import DTYPES, set_threads
 from .folder.config import CONFIG, check_changes, describe_changes, read_config, write_config
 from .folder.run_folder import check_folder, claim_folder, folder_of, hold_folder
-from .folder.sessions import add_session
 from .ranks.shard import Gathered, Lockstep, shard_blocks
 from .rollouts.anchors import Anchors
 from .rollouts.problems import Problems
@@ -68,7 +67,6 @@ def start_run(
             write_config(recipe, out)
         if accelerator.is_main_process:
             _choose_threads(recipe, out)
-            add_session(out, accelerator.num_processes)
     except BaseException:
         if lock is not None:
             lock.release()
