@@ -16,7 +16,7 @@ from .runs import StoredRun, flat, load_run, spent_by
 from .words import Row, decimal, duration, estimate, interval, number, percent, preferred
 
 # settings that say where a run lies, not what it is
-_PLACES = ("name", "run.out", "train.out")
+_PLACES = ("name", "run.out", "run.out")
 
 
 def write_comparison(folders: Sequence[Path], out: Path) -> Path:

@@ -54,7 +54,7 @@ def test_a_comparison_shows_runs_and_what_differs(folders: list[Path], tmp_path:
     words = " ".join(" ".join(Outline(text).text).split())
     assert "2 runs compared" in words
     assert "a 18.9% 62.3% 58.1-66.5% 13.9 600,000 8:12 120" in words.replace(" 14.0 ", " 13.9 ")
-    assert "estimator.name elbo espo" in words and "train.lr 0.0001 0.0003" in words
+    assert "estimator.name elbo espo" in words and "optimizer.lr 0.0001 0.0003" in words
     assert "train.group_size" not in words and "decode.steps" not in words
     assert "http:" not in text and "https:" not in text and text.count("<script") == 1
     assert write_comparison(folders, path).read_text(encoding="utf-8") == text
@@ -100,7 +100,7 @@ def test_runs_are_named_by_as_much_of_their_path_as_is_needed(tmp_path: Path) ->
 def test_a_setting_that_one_run_lacks_differs(tmp_path: Path) -> None:
     runs = [load_run(make_run(tmp_path / "a")), finished(tmp_path / "b", 0.5)]
     found = dict(differing(runs))
-    assert found["train.lr"] == ["0.0001", "-"] and "name" not in found
+    assert found["optimizer.lr"] == ["0.0001", "-"] and "name" not in found
 
 
 def test_hostile_names_are_escaped(tmp_path: Path) -> None:

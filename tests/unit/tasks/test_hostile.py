@@ -118,8 +118,10 @@ def giants(size: int) -> list[str]:
         "1=" * (size // 2),
         "1x" * (size // 2), "`" * size, "``` " * (size // 4),
         "```" + " 1" * (size // 2), "\\" * size,
-        "9**" * (size // 3) + "9", "\u202e" * size, r"\frac{1}{" * (size // 10) + "2" + "}" * (size // 10),
-        r"\boxed{" * (size // 10) + "2" + "}" * (size // 10), r"\boxed{" * (size // 10), r"\boxed " * (size // 10),
+        "9**" * (size // 3) + "9", "\u202e" * size,
+        r"\frac{1}{" * (size // 10) + "2" + "}" * (size // 10),
+        r"\boxed{" * (size // 10) + "2" + "}" * (size // 10), r"\boxed{" * (size // 10),
+        r"\boxed " * (size // 10),
         r"\sqrt{" * (size // 10),
         "<|endoftext|>" * (size // 10), "1234" * (size // 4), "0." * (size // 2),
     ]  # fmt: skip
