@@ -282,7 +282,14 @@ class RunConfig(BaseRunConfig):
         description="with adapters, what model/ holds at the end: megabytes for a base, or whole "
         "weights",
     )
-    log_with: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
+    log_with: tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...] = Field(
+        default=("tensorboard",), description="trackers, a list; one that is missing ends the run"
+    )
+    project: str = Field(default="unmaskrl", min_length=1, description="of the trackers")
+    group: str | None = Field(
+        default=None, description="runs that the tracker shows together; null: the recipe's name"
+    )
+    tags: tuple[str, ...] = Field(default=(), description="words the tracker finds the run by")
     probe: bool = Field(
         default=True,
         description="before step 0, check that the model fills in masked tokens of the task's own "

@@ -6,9 +6,7 @@ from __future__ import annotations
 
 import math
 import platform
-import warnings
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -28,6 +26,7 @@ from ..utils.torch_setup import installed
 from .rollouts.problems import Rewarded
 from .rollouts.threshold_policy import sampler_metrics
 from .state import Batch, Run
+from .trackers import track, track_samples
 
 _VARIANCE_ROWS = 4
 LOGGED = "reward_log/"  # what reward functions gave to log_metric
@@ -77,7 +76,7 @@ def log_samples(run: Run, done: Rewarded) -> None:
             _train_sample(run, done, i)
             for i in range(0, len(done.texts), run.recipe.train.group_size)
         ][:2]
-        append_jsonl(run.out / "samples.jsonl", rows)
+        _keep_samples(run, rows)
 
 
 def likelihood_variance(run: Run, rollout: Rollout) -> dict[str, float | None]:
@@ -128,7 +127,7 @@ def log_step(run: Run, batch: Batch) -> dict[str, Any]:
     run.check_place()
     if run.accelerator.is_main_process:
         append_jsonl(run.out / "metrics.jsonl", [row])
-    _track(run, row)
+    track(run, row, int(row["step"]))
     return row
 
 
@@ -200,8 +199,8 @@ def log_eval(
             for rollout in rollouts
             for i, row in enumerate(rollout.row_ids.tolist())
         }
-        append_jsonl(
-            run.out / "samples.jsonl",
+        _keep_samples(
+            run,
             [
                 sample_row(
                     *where[n],
@@ -219,7 +218,7 @@ def log_eval(
                 for n in range(min(4, len(examples)))
             ],
         )
-    _track(run, {f"eval/{split}-{weights}": row["accuracy"], "step": run.step})
+    track(run, {f"eval/{split}-{weights}": row["accuracy"]}, run.step)
     return row
 
 
@@ -251,40 +250,9 @@ def write_summary(run: Run, wall_minutes: float) -> dict[str, Any]:
     return summary
 
 
-def start_trackers(run: Run) -> list[str]:
-    """TensorBoard, W&B, trackio through Accelerate; one that is not installed is left out and
-    named.
-    """
-    notes = []
-    present = []
-    for name in run.recipe.run.log_with:
-        try:
-            version(name)
-            present.append(name)
-        except ModuleNotFoundError:
-            notes.append(
-                f"run.log_with: {name} is not installed and is left out (pip install {name})"
-            )
-    if present:
-        run.accelerator.log_with = _tracker_types(present)
-        with warnings.catch_warnings():
-            # third-party start-up warnings say nothing about the run
-            warnings.simplefilter("ignore")
-            run.accelerator.init_trackers(run.recipe.name)
-        run.trackers = True
-    return notes
-
-
-def _tracker_types(names: list[str]) -> list[Any]:
-    from accelerate.utils import LoggerType
-
-    return [LoggerType(name) for name in names]
-
-
-def _track(run: Run, row: dict[str, Any]) -> None:
-    if run.trackers:
-        values = {k: v for k, v in row.items() if isinstance(v, int | float) and k != "step"}
-        run.accelerator.log(values, step=int(row["step"]))
+def _keep_samples(run: Run, rows: list[dict[str, Any]]) -> None:
+    append_jsonl(run.out / "samples.jsonl", rows)
+    track_samples(run, rows, run.step)
 
 
 def _train_sample(run: Run, done: Rewarded, index: int) -> dict[str, Any]:

@@ -44,7 +44,7 @@ from .first_ratio import check_first_ratio
 from .folder.run_folder import folder_of
 from .folder.sessions import add_session
 from .held_out import evaluate_due, evaluate_run, save_models, saving_notes
-from .log import alarms, log_samples, log_step, rollout_metrics, start_trackers, write_summary
+from .log import alarms, log_samples, log_step, rollout_metrics, write_summary
 from .memory_notes import memory_notes
 from .ranks.shard import extra_passes
 from .resume import load_run
@@ -53,6 +53,7 @@ from .saving import is_late, save, where_it_stands
 from .schedule import learning_rate
 from .setup import start_run
 from .state import Batch, Run
+from .trackers import start_trackers
 
 
 def train(
@@ -81,11 +82,11 @@ def train(
         notes = load_run(run) if resume else []
         if run.accelerator.is_main_process:
             add_session(run.out, run.accelerator.num_processes)
+        start_trackers(run)
         for note in [
             *notes,
             *run.notes,
             *run.anchors.notes(),
-            *start_trackers(run),
             *memory_notes(run),
             *saving_notes(run),
         ]:

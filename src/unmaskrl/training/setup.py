@@ -34,6 +34,7 @@ from .rollouts.problems import Problems
 from .rollouts.reward_trial import try_rewards
 from .rollouts.threshold_policy import Sampler
 from .state import Run
+from .trackers import check_trackers
 
 PROBE_PROBLEMS = 32
 # of ranks while one evaluates or saves; a rank that dies is noticed by the launcher, not by this
@@ -48,6 +49,7 @@ def start_run(
 
     The main process holds the folder's lock when this returns (``Run.lock``).
     """
+    check_trackers(recipe.run.log_with)
     patience = InitProcessGroupKwargs(timeout=WAIT)
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[patience])
     out = folder_of(recipe.run.out, recipe.name, recipe.run.seed)

@@ -22,7 +22,7 @@ FREE = {
     "": "name eval eval_decode",
     "train": "steps minutes shard gather_rollout max_canvases skip_bad_updates",
     "run": "out threads save save_every save_minutes keep_checkpoints log_with log_every "
-    "variance_draws probe",
+    "project group tags variance_draws probe",
     "model": "activation_checkpointing",
 }
 ROUNDING = ("run.threads", "train.max_canvases", "model.activation_checkpointing")

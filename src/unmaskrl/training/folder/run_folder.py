@@ -20,7 +20,8 @@ LOGS = ("metrics.jsonl", "eval.jsonl", "samples.jsonl")
 # All that `train` and `sft` write. What else lies in a folder is somebody's own, and --force leaves
 # such a folder alone.
 FILES = (
-    "config.yaml config.json run.json threads.json summary.json report.html eval.json "
+    "config.yaml config.json run.json threads.json trackers.json summary.json report.html "
+    "eval.json "
     "metrics.jsonl eval.jsonl samples.jsonl log.jsonl "
     "*-old-[0-9]*.yaml *-old-[0-9]*.json *-old-[0-9]*.jsonl .lock .*.part .*.partial "
     "report.html.part"
