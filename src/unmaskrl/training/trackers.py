@@ -57,17 +57,16 @@ def start_trackers(run: Run) -> None:
     if run.accelerator.is_main_process:
         settings = run.recipe.model_dump(mode="json")
         ids = {name: _hand_over(run, name, settings) for name in names}
-        write_json(
-            path, {**known, **{name: known_id for name, known_id in ids.items() if known_id}}
-        )
+        write_json(path, known | {name: its for name, its in ids.items() if its})
 
 
 def track(run: Run, values: Row, step: int) -> None:
     """Numbers of one step."""
     if run.trackers:
         numbers = {k: v for k, v in values.items() if isinstance(v, int | float) and k != "step"}
-        if "seconds" in numbers:  # beside seconds/rollout a file store would need it as a folder
-            numbers["seconds/step"] = numbers.pop("seconds")
+        for key in [k for k in numbers if any(other.startswith(f"{k}/") for other in numbers)]:
+            # where names are paths, "seconds" cannot stand beside "seconds/rollout"
+            numbers[f"{key}/total"] = numbers.pop(key)
         run.accelerator.log(numbers, step=step)
 
 
