@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +44,8 @@ def start_trackers(run: Run) -> None:
     names = run.recipe.run.log_with
     if not names:
         return
-    run.accelerator.log_with = [LoggerType(name) for name in names]
+    asked: list[Any] = [LoggerType(name) for name in names]
+    run.accelerator.log_with = asked
     path = run.out / STATE
     known = read_json(path) if path.is_file() else {}
     with warnings.catch_warnings():
@@ -97,7 +99,7 @@ def options(run: Run, name: str, known: str | None) -> Row:
 
 def _hand_over(run: Run, name: str, settings: Row) -> str | None:
     """Give a tracker the settings; its id of the run, None if it needs none."""
-    tracker = run.accelerator.get_tracker(name)
+    tracker: Any = run.accelerator.get_tracker(name)
     if name == "tensorboard":
         text = yaml.safe_dump(settings, sort_keys=False)
         tracker.writer.add_text("config", "    " + text.replace("\n", "\n    "), run.step)
@@ -143,17 +145,16 @@ def _wandb_table(tracker: Any, data: list[list[Any]], step: int) -> None:
 
 def _trackio_table(tracker: Any, data: list[list[Any]], step: int) -> None:
     import pandas
-    import trackio
 
-    table = trackio.Table(dataframe=pandas.DataFrame(data, columns=list(COLUMNS)))
+    table = import_module("trackio").Table(dataframe=pandas.DataFrame(data, columns=list(COLUMNS)))
     tracker.run.log({TABLE: table}, step=step)
 
 
 def _mlflow_table(tracker: Any, data: list[list[Any]], step: int) -> None:
-    import mlflow
-
     columns = {name: [row[i] for row in data] for i, name in enumerate(COLUMNS)}
-    mlflow.log_table(columns, artifact_file=f"{TABLE}.json", run_id=tracker.active_run.info.run_id)
+    import_module("mlflow").log_table(
+        columns, artifact_file=f"{TABLE}.json", run_id=tracker.active_run.info.run_id
+    )
 
 
 _LOG_TABLE = {
