@@ -16,7 +16,7 @@ from unmaskrl.training.folder.config import read_config
     [
         ("train.lr=1e-5", "train.lr is now optimizer.lr"),
         ("train.out=here", "train.out is now run.out"),
-        ("estimator.hide_anchors=true", "prior.hide_in_views is now estimator.hide_anchors"),
+        ("prior.hide_in_views=true", "prior.hide_in_views is now estimator.hide_anchors"),
         ("threshold.mode=joint", "threshold.mode is now sampler.mode"),
         ("decode.select=threshold", "decode.select: the rule threshold is now"),
     ],
