@@ -27,7 +27,7 @@ from unmaskrl.models.checkpoint import load_denoiser
 from unmaskrl.models.hub import ASSETS
 from unmaskrl.models.tokenizer import decode_texts, encode_prompt, load_tokenizer
 from unmaskrl.recipes.schema import DecodeConfig
-from unmaskrl.tasks import load
+from unmaskrl.tasks import BaseTask, Example, Grade, load
 from unmaskrl.training.log import log_eval
 
 
@@ -134,25 +134,33 @@ def test_the_published_judges_see_the_end_of_turn(mini: tuple, protocol: str) ->
     """
     denoiser, tokenizer, task = mini
     ends = tokenizer.decode([denoiser.eos_id])
-    wrapped = SimpleNamespace(
-        name=task.name,
-        protocol=protocol,
-        rewards={},
-        prompt=task.prompt,
-        correct=lambda example, text: ends in text,
-    )
+    published = load("countdown", protocol=protocol)
+    seen: list[str] = []
+
+    class Ended(BaseTask):
+        """Right is a text with an end-of-turn token in it."""
+
+        reads_special_tokens = published.reads_special_tokens
+        prompt = staticmethod(task.prompt)
+
+        def grade(self, example: Example, text: str) -> Grade:
+            seen.append(text)
+            return Grade(ends in text, {})
+
     settings = DecodeConfig(gen_length=24, block_length=8, steps=24)
     rollouts: list[Rollout] = []
     result = evaluate(
         denoiser,
         tokenizer,
-        cast(Any, wrapped),
+        cast(Any, Ended()),
         task.examples("test")[:3],
         settings,
         batch_size=3,
         on_rollout=rollouts.append,
     )
     ids = rollouts[0].completions()
+    # Each text is judged once; under d1 there are two of each completion.
+    assert len(seen) == len(set(seen)) == (6 if protocol == "d1" else 3)
     ended = [protocol == "d1" and row[-1] == denoiser.eos_id for row in ids]
     assert any(row[-1] == denoiser.eos_id for row in ids)
     assert sorted(item.correct for item in result.items) == sorted(ended)
