@@ -10,7 +10,7 @@ from ..evaluation.decode_settings import DECODE_FILE
 from ..evaluation.evaluate import evaluate
 from ..models.loading import open_checkpoint
 from ..recipes.load import load_recipe
-from ..recipes.registry import COMPONENTS, component
+from ..recipes.registry import make_task
 from ..recipes.schema import SFTRecipe
 from ..reporting.progress import Progress
 from ..reporting.tables import eval_table
@@ -50,7 +50,7 @@ def finish_sft(recipe: SFTRecipe, out: Path, console: Console) -> None:
         settings = recipe.eval_decode.get(part.task["name"])
         if settings is None:
             continue
-        task: Task = component(part.task, COMPONENTS["task"], "data.task")
+        task: Task = make_task(part.task, "data.task")
         examples = task.examples("test")
         greedy = evaluate(denoiser, tokenizer, task, examples, settings)
         console.print(eval_table(f"{task.name}, greedy", greedy))
