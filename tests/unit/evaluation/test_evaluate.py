@@ -207,7 +207,7 @@ def test_logged_decodings_are_those_of_the_first_problems(mini: tuple, tmp_path:
         denoiser, tokenizer, task, examples, settings, batch_size=4, on_rollout=rollouts.append
     )
     assert rollouts[0].row_ids.tolist() == [3, 4, 5, 6]
-    run = SimpleNamespace(step=7, out=tmp_path, tokenizer=tokenizer, trackers=False)
+    run = SimpleNamespace(step=7, out=tmp_path, task=task, tokenizer=tokenizer, trackers=False)
     log_eval(cast(Any, run), "test", "base", result, rollouts, examples)
     rows = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
     assert [row["id"] for row in rows] == [e.id for e in examples[:4]]
