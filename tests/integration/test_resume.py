@@ -92,7 +92,6 @@ def test_the_head_and_shares_by_prompt_resume_with_the_run(tmp_path: Path) -> No
         "prior.name=anchors",
         "prior.adapt_share=true",
         "prior.share=0.5",
-        "estimator.hide_anchors=false",
     )
     joint += ("run.save_every=1", "train.prompts_per_step=4", "train.steps=3")
     finish(tmp_path / "straight", *joint)
