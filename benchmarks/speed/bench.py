@@ -49,9 +49,9 @@ from benchmarks.speed.measure import (
 from unmaskrl import __version__
 from unmaskrl.core import estimators
 from unmaskrl.core.canvas import anchored_canvas, choose_anchors, random_scores
-from unmaskrl.core.decoding import decode
 from unmaskrl.core.denoiser import Denoiser
 from unmaskrl.core.rng import named_generator
+from unmaskrl.core.rollouts import DecodeSettings, LocalRollouts
 from unmaskrl.core.scoring import backward_in_chunks, frozen_token_logps
 from unmaskrl.core.types import Canvas, LossOutputs, Rollout, Views
 from unmaskrl.models.denoiser import ModelDenoiser
@@ -251,7 +251,8 @@ def compare_rollouts(
         return ids
 
     def ours(laps: Laps) -> Rollout:
-        rollout = decode(denoiser, canvas, stop_at_eos=stop_at_eos, **decode_settings(case))
+        settings = DecodeSettings(**decode_settings(case), stop_at_eos=stop_at_eos)
+        rollout = LocalRollouts(denoiser).sample(canvas, settings)
         laps(what)
         return rollout
 
@@ -292,8 +293,8 @@ def bench_step(denoiser: ModelDenoiser, case: Case, repeats: int) -> list[Row]:
         return take_gradients(denoiser)
 
     def ours(laps: Laps) -> list[Tensor]:
-        settings: Row = decode_settings(case) | {"generator": named_generator(0, "bench", "draws")}
-        decode(denoiser, canvas, temperature=1.0, stop_at_eos=False, **settings)
+        settings = DecodeSettings(**decode_settings(case), temperature=1.0, stop_at_eos=False)
+        LocalRollouts(denoiser).sample(canvas, settings, named_generator(0, "bench", "draws"))
         laps("sampled rollout")
         old, ref = [
             frozen_token_logps(denoiser, scored, ELBO, views, max_canvases=10**6) for _ in range(2)
@@ -369,8 +370,9 @@ def bench_pruned(denoiser: ModelDenoiser, case: Case, repeats: int) -> list[Row]
 
     def side(canvas: Canvas, exit_at: float | None) -> Callable[[Laps], float]:
         def run(laps: Laps) -> float:
-            settings: Row = decode_settings(case) | {"steps": case.gen_length // 4}
-            rollout = decode(denoiser, canvas, exit_at=exit_at, stop_at_eos=False, **settings)
+            words: Row = decode_settings(case) | {"steps": case.gen_length // 4}
+            settings = DecodeSettings(**words, exit_at=exit_at, stop_at_eos=False)
+            rollout = LocalRollouts(denoiser).sample(canvas, settings)
             laps("rollout")
             return float(rollout.nfe.double().mean())
 

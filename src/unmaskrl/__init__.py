@@ -1,7 +1,7 @@
 """unmaskrl: RL post-training of masked diffusion language models. What is imported here is kept.
 
-So are ``unmaskrl.models.hub.ASSETS`` and, of ``unmaskrl.models.tokenizer``, ``load_tokenizer``,
-``encode_prompt`` and ``decode_texts``, which the README uses; everything else may change.
+So are, of ``unmaskrl.models.tokenizer``, ``encode_prompt`` and ``decode_texts``; everything else
+may change.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from .core.decoding import planned_calls as planned_calls
     from .core.denoiser import Denoiser as Denoiser
     from .core.estimators import Estimator as Estimator
+    from .core.rollouts import DecodeSettings as DecodeSettings
+    from .core.rollouts import LocalRollouts as LocalRollouts
+    from .core.rollouts import Rollouts as Rollouts
     from .core.scoring import backward_in_chunks as backward_in_chunks
     from .core.scoring import token_logps as token_logps
     from .core.scoring import view_logps as view_logps
@@ -31,10 +34,15 @@ if TYPE_CHECKING:
     from .core.types import Rollout as Rollout
     from .core.types import TrainBatch as TrainBatch
     from .core.types import Views as Views
+    from .evaluation.evaluate import EvalResult as EvalResult
+    from .evaluation.front import evaluate as evaluate
     from .models.checkpoint import load_denoiser as load_denoiser
     from .models.checkpoint import save_model as save_model
     from .models.families.family import Family as Family
     from .models.families.family import MaskPredictor as MaskPredictor
+    from .models.loading import Model as Model
+    from .models.loading import load as load
+    from .reporting.notebook import rollout_html as rollout_html
     from .tasks.base import Grade as Grade
     from .tasks.base import Task as Task
 
@@ -43,13 +51,18 @@ __version__ = "0.1.0"
 # so that `import unmaskrl.tasks` costs no torch.
 _HOMES = {
     "Canvas": "core.types:Canvas",
+    "DecodeSettings": "core.rollouts:DecodeSettings",
     "Denoiser": "core.denoiser:Denoiser",
     "Estimator": "core.estimators:Estimator",
+    "EvalResult": "evaluation.evaluate:EvalResult",
     "Family": "models.families.family:Family",
     "Grade": "tasks.base:Grade",
+    "LocalRollouts": "core.rollouts:LocalRollouts",
     "LossOutputs": "core.types:LossOutputs",
     "MaskPredictor": "models.families.family:MaskPredictor",
+    "Model": "models.loading:Model",
     "Rollout": "core.types:Rollout",
+    "Rollouts": "core.rollouts:Rollouts",
     "Task": "tasks.base:Task",
     "TrainBatch": "core.types:TrainBatch",
     "Views": "core.types:Views",
@@ -59,11 +72,14 @@ _HOMES = {
     "choose_anchors": "core.canvas:choose_anchors",
     "decode": "core.decoding:decode",
     "estimators": "core.estimators",
+    "evaluate": "evaluation.front:evaluate",
     "group_mean": "core.advantages:group_mean",
     "group_mean_std": "core.advantages:group_mean_std",
+    "load": "models.loading:load",
     "load_denoiser": "models.checkpoint:load_denoiser",
     "losses": "core.losses",
     "planned_calls": "core.decoding:planned_calls",
+    "rollout_html": "reporting.notebook:rollout_html",
     "save_model": "models.checkpoint:save_model",
     "tasks": "tasks",
     "testing": "testing",

@@ -173,6 +173,11 @@ def test_a_family_from_outside_is_checked_trained_resumed_and_evaluated(
     assert code == 0, said
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) == 2 and rows[0]["grad_norm"] > 0
+    code, said = run(capsys, "eval", str(out), "--task", "sudoku", "--size", "2")
+    assert code == 2 and "(another is named by model.family or --family" in said
+    own_eval = ["eval", str(out), "--task", "sudoku", "--family", f"{source}:family"]
+    code, said = run(capsys, *own_eval, "--size", "2", "--dtype", "auto", "--device", "cpu")
+    assert code == 0, said
     model = [*TINY, f"model.path={out}", own, "run.probe=false", f"run.out={tmp_path / 'on'}"]
     code, said = run(capsys, "train", "sudoku-mini", *model)
     assert code == 0, said

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from unmaskrl.evaluation.continuation import continuation_logps
-from unmaskrl.evaluation.evaluate import evaluate
+from unmaskrl.evaluation.evaluate import EvalRequest, evaluate
 from unmaskrl.models.checkpoint import load_denoiser
 from unmaskrl.models.hub import ASSETS
 from unmaskrl.models.tokenizer import encode_pair, load_tokenizer
@@ -72,7 +72,15 @@ def test_generation_and_choices_are_our_decoding_and_our_bound(tmp_path: Path) -
         tokenizer.apply_chat_template(task.prompt(e), tokenize=False, add_generation_prompt=True)
         for e in examples
     ]
-    ours = evaluate(denoiser, tokenizer, task, examples, DecodeConfig(**DECODE)).items
+    ours = evaluate(
+        EvalRequest(
+            denoiser=denoiser,
+            tokenizer=tokenizer,
+            task=task,
+            examples=examples,
+            settings=DecodeConfig(**DECODE),
+        )
+    ).items
     # the first of several stop strings, wherever it stands in the list
     wanted = [item.text.split(">")[0] for item in ours]
     choices = [[str(task.reference(e)), "5 + 5 = 10"] for e in examples]

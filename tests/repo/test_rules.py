@@ -93,11 +93,11 @@ def test_no_forbidden_calls() -> None:
 
 
 PUBLIC = sorted(
-    "Canvas Denoiser Estimator Family Grade LossOutputs MaskPredictor Rollout Task TrainBatch "
-    "Views anchored_canvas backward_in_chunks blank_canvas "
-    "choose_anchors decode estimators group_mean group_mean_std load_denoiser losses planned_calls "
-    "save_model tasks testing "
-    "token_logps view_logps".split()
+    "Canvas DecodeSettings Denoiser Estimator EvalResult Family Grade LocalRollouts "
+    "LossOutputs MaskPredictor Model Rollout Rollouts Task TrainBatch Views anchored_canvas "
+    "backward_in_chunks blank_canvas choose_anchors decode estimators evaluate group_mean "
+    "group_mean_std load load_denoiser losses planned_calls rollout_html save_model tasks "
+    "testing token_logps view_logps".split()
 )
 
 

@@ -52,7 +52,19 @@ Split = Annotated[Literal["train", "validation", "test"], Option(help="which pro
 Temperature = Annotated[float, Option(help="0 is greedy")]
 Seed = Annotated[int, Option(help="of every random draw")]
 Threads = Annotated[int, Option(help="CPU threads; 0 measures")]
-Dtype = Annotated[Literal["float32", "bfloat16", "float64"], Option(help="of the weights")]
+Dtype = Annotated[
+    Literal["float32", "bfloat16", "float64", "auto"],
+    Option(help="of the weights; auto: what the checkpoint has"),
+]
+Device = Annotated[str, Option(help="cpu, cuda, mps or auto (a GPU if there is one)")]
+Quantize = Annotated[Literal["nf4"] | None, Option(help="4-bit blocks by bitsandbytes")]
+Family = Annotated[
+    str | None,
+    Option(
+        metavar="MODULE:FACTORY",
+        help="model family of your own that reads the checkpoint (docs/extend.md)",
+    ),
+]
 Size = Annotated[int, Option(help="number of problems")]
 BatchSize = Annotated[int, Option(help="completions decoded at once")]
 Json = Annotated[str | None, Option(metavar="OUT", help="write every figure")]
@@ -178,6 +190,9 @@ class ModelArguments(Arguments):
     seed: Seed = 0
     threads: Threads = 0
     dtype: Dtype = "float32"
+    device: Device = "auto"
+    quantize: Quantize = None
+    family: Family = None
 
 
 @dataclass(kw_only=True)

@@ -3,34 +3,47 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import dataclass
 
-from ..core.threshold_head import ThresholdHead
-from ..evaluation.decode_settings import DECODE_FILE, checked_decode, stored_decode
-from ..models.denoiser import ModelDenoiser
-from ..models.heads import load_threshold
-from ..models.loading import open_checkpoint
+from ..core.rollouts import Rollouts
+from ..evaluation.decode_settings import DECODE_FILE, checked_decode, settings_for
+from ..evaluation.evaluate import EvalRequest
+from ..models.loading import Model, load
+from ..recipes.engines import make_rollouts
 from ..recipes.load import parse_overrides
 from ..recipes.registry import make_task
 from ..recipes.schema import DecodeConfig
-from ..tasks import Task
-from ..utils.torch_setup import DTYPES, default_device, set_threads
+from ..tasks import Task, told
+from ..utils.torch_setup import set_threads
 from .arguments import ModelArguments
 
 
-def load_parts(
-    args: ModelArguments,
-) -> tuple[ModelDenoiser, Any, DecodeConfig, Task | None, ThresholdHead | None]:
-    """Model, tokenizer, decode settings (stored beside the weights, then overridden), task, and
-    threshold head.
-    """
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What a command line's model, task and settings come to."""
+
+    model: Model
+    settings: DecodeConfig
+    task: Task | None
+    rollouts: Rollouts
+
+    @property
+    def dtype(self) -> str:
+        """Of the weights."""
+        return str(next(self.model.denoiser.model.parameters()).dtype).removeprefix("torch.")
+
+
+def load_parts(args: ModelArguments) -> Parts:
+    """Model, decode settings (stored beside the weights, then overridden), task and engine."""
     if not 0 <= args.temperature < math.inf:
         raise ValueError(f"--temperature: expected a number of at least 0, got {args.temperature}")
     set_threads(args.threads)
     overrides = parse_overrides(args.overrides)
-    unknown = overrides.keys() - {"decode", "task"}
+    unknown = overrides.keys() - {"decode", "task", "rollouts"}
     if unknown:
-        raise ValueError(f"{sorted(unknown)[0]}: expected decode.key=value or task.key=value")
+        raise ValueError(
+            f"{sorted(unknown)[0]}: expected decode.key=value, task.key=value or rollouts.key=value"
+        )
     if "temperature" in overrides.get("decode", {}):
         raise ValueError(
             "decode.temperature is that of training's rollouts; here it is --temperature"
@@ -41,15 +54,40 @@ def load_parts(
         if args.data:
             spec["data"] = args.data
         task = make_task(spec)
-    denoiser, tokenizer, folder = open_checkpoint(args.model, default_device(), DTYPES[args.dtype])
-    stored = stored_decode(folder, args.task)
+    model = load(
+        args.model,
+        device=args.device,
+        dtype=args.dtype,
+        family=args.family,
+        quantize=args.quantize,
+    )
+    stored = settings_for(model.decode_settings, args.task)
     try:
         checked_decode(args.task, stored)
     except ValueError as error:
-        raise ValueError(f"{folder / DECODE_FILE}: {error}") from None
-    settings = {**stored, **overrides.get("decode", {})}
-    decode_config = checked_decode(args.task, settings)
-    return denoiser, tokenizer, decode_config, task, load_threshold(folder, denoiser.device)
+        raise ValueError(f"{model.folder / DECODE_FILE}: {error}") from None
+    settings = checked_decode(args.task, {**stored, **overrides.get("decode", {})})
+    spec = {"name": "local", **overrides.get("rollouts", {})}
+    rollouts = make_rollouts(spec, model.denoiser)
+    return Parts(model=model, settings=settings, task=task, rollouts=rollouts)
+
+
+def request_of(args: ModelArguments, parts: Parts, split: str, size: int) -> EvalRequest:
+    """The first ``size`` problems of the task's ``split``."""
+    task = task_of(args, parts.task)
+    with told(task.name, "examples"):
+        examples = task.examples(split)[:size]
+    return EvalRequest(
+        denoiser=parts.model.denoiser,
+        tokenizer=parts.model.tokenizer,
+        task=task,
+        examples=examples,
+        settings=parts.settings,
+        temperature=args.temperature,
+        seed=args.seed,
+        head=parts.model.head,
+        rollouts=parts.rollouts,
+    )
 
 
 def check_counts(args: ModelArguments) -> None:

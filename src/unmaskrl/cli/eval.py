@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..evaluation.evaluate import EvalRequest
 from ..evaluation.item_log import (
     ItemLog,
     described_model,
@@ -13,7 +15,6 @@ from ..evaluation.item_log import (
     versions,
 )
 from ..evaluation.sweep import (
-    Parts,
     Way,
     check_repeats,
     decode_missing,
@@ -24,13 +25,12 @@ from ..evaluation.sweep import (
 )
 from ..recipes.load import parse_overrides
 from ..reporting.tables import eval_table, ways_table
-from ..tasks import told
 from ..training.rollouts.reward_trial import try_rewards
 from ..utils.files import check_output, write_json
 from ..utils.lock import holding
 from ..utils.terminal import PlainConsole
 from .arguments import EvalArguments
-from .common import check_counts, load_parts, task_of
+from .common import check_counts, load_parts, request_of
 
 
 def eval_command(args: EvalArguments) -> int:
@@ -40,34 +40,37 @@ def eval_command(args: EvalArguments) -> int:
         if path:
             check_output(path, option)
     seeds = [args.seed] if args.seeds is None else parse_seeds(args.seeds)
-    denoiser, tokenizer, settings, task, head = load_parts(args)
-    task = task_of(args, task)
-    with told(task.name, "examples"):
-        examples = task.examples(args.split)[: args.size]
-    parts = Parts(denoiser, tokenizer, task, examples, head)
+    parts = load_parts(args)
+    request = request_of(args, parts, args.split, args.size)
+    request = replace(request, samples=args.samples, batch_size=args.batch_size)
+    task = request.task
     for note in task.notes:
         PlainConsole().print(note, highlight=False)
-    if not parts.examples:
+    if not request.examples:
         raise ValueError(
             f"task {task.name} has no problems in its {args.split} split; choose another --split"
         )
-    try_rewards(task, tokenizer, parts.examples[0])
-    ways = parse_ways(args.decode or [], args.task, settings, args.temperature)
+    try_rewards(task, request.tokenizer, request.examples[0])
+    ways = parse_ways(args.decode or [], args.task, parts.settings, args.temperature)
     check_repeats(ways, len(seeds), args.samples)
-    about = described_evaluation(args, parts, seeds)
+    about = described_evaluation(args, request, seeds) | {"dtype": parts.dtype}
     with holding(items_path(args)):
-        return _evaluate(args, parts, ways, seeds, about)
+        return _evaluate(args, request, ways, seeds, about)
 
 
 def _evaluate(
-    args: EvalArguments, parts: Parts, ways: list[Way], seeds: list[int], about: dict[str, Any]
+    args: EvalArguments,
+    request: EvalRequest,
+    ways: list[Way],
+    seeds: list[int],
+    about: dict[str, Any],
 ) -> int:
     log = ItemLog.open(items_path(args), {**about, "configs": [way.described() for way in ways]})
     if log.rows:
         PlainConsole().print(
             f"going on with {log.path}: {len(log.rows)} completions are there", highlight=False
         )
-    decode_missing(parts, ways, seeds, log, samples=args.samples, batch_size=args.batch_size)
+    decode_missing(request, ways, seeds, log)
     results = [pooled(log, n, way, len(seeds), args.samples) for n, way in enumerate(ways)]
     entries = [entry(way, result, seeds) for way, result in zip(ways, results, strict=True)]
     title = f"{args.model} on {args.task} ({args.split})"
@@ -80,13 +83,13 @@ def _evaluate(
             "points"
         )
     if args.json:
-        about |= {"seed": seeds[0], "versions": versions(), "device": str(parts.denoiser.device)}
+        about |= {"seed": seeds[0], "versions": versions(), "device": str(request.denoiser.device)}
         write_json(
             Path(args.json), about | (entries[0] if len(ways) == 1 else {"configs": entries})
         )
         if log.path is not None and not args.items:
             log.path.unlink()  # all of it is in the JSON file now
-    for line in what_next(args, parts.task.name):
+    for line in what_next(args, request.task.name):
         PlainConsole().print(line, soft_wrap=True)
     return 0
 
@@ -102,7 +105,9 @@ def what_next(args: EvalArguments, task: str) -> list[str]:
     ]
 
 
-def described_evaluation(args: EvalArguments, parts: Parts, seeds: list[int]) -> dict[str, Any]:
+def described_evaluation(
+    args: EvalArguments, request: EvalRequest, seeds: list[int]
+) -> dict[str, Any]:
     """Everything but the decode settings that decides the completions and their grades."""
     task = {"name": args.task, **parse_overrides(args.overrides).get("task", {})} | (
         {"data": args.data} if args.data else {}
@@ -112,10 +117,9 @@ def described_evaluation(args: EvalArguments, parts: Parts, seeds: list[int]) ->
         "task": args.task,
         "task_settings": task,
         "split": args.split,
-        "problems": described_problems(parts.task, parts.examples),
+        "problems": described_problems(request.task, request.examples),
         "seeds": seeds,
         "samples": args.samples,
-        "dtype": args.dtype,
     }
 
 

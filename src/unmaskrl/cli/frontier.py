@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from ..evaluation.frontier import measure, parse_gammas, verdict
-from ..evaluation.sweep import Parts
 from ..reporting.frontier import frontier_png, frontier_table
 from ..utils.files import write_json
 from ..utils.terminal import PlainConsole
 from .arguments import FrontierArguments
-from .common import load_parts, task_of
+from .common import load_parts, request_of
 
 
 def frontier_command(args: FrontierArguments) -> int:
@@ -31,19 +30,9 @@ def frontier_command(args: FrontierArguments) -> int:
     more = [word for word in args.overrides if "=" not in word]
     gammas = parse_gammas(args.gammas) if args.gammas else None
     for model in (args.model, *more):
-        denoiser, tokenizer, settings, task, head = load_parts(
-            replace(args, model=model, overrides=changes)
-        )
-        task = task_of(args, task)
-        examples = task.examples(args.split)[: args.size]
-        points = measure(
-            Parts(denoiser, tokenizer, task, examples, head),
-            settings,
-            name=model,
-            gammas=gammas,
-            temperature=args.temperature,
-            seed=args.seed,
-        )
+        own = replace(args, model=model, overrides=changes)
+        request = request_of(own, load_parts(own), args.split, args.size)
+        points = measure(request, name=model, gammas=gammas)
         result["models"].append({"model": model, "points": points, **verdict(points)})
         console.print(frontier_table(result["models"][-1]))
     if args.json:

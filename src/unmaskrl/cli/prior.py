@@ -12,27 +12,26 @@ from rich.progress import track
 
 from ..core.denoiser import end_ids
 from ..core.rng import named_generator
-from ..core.threshold_head import ThresholdHead
 from ..evaluation.evaluate import batches_by_length, decode_blank, is_random
 from ..evaluation.item_log import ItemLog, described_model, described_problems
-from ..models.denoiser import ModelDenoiser
 from ..models.tokenizer import decode_texts, encode_prompt, protected_tokens
 from ..recipes.load import parse_overrides
-from ..recipes.schema import DecodeConfig
 from ..tasks import CallContext, Example, Task, grade
 from ..utils.files import check_output, json_text, write_whole
 from ..utils.lock import holding
 from ..utils.terminal import PlainConsole
 from .arguments import PriorArguments
-from .common import check_counts, load_parts, task_of
+from .common import Parts, check_counts, load_parts, task_of
 
 
 def prior_command(args: PriorArguments) -> int:
     """unmaskrl prior."""
     check_counts(args)
     check_output(args.out, "--out")
-    denoiser, tokenizer, settings, task, head = load_parts(args)
-    task = task_of(args, task)
+    parts = load_parts(args)
+    task = task_of(args, parts.task)
+    tokenizer = parts.model.tokenizer
+    settings = parts.settings
     if args.samples > 1 and not is_random(settings, args.temperature):
         raise ValueError(
             f"{args.samples} samples at temperature 0 are all the same; set --temperature above 0"
@@ -50,7 +49,7 @@ def prior_command(args: PriorArguments) -> int:
                 "decode": {**settings.model_dump(), "temperature": args.temperature},
                 "seed": args.seed,
                 "samples": args.samples,
-                "dtype": args.dtype,
+                "dtype": parts.dtype,
             },
         )
         if log.rows:
@@ -65,12 +64,7 @@ def prior_command(args: PriorArguments) -> int:
             have = {row["row"] for row in log.rows}
             if not have.issuperset(batch):
                 answers = decode_answers(
-                    denoiser,
-                    [prompts[row // args.samples] for row in batch],
-                    batch,
-                    settings,
-                    args,
-                    head,
+                    parts, args, [prompts[row // args.samples] for row in batch], batch
                 )
                 log.append([answer for answer in answers if answer["row"] not in have])
         rows = graded(log.rows, examples, args.samples, task, tokenizer)
@@ -87,24 +81,21 @@ def prior_command(args: PriorArguments) -> int:
 
 
 def decode_answers(
-    denoiser: ModelDenoiser,
-    prompts: Sequence[Sequence[int]],
-    rows: Sequence[int],
-    settings: DecodeConfig,
-    args: PriorArguments,
-    head: ThresholdHead | None,
+    parts: Parts, args: PriorArguments, prompts: Sequence[Sequence[int]], rows: Sequence[int]
 ) -> Iterator[dict[str, Any]]:
     """Ids without EOS and their log-probs (nats) when they were drawn, for some rows (problem *
     samples + sample).
     """
+    denoiser = parts.model.denoiser
     rollout = decode_blank(
+        parts.rollouts,
         denoiser,
         prompts,
-        settings,
+        parts.settings,
         temperature=args.temperature,
         row_ids=rows,
         generator=named_generator(args.seed, "prior"),
-        head=head,
+        head=parts.model.head,
     )
     for i, (row, ids) in enumerate(zip(rows, rollout.completions(), strict=True)):
         kept = [token for token in ids if token not in end_ids(denoiser)]

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from ..core.canvas import anchored_canvas, choose_anchors, random_scores
-from ..core.decoding import decode
 from ..core.denoiser import end_ids
 from ..core.rng import named_generator, named_seed
-from ..evaluation.evaluate import decode_options
+from ..evaluation.evaluate import gamma_for
 from ..models.denoiser import ModelDenoiser
 from ..models.tokenizer import decode_texts, encode_prompt, encode_reference, sample_row
 from ..recipes.schema import DecodeConfig
@@ -23,7 +22,11 @@ def sample_command(args: SampleArguments) -> int:
     """unmaskrl sample."""
     if (args.prompt is None) == (args.task is None):
         raise ValueError("give either --prompt TEXT or --task T (with --index N)")
-    denoiser, tokenizer, settings, task, head = load_parts(args)
+    parts = load_parts(args)
+    denoiser = parts.model.denoiser
+    tokenizer = parts.model.tokenizer
+    settings = parts.settings
+    task = parts.task
     messages = [{"role": "user", "content": args.prompt}]
     example = None
     anchors = {}
@@ -42,9 +45,12 @@ def sample_command(args: SampleArguments) -> int:
         denoiser=denoiser,
         device=denoiser.device,
     )
-    options = decode_options(settings, canvas, head)
-    generator = named_generator(args.seed, "sample")
-    rollout = decode(denoiser, canvas, temperature=args.temperature, generator=generator, **options)
+    rollout = parts.rollouts.sample(
+        canvas,
+        settings.at(args.temperature),
+        named_generator(args.seed, "sample"),
+        gamma_for(settings, canvas, parts.model.head),
+    )
     ids = rollout.completions()
     text = decode_texts(tokenizer, ids)[0]
     correct = False

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
 from ..evaluation.decode_settings import DECODE_FILE
-from ..evaluation.evaluate import evaluate
-from ..models.loading import open_checkpoint
+from ..evaluation.evaluate import EvalRequest, evaluate
+from ..models.loading import load
 from ..recipes.load import load_recipe
 from ..recipes.registry import make_task
 from ..recipes.schema import SFTRecipe
@@ -18,7 +19,6 @@ from ..tasks import Task
 from ..training.sft import run_sft
 from ..utils.files import write_json
 from ..utils.terminal import PlainConsole
-from ..utils.torch_setup import default_device
 from .arguments import SFTArguments
 
 
@@ -44,7 +44,7 @@ def finish_sft(recipe: SFTRecipe, out: Path, console: Console) -> None:
     write_json(
         folder / DECODE_FILE, {name: d.model_dump() for name, d in recipe.eval_decode.items()}
     )
-    denoiser, tokenizer, _ = open_checkpoint(folder, default_device())
+    model = load(folder)
     results = {}
     for part in recipe.data:
         settings = recipe.eval_decode.get(part.task["name"])
@@ -52,11 +52,16 @@ def finish_sft(recipe: SFTRecipe, out: Path, console: Console) -> None:
             continue
         task: Task = make_task(part.task, "data.task")
         examples = task.examples("test")
-        greedy = evaluate(denoiser, tokenizer, task, examples, settings)
-        console.print(eval_table(f"{task.name}, greedy", greedy))
-        sampled = evaluate(
-            denoiser, tokenizer, task, examples[:128], settings, temperature=1.0, samples=8
+        request = EvalRequest(
+            denoiser=model.denoiser,
+            tokenizer=model.tokenizer,
+            task=task,
+            examples=examples,
+            settings=settings,
         )
+        greedy = evaluate(request)
+        console.print(eval_table(f"{task.name}, greedy", greedy))
+        sampled = evaluate(replace(request, examples=examples[:128], temperature=1.0, samples=8))
         console.print(eval_table(f"{task.name}, temperature 1", sampled))
         results[task.name] = {"greedy": greedy.summary(), "sampled": sampled.summary()}
     write_json(out / "eval.json", results)

@@ -12,26 +12,23 @@ from rich.markup import escape
 from rich.progress import Progress
 
 from ..core.canvas import anchored_canvas
-from ..core.decoding import decode
 from ..core.estimators import ESTIMATORS, Estimator
 from ..core.rng import named_generator
-from ..core.threshold_head import ThresholdHead
 from ..core.types import Rollout
 from ..core.variance import compare_versions, rollout_figures, summarise
-from ..evaluation.evaluate import decode_options
-from ..models.denoiser import ModelDenoiser
+from ..evaluation.evaluate import gamma_for
 from ..models.tokenizer import decode_texts
 from ..recipes.load import build_recipe, parse_overrides
 from ..recipes.registry import component
-from ..recipes.schema import DecodeConfig, Recipe
+from ..recipes.schema import Recipe
 from ..reporting.variance import variance_png, variance_table, verdicts
-from ..tasks import CallContext, Task, grade
+from ..tasks import CallContext, grade
 from ..training.rollouts.anchors import Anchors
 from ..training.rollouts.problems import Problems
 from ..utils.files import write_json
 from ..utils.terminal import PlainConsole
 from .arguments import VarianceArguments
-from .common import load_parts, task_of
+from .common import Parts, load_parts, task_of
 
 
 def variance_command(args: VarianceArguments) -> int:
@@ -55,10 +52,10 @@ def variance_command(args: VarianceArguments) -> int:
     if args.exit_at is not None:
         args.overrides.append(f"decode.exit_at={args.exit_at}")
     estimators = {spec: _estimator(spec, args.num_mc) for spec in args.estimators.split(",")}
-    denoiser, tokenizer, settings, task, head = load_parts(args)
-    rollout, correct, left_out = _anchored_rollout(
-        args, denoiser, tokenizer, settings, task_of(args, task), head
-    )
+    parts = load_parts(args)
+    denoiser = parts.model.denoiser
+    settings = parts.settings
+    rollout, correct, left_out = _anchored_rollout(args, parts)
     result: dict[str, Any] = {
         key: getattr(args, key)
         for key in ("model", "task", "keep", "select", "seed", "draws", "num_mc")
@@ -109,17 +106,14 @@ def _estimator(spec: str, num_mc: int) -> Estimator:
         raise ValueError(f"--estimators {spec}: {error}") from None
 
 
-def _anchored_rollout(
-    args: VarianceArguments,
-    denoiser: ModelDenoiser,
-    tokenizer: Any,
-    settings: DecodeConfig,
-    task: Task,
-    head: ThresholdHead | None,
-) -> tuple[Rollout, list[bool], int]:
+def _anchored_rollout(args: VarianceArguments, parts: Parts) -> tuple[Rollout, list[bool], int]:
     """Completions of training problems, anchored as in training, and their correctness; and how
     many rows are left out, because nothing is free in them.
     """
+    task = task_of(args, parts.task)
+    denoiser = parts.model.denoiser
+    tokenizer = parts.model.tokenizer
+    settings = parts.settings
     examples = task.examples("train")[: args.size]
     prior = {"name": "anchors" if args.keep else "none", "select": args.select, "keep": args.keep}
     recipe: Recipe = build_recipe(
@@ -155,13 +149,11 @@ def _anchored_rollout(
         group_ids=[i for i in range(len(examples)) for _ in range(args.samples)],
         device=denoiser.device,
     )
-    options = decode_options(settings, canvas, head)
-    rollout = decode(
-        denoiser,
+    rollout = parts.rollouts.sample(
         canvas,
-        temperature=args.temperature,
-        generator=named_generator(args.seed, "rollout"),
-        **options,
+        settings.at(args.temperature),
+        named_generator(args.seed, "rollout"),
+        gamma_for(settings, canvas, parts.model.head),
     )
     used = rollout.action_mask.any(-1).nonzero().squeeze(-1)
     if not len(used):

@@ -8,7 +8,7 @@ columns.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import reduce
 
@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Canvas:
     """A batch of prompts with open completions, ready to be decoded.
 
@@ -33,6 +33,14 @@ class Canvas:
     row_ids: Int[Tensor, " B"]
     group_ids: Int[Tensor, " B"]
     gen_length: int
+
+    def __repr__(self) -> str:
+        rows, length = self.ids.shape
+        anchors = int(self.fixed_mask.sum())
+        return (
+            f"Canvas({rows} rows, {length - self.gen_length} + {self.gen_length} tokens, "
+            f"{anchors} anchors)"
+        )
 
     def validate(self, mask_id: int) -> Canvas:
         """Check what the shapes cannot say; return self so that it can be chained."""
@@ -69,7 +77,7 @@ class Canvas:
         return _take_rows(self, index)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Rollout:
     """What happened during decoding; facts, never edited.
 
@@ -81,7 +89,7 @@ class Rollout:
     tokens: under temperature 1); 0 where nothing was drawn. ``nfe``: denoiser calls of the row.
     ``completion_mask``: True up to and including the first EOS or end-of-turn token. ``exact``: the
     revealed positions did not depend on the drawn tokens, so the product of behavior probabilities
-    is the rollout's probability.
+    is the rollout's probability. ``pieces``: how ids read, for display only, if the denoiser says.
     """
 
     ids: Int[Tensor, "B L"]
@@ -98,6 +106,24 @@ class Rollout:
     gen_length: int
     temperature: float
     exact: bool
+    pieces: Callable[[Sequence[int]], list[str]] | None = None
+
+    def __repr__(self) -> str:
+        calls = float(self.nfe.double().mean())
+        anchors = int(self.anchor_mask.sum())
+        return (
+            f"Rollout({len(self.ids)} rows, {self.gen_length} completion tokens, {anchors} "
+            f"anchors, {calls:.1f} calls per row, temperature {self.temperature:g}, "
+            f"{'exact' if self.exact else 'not exact'})"
+        )
+
+    def _repr_html_(self) -> str:
+        """The decodings in colours, for notebooks. The package's front door loads the renderer: the
+        core knows no HTML.
+        """
+        from .. import rollout_html
+
+        return rollout_html(self)
 
     @property
     def fixed_mask(self) -> Bool[Tensor, "B L"]:

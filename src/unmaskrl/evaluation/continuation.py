@@ -16,10 +16,10 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from ..core.canvas import blank_canvas
-from ..core.decoding import decode
 from ..core.estimators import elbo
 from ..core.finite import NotFiniteError, where_from
 from ..core.rng import named_generator
+from ..core.rollouts import DecodeSettings, LocalRollouts
 from ..core.scoring import frozen_token_logps
 from ..core.types import Rollout, completion_columns
 from ..models.denoiser import ModelDenoiser
@@ -72,14 +72,8 @@ def greedy_matches(
         canvas = blank_canvas(
             contexts, gen_length=length, denoiser=denoiser, device=denoiser.device
         )
-        ids = decode(
-            denoiser,
-            canvas,
-            block_length=length,
-            steps=length,
-            select="confidence",
-            stop_at_eos=False,
-        ).ids
+        settings = DecodeSettings(block_length=length, steps=length, stop_at_eos=False)
+        ids = LocalRollouts(denoiser).sample(canvas, settings).ids
         for i, decoded in zip(batch, ids[:, -length:].tolist(), strict=True):
             result[i] = decoded == list(pairs[i][1])
     return result

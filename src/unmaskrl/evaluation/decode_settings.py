@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..models.loading import DECODE_FILE as DECODE_FILE
+from ..models.loading import stored_settings
 from ..recipes.load import build_recipe
 from ..recipes.schema import DecodeConfig
-from ..utils.files import read_json
-
-DECODE_FILE = "decode.json"
 
 
 def checked_decode(task: str | None, settings: dict[str, Any]) -> DecodeConfig:
@@ -24,12 +24,11 @@ def stored_decode(path: str | Path, task: str | None) -> dict[str, Any]:
     """The decode settings beside the weights for a task, or the first ones if no task is named;
     empty without any.
     """
-    file = Path(path) / DECODE_FILE
-    stored = read_json(file) if file.is_file() else {}
-    if not all(isinstance(settings, dict) for settings in stored.values()):
-        raise ValueError(
-            f"{file}: expected an object of decode settings for each task; correct or delete it"
-        )
-    if task in stored:
-        return stored[task]
-    return next(iter(stored.values())) if task is None and stored else {}
+    return settings_for(stored_settings(Path(path)), task)
+
+
+def settings_for(stored: Mapping[str, dict[str, Any]], task: str | None) -> dict[str, Any]:
+    """Those of a task; the first ones if no task is named; empty without any."""
+    if task is None:
+        return next(iter(stored.values()), {})
+    return stored.get(task, {})

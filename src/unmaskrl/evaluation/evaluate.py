@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from ..core.canvas import blank_canvas
-from ..core.decoding import RULES, decode
+from ..core.decoding import RULES, Gamma
 from ..core.rng import named_generator
+from ..core.rollouts import LocalRollouts, Rollouts
 from ..core.threshold_head import ThresholdHead, best_gamma
 from ..core.types import Canvas, Rollout
 from ..models.denoiser import ModelDenoiser
@@ -46,7 +47,7 @@ class EvalItem:
     seconds: float = 0.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class EvalResult:
     """Items in problem order (``samples`` in a row per problem) and the decode settings that made
     them.
@@ -57,6 +58,15 @@ class EvalResult:
     seconds: float
     decode: dict[str, Any]
     dropped: int = 0  # problems left out because their prompts are too long
+
+    def __repr__(self) -> str:
+        low, high = self.interval
+        calls = sum(i.nfe for i in self.items) / max(1, len(self.items))
+        times = f" x {self.samples} samples" if self.samples > 1 else ""
+        return (
+            f"EvalResult({100 * self.accuracy:.1f}% right [{100 * low:.1f}, {100 * high:.1f}], "
+            f"{len(self.items) // self.samples} problems{times}, {calls:.1f} calls each)"
+        )
 
     @property
     def accuracy(self) -> float:
@@ -111,71 +121,58 @@ class EvalResult:
         return result
 
 
-def evaluate(
-    denoiser: ModelDenoiser,
-    tokenizer: Any,
-    task: Task,
-    examples: Sequence[Example],
-    settings: DecodeConfig,
-    *,
-    temperature: float = 0.0,
-    samples: int = 1,
-    seed: int = 0,
-    batch_size: int = 256,
-    head: ThresholdHead | None = None,
-    gammas: Sequence[float] | None = None,
-    on_rollout: Callable[[Rollout], None] | None = None,
-) -> EvalResult:
-    """Decode every example ``samples`` times from a blank canvas and grade it with the task's own
-    verifier.
+@dataclass(frozen=True, kw_only=True)
+class EvalRequest:
+    """What to evaluate: every example ``samples`` times from a blank canvas.
 
     An adaptive rule's gamma is the settings' number, or one of ``gammas`` per example, or
-    ``head``'s choice.
+    ``head``'s choice. ``rollouts`` decodes (default: the denoiser in this process).
     """
-    if not examples:
+
+    denoiser: ModelDenoiser
+    tokenizer: Any
+    task: Task
+    examples: Sequence[Example]
+    settings: DecodeConfig
+    temperature: float = 0.0
+    samples: int = 1
+    seed: int = 0
+    batch_size: int = 256
+    head: ThresholdHead | None = None
+    gammas: Sequence[float] | None = None
+    rollouts: Rollouts | None = None
+
+    @property
+    def engine(self) -> Rollouts:
+        """What decodes."""
+        return self.rollouts or LocalRollouts(self.denoiser)
+
+
+def evaluate(
+    request: EvalRequest, on_rollout: Callable[[Rollout], None] | None = None
+) -> EvalResult:
+    """Decode every example and grade it with the task's own verifier."""
+    r = request
+    if not r.examples:
         raise ValueError("nothing to evaluate: the list of examples is empty")
-    if samples > 1 and not is_random(settings, temperature):
+    if r.samples > 1 and not is_random(r.settings, r.temperature):
         raise ValueError(
-            f"{samples} samples at temperature 0 are all the same; set a temperature above 0"
+            f"{r.samples} samples at temperature 0 are all the same; set a temperature above 0"
         )
     items: dict[int, EvalItem] = {}
-    for rollout, done in evaluated_rows(
-        denoiser,
-        tokenizer,
-        task,
-        examples,
-        settings,
-        temperature=temperature,
-        samples=samples,
-        seed=seed,
-        batch_size=batch_size,
-        head=head,
-        gammas=gammas,
-    ):
+    for rollout, done in evaluated_rows(r):
         items |= done
         if on_rollout:
             on_rollout(rollout)
     ordered = [items[row] for row in sorted(items)]
-    described = {**settings.model_dump(), "temperature": temperature}
+    described = {**r.settings.model_dump(), "temperature": r.temperature}
     return EvalResult(
-        items=ordered, samples=samples, seconds=sum(i.seconds for i in ordered), decode=described
+        items=ordered, samples=r.samples, seconds=sum(i.seconds for i in ordered), decode=described
     )
 
 
 def evaluated_rows(
-    denoiser: ModelDenoiser,
-    tokenizer: Any,
-    task: Task,
-    examples: Sequence[Example],
-    settings: DecodeConfig,
-    *,
-    temperature: float,
-    samples: int,
-    seed: int,
-    batch_size: int,
-    head: ThresholdHead | None,
-    gammas: Sequence[float] | None = None,
-    done: Collection[int] = (),
+    request: EvalRequest, done: Collection[int] = ()
 ) -> Iterator[tuple[Rollout, dict[int, EvalItem]]]:
     """Decode and grade every row (problem * samples + sample), batch by batch; items by row.
 
@@ -183,39 +180,41 @@ def evaluated_rows(
     Batches whose rows are all ``done`` are left out; the others are what they would be without, so
     that a resumed evaluation is the same to the bit.
     """
-    prompts = [encode_prompt(tokenizer, task.prompt(example)) for example in examples]
-    check_room(prompts, settings.gen_length, denoiser.max_length)
-    for batch in batches_by_length(
-        [len(prompt) for prompt in prompts for _ in range(samples)], batch_size
-    ):
+    r = request
+    samples = r.samples
+    prompts = [encode_prompt(r.tokenizer, r.task.prompt(example)) for example in r.examples]
+    check_room(prompts, r.settings.gen_length, r.denoiser.max_length)
+    lengths = [len(prompt) for prompt in prompts for _ in range(samples)]
+    for batch in batches_by_length(lengths, r.batch_size):
         if all(row in done for row in batch):
             continue
         start = time.perf_counter()
         rollout = decode_blank(
-            denoiser,
+            r.engine,
+            r.denoiser,
             [prompts[row // samples] for row in batch],
-            settings,
-            temperature=temperature,
+            r.settings,
+            temperature=r.temperature,
             row_ids=batch,
-            generator=named_generator(seed, "eval"),
-            head=head,
+            generator=named_generator(r.seed, "eval"),
+            head=r.head,
             gammas=None
-            if gammas is None
-            else torch.tensor([gammas[row // samples] for row in batch], dtype=torch.float64),
+            if r.gammas is None
+            else torch.tensor([r.gammas[row // samples] for row in batch], dtype=torch.float64),
         )
         ids = rollout.completions()
-        texts = decode_texts(tokenizer, ids)
+        texts = decode_texts(r.tokenizer, ids)
         lengths = rollout.action_mask.sum(-1).tolist()
         calls = rollout.nfe.tolist()
         share = (time.perf_counter() - start) / len(batch)
         items = {}
-        own = [examples[row // samples] for row in batch]
-        grades = grade(task, own, texts, CallContext(completion_ids=ids))
-        correct = _verdicts(task, tokenizer, own, ids, grades)
+        own = [r.examples[row // samples] for row in batch]
+        grades = grade(r.task, own, texts, CallContext(completion_ids=ids))
+        correct = _verdicts(r.task, r.tokenizer, own, ids, grades)
         for i, (row, text, nfe, length) in enumerate(
             zip(batch, texts, calls, lengths, strict=True)
         ):
-            example = examples[row // samples]
+            example = r.examples[row // samples]
             items[row] = EvalItem(
                 id=example.id,
                 correct=correct[i],
@@ -223,8 +222,8 @@ def evaluated_rows(
                 nfe=nfe,
                 num_tokens=length,
                 kind=str(example.fields.get("kind", "")),
-                prompt="\n".join(message["content"] for message in task.prompt(example)),
-                seed=seed,
+                prompt="\n".join(message["content"] for message in r.task.prompt(example)),
+                seed=r.seed,
                 sample=row % samples,
                 parts={name: scores[i] for name, scores in grades.parts.items()},
                 seconds=share,
@@ -259,6 +258,7 @@ def is_random(settings: DecodeConfig, temperature: float) -> bool:
 
 
 def decode_blank(
+    rollouts: Rollouts,
     denoiser: ModelDenoiser,
     prompts: Sequence[Sequence[int]],
     settings: DecodeConfig,
@@ -269,8 +269,8 @@ def decode_blank(
     head: ThresholdHead | None = None,
     gammas: Tensor | None = None,
 ) -> Rollout:
-    """Blank canvas and ``decode`` with a DecodeConfig, at a temperature of its own; ``head``
-    chooses gamma where it is null.
+    """Blank canvases decoded with a DecodeConfig, at a temperature of its own; ``head`` chooses
+    gamma where it is null.
     """
     canvas = blank_canvas(
         prompts,
@@ -279,28 +279,21 @@ def decode_blank(
         row_ids=row_ids,
         device=denoiser.device,
     )
-    options = decode_options(settings, canvas, head)
-    if gammas is not None:
-        options["gamma"] = gammas.to(denoiser.device)
-    return decode(denoiser, canvas, temperature=temperature, generator=generator, **options)
+    gamma = gamma_for(settings, canvas, head) if gammas is None else gammas.to(denoiser.device)
+    return rollouts.sample(canvas, settings.at(temperature), generator, gamma)
 
 
-def decode_options(
-    settings: DecodeConfig, canvas: Canvas, head: ThresholdHead | None
-) -> dict[str, Any]:
-    """Keyword arguments of ``decode``; an adaptive rule whose gamma is null takes the head's most
-    probable one.
-    """
-    options = settings.model_dump(exclude={"gen_length", "temperature"})
-    if RULES[settings.select].prefix is not None and settings.gamma is None:
-        if head is None:
-            raise ValueError(
-                f"decode.select={settings.select} with decode.gamma=null decodes with the model's "
-                "threshold head, "
-                "and there is none; set decode.gamma, for instance to 0.1"
-            )
-        options["gamma"] = best_gamma(head, canvas.prompt_mask)
-    return options
+def gamma_for(settings: DecodeConfig, canvas: Canvas, head: ThresholdHead | None) -> Gamma | None:
+    """The settings' gamma; where an adaptive rule has none, the head's most probable one."""
+    if RULES[settings.select].prefix is None or settings.gamma is not None:
+        return settings.gamma
+    if head is None:
+        raise ValueError(
+            f"decode.select={settings.select} with decode.gamma=null decodes with the model's "
+            "threshold head, "
+            "and there is none; set decode.gamma, for instance to 0.1"
+        )
+    return best_gamma(head, canvas.prompt_mask)
 
 
 def wilson(share: float, n: int, z: float = 1.959964) -> tuple[float, float]:

@@ -8,6 +8,7 @@ it learned a constant.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,8 +21,7 @@ from ..core.threshold_head import GAMMAS, ThresholdHead
 from ..core.types import Rollout
 from ..recipes.schema import DecodeConfig
 from ..utils.terminal import PlainConsole
-from .evaluate import evaluate
-from .sweep import Parts
+from .evaluate import EvalRequest, evaluate
 
 THRESHOLDS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
 KINDS = ("fixed steps", "fixed gamma", "threshold", "learned", "shuffled")
@@ -29,19 +29,13 @@ Setting = tuple[str, str, dict[str, Any], ThresholdHead | None]
 
 
 def measure(
-    parts: Parts,
-    settings: DecodeConfig,
-    *,
-    name: str,
-    gammas: Sequence[float] | None = None,
-    temperature: float = 0.0,
-    seed: int = 0,
+    request: EvalRequest, *, name: str, gammas: Sequence[float] | None = None
 ) -> list[dict[str, Any]]:
-    """One point per way of decoding: kind, label, accuracy with its 95% interval, mean calls per
-    completion.
+    """One point per way of decoding the request: kind, label, accuracy with its 95% interval, mean
+    calls per completion.
     """
-    head = parts.head
-    plain = settings.model_copy(update={"exit_at": None})
+    head = request.head
+    plain = request.settings.model_copy(update={"exit_at": None})
     if gammas is None:
         gammas = head.grid if head else GAMMAS
     ways = list(settings_of(plain, gammas, head))
@@ -53,20 +47,14 @@ def measure(
             gamma = changes.pop("gammas", None)
             if kind == "shuffled":
                 order = torch.randperm(
-                    len(drawn), generator=named_generator(seed, "shuffle")
+                    len(drawn), generator=named_generator(request.seed, "shuffle")
                 ).tolist()
                 gamma = [drawn[i] for i in order]
             kept: list[Rollout] = []
             evaluated = evaluate(
-                parts.denoiser,
-                parts.tokenizer,
-                parts.task,
-                parts.examples,
-                settings_with(plain, changes),
-                temperature=temperature,
-                seed=seed,
-                head=chooser,
-                gammas=gamma,
+                replace(
+                    request, settings=settings_with(plain, changes), head=chooser, gammas=gamma
+                ),
                 on_rollout=kept.append,
             )
             if kind == "learned":

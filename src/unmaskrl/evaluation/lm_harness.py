@@ -25,13 +25,13 @@ except ModuleNotFoundError as error:
     ) from None
 
 from ..core.rng import named_generator
-from ..models.checkpoint import load_denoiser
-from ..models.heads import load_threshold
+from ..core.rollouts import LocalRollouts
 from ..models.hub import asset
-from ..models.tokenizer import decode_texts, encode_pair, encode_reference, load_tokenizer
+from ..models.loading import load
+from ..models.tokenizer import decode_texts, encode_pair, encode_reference
 from ..utils.torch_setup import DTYPES, default_device, set_threads
 from .continuation import continuation_logps, greedy_matches
-from .decode_settings import checked_decode, stored_decode
+from .decode_settings import checked_decode, settings_for
 from .evaluate import batches_by_length, decode_blank
 
 LOGGER = logging.getLogger(__name__)
@@ -65,6 +65,7 @@ class UnmaskRLModel(LM):
         max_length: int = 4096,
         max_canvases: int = 256,
         dtype: str = "float32",
+        family: str | None = None,
         threads: int = 1,
         batch_size: int | str = 32,
         max_batch_size: int | None = None,
@@ -81,8 +82,10 @@ class UnmaskRLModel(LM):
                 f"--model_args: unknown {sorted(unknown)[0]!r}; decode settings are "
                 f"{', '.join(DECODE)}"
             )
-        if dtype not in DTYPES:
-            raise ValueError(f"--model_args: dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+        if dtype not in (*DTYPES, "auto"):
+            raise ValueError(
+                f"--model_args: dtype {dtype!r} is not one of {', '.join(DTYPES)}, auto"
+            )
         if not str(batch_size).isdigit() or int(batch_size) < 1:
             raise ValueError(
                 f"--batch_size {batch_size!r}: this model needs a whole number of at least 1"
@@ -96,10 +99,13 @@ class UnmaskRLModel(LM):
             if device is None or (device.startswith("cuda") and not torch.cuda.is_available())
             else device
         )
-        self.denoiser = load_denoiser(path, device=place, dtype=DTYPES[dtype])
-        self.tokenizer = load_tokenizer(path)
-        self.head = load_threshold(path, self.denoiser.device)
-        self.settings = checked_decode(task, {**stored_decode(path, task), **decode})
+        model = load(path, device=place, dtype=dtype, family=family)
+        self.denoiser = model.denoiser
+        self.tokenizer = model.tokenizer
+        self.head = model.head
+        self.rollouts = LocalRollouts(model.denoiser)
+        stored = settings_for(model.decode_settings, task)
+        self.settings = checked_decode(task, {**stored, **decode})
         self.temperature = temperature
         self.seed = seed
         self.num_mc = num_mc
@@ -126,6 +132,7 @@ class UnmaskRLModel(LM):
             for part in batches_by_length([len(prompts[i]) for i in chosen], self.batch_size):
                 batch = [chosen[n] for n in part]
                 rollout = decode_blank(
+                    self.rollouts,
                     self.denoiser,
                     [prompts[i] for i in batch],
                     self.settings,

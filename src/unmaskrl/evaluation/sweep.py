@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rich.progress import (
@@ -17,14 +17,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from ..core.threshold_head import ThresholdHead
-from ..models.denoiser import ModelDenoiser
 from ..recipes.load import parse_overrides
 from ..recipes.schema import DecodeConfig
-from ..tasks import Example, Task
 from ..utils.terminal import PlainConsole
 from .decode_settings import checked_decode
-from .evaluate import EvalItem, EvalResult, evaluated_rows, is_random
+from .evaluate import EvalItem, EvalRequest, EvalResult, evaluated_rows, is_random
 from .item_log import ItemLog
 
 
@@ -39,17 +36,6 @@ class Way:
     def described(self) -> dict[str, Any]:
         """The settings with the temperature of this evaluation in the place of the rollouts'."""
         return {**self.settings.model_dump(), "temperature": self.temperature}
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What every row of an evaluation needs."""
-
-    denoiser: ModelDenoiser
-    tokenizer: Any
-    task: Task
-    examples: list[Example]
-    head: ThresholdHead | None
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -115,15 +101,11 @@ def check_repeats(ways: Sequence[Way], num_seeds: int, samples: int) -> None:
 
 
 def decode_missing(
-    parts: Parts,
-    ways: Sequence[Way],
-    seeds: Sequence[int],
-    log: ItemLog,
-    *,
-    samples: int,
-    batch_size: int,
+    request: EvalRequest, ways: Sequence[Way], seeds: Sequence[int], log: ItemLog
 ) -> None:
-    """Decode what the log does not hold yet, and add it batch by batch."""
+    """Decode what the log does not hold yet, way by way and seed by seed, and add it batch by
+    batch.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -133,21 +115,12 @@ def decode_missing(
     )
     have = {(row["config"], row["seed"], row["row"]) for row in log.rows}
     with Progress(*columns, console=PlainConsole(), transient=True) as bar:
-        total = len(ways) * len(seeds) * len(parts.examples) * samples
+        total = len(ways) * len(seeds) * len(request.examples) * request.samples
         line = bar.add_task("completions", total=total, completed=len(have))
         for n, way in enumerate(ways):
             for seed in seeds:
                 batches = evaluated_rows(
-                    parts.denoiser,
-                    parts.tokenizer,
-                    parts.task,
-                    parts.examples,
-                    way.settings,
-                    temperature=way.temperature,
-                    samples=samples,
-                    seed=seed,
-                    batch_size=batch_size,
-                    head=parts.head,
+                    replace(request, settings=way.settings, temperature=way.temperature, seed=seed),
                     done={row for config, s, row in have if (config, s) == (n, seed)},
                 )
                 for _, items in batches:

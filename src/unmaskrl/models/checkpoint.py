@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,12 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SHARDS = "model-*-of-*.safetensors"
 MAX_SHARD_BYTES = 5 * 10**9
+_STORED = {  # safetensors' names
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
 
 
 def load_denoiser(
@@ -157,6 +165,22 @@ def _weight_files(folder: Path) -> list[Path]:
                 f"{folder / name} does not exist, but {INDEX} lists it; download it again"
             )
     return [folder / name for name in names]
+
+
+def stored_dtype(folder: Path) -> torch.dtype:
+    """The type of number that most of a checkpoint's values are stored in."""
+    counts: Counter[torch.dtype] = Counter()
+    for file in _weight_files(folder):
+        with safe_open(file, framework="pt") as handle:
+            for name in list(handle.keys()):
+                part = handle.get_slice(name)
+                if part.get_dtype() in _STORED:
+                    counts[_STORED[part.get_dtype()]] += math.prod(part.get_shape())
+    if not counts:
+        raise ValueError(
+            f"{folder} stores no {', '.join(_STORED)} tensor; name a dtype, for instance float32"
+        )
+    return counts.most_common(1)[0][0]
 
 
 def _read_tensors(

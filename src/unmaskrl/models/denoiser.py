@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -17,6 +18,7 @@ class ModelDenoiser:
     """A Denoiser around a family's module (see ``families/``).
 
     ``end_ids``: ``eos_id`` and the tokenizer's end-of-turn ids; empty means ``eos_id`` alone.
+    ``pieces``: how the tokenizer reads ids, for display.
     """
 
     model: MaskPredictor
@@ -25,6 +27,7 @@ class ModelDenoiser:
     pad_id: int
     vocab_size: int
     end_ids: tuple[int, ...] = ()
+    pieces: Callable[[Sequence[int]], list[str]] | None = None
 
     @classmethod
     def from_model(cls, model: MaskPredictor) -> ModelDenoiser:

@@ -5,17 +5,29 @@ for a dry run.
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..core.threshold_head import ThresholdHead
 from ..utils.files import read_json
+from ..utils.torch_setup import DTYPES, pick_device
 from .adapter_folder import Base, base_of, put_on
-from .checkpoint import load_denoiser
+from .adapters import quantize_blocks
+from .checkpoint import load_denoiser, stored_dtype
 from .denoiser import ModelDenoiser
-from .families import Family, MaskPredictor, known_config, known_names, parse_config
+from .families import (
+    Family,
+    MaskPredictor,
+    known_config,
+    known_names,
+    named_family,
+    parse_config,
+)
+from .heads import load_threshold
 from .hub import CONFIG, asset, checkpoint_folder
 from .tokenizer import (
     build_byte_tokenizer,
@@ -24,20 +36,95 @@ from .tokenizer import (
     end_of_turn_ids,
     has_tokenizer,
     load_tokenizer,
+    pieces,
 )
+
+DECODE_FILE = "decode.json"
+
+
+@dataclass(frozen=True, repr=False)
+class Model:
+    """A checkpoint, ready to be decoded, evaluated or trained on.
+
+    ``decode_settings``: by task, as stored beside the weights (decode.json). ``head``: the learned
+    sampler's threshold head, if there is one. ``folder``: where config.json lies.
+    """
+
+    denoiser: ModelDenoiser
+    tokenizer: Any
+    decode_settings: dict[str, dict[str, Any]]
+    head: ThresholdHead | None
+    folder: Path
+
+    def __repr__(self) -> str:
+        module = self.denoiser.model
+        first = next(module.parameters())
+        count = sum(p.numel() for p in module.parameters())
+        dtype = str(first.dtype).removeprefix("torch.")
+        text = f"{type(module).__name__}, {count / 1e6:.2f}M parameters, {dtype} on {first.device}"
+        if self.decode_settings:
+            text += f", decode settings for {', '.join(self.decode_settings)}"
+        return f"Model({text}{', threshold head' if self.head else ''})"
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "float32",
+    revision: str | None = None,
+    family: str | Family | None = None,
+    quantize: str | None = None,
+) -> Model:
+    """Model, tokenizer, decode settings and threshold head of a shipped name, a folder, a run's
+    folder (its final model) or a hub id.
+
+    ``device``: auto (a GPU if there is one), cpu, cuda, mps. ``dtype``: float32, bfloat16, float64
+    or auto (what the checkpoint has). ``family``: what reads it, if it is none of the shipped ones
+    (``module:factory``). ``quantize="nf4"``: 4-bit blocks (bitsandbytes). ValueError in one line if
+    it cannot be loaded.
+    """
+    if isinstance(dtype, str) and dtype not in (*DTYPES, "auto"):
+        raise ValueError(f"dtype: expected {', '.join(DTYPES)} or auto, got {dtype!r}")
+    if quantize not in (None, "nf4"):
+        raise ValueError(f"quantize: expected nf4 or nothing, got {quantize!r}")
+    place = pick_device(device)
+    wanted = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    denoiser, tokenizer, folder = open_checkpoint(
+        path, "cpu" if quantize else place, wanted, revision, named_family(family, "family")
+    )
+    if quantize:
+        quantize_blocks(denoiser.model, place, next(denoiser.model.parameters()).dtype)
+    return Model(
+        denoiser, tokenizer, stored_settings(folder), load_threshold(folder, place), folder
+    )
+
+
+def stored_settings(folder: Path) -> dict[str, dict[str, Any]]:
+    """The decode settings beside the weights, by task; empty without any. ValueError for something
+    else.
+    """
+    file = folder / DECODE_FILE
+    stored = read_json(file) if file.is_file() else {}
+    if not all(isinstance(settings, dict) for settings in stored.values()):
+        raise ValueError(
+            f"{file}: expected an object of decode settings for each task; correct or delete it"
+        )
+    return stored
 
 
 def open_checkpoint(
     path: str | os.PathLike[str],
     device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = torch.float32,
     revision: str | None = None,
     family: Family | None = None,
 ) -> tuple[ModelDenoiser, Any, Path]:
     """Denoiser, tokenizer and folder of a checkpoint: a shipped name, a folder (a run's too) or a
     hub id.
 
-    ``family`` None: found by config.json's model_type. An adapter is put on the base that it names,
+    ``dtype`` None: what the checkpoint has. ``family`` None: found by config.json's model_type. An
+    adapter is put on the base that it names,
     and the tokenizer is the base's.
     """
     folder = checkpoint_folder(asset(str(path)), revision)
@@ -47,7 +134,7 @@ def open_checkpoint(
     # the family first: what else is wrong depends on it
     parse_config(read_json(folder / CONFIG), folder / CONFIG, family)
     tokenizer = load_tokenizer(folder, family=family)
-    denoiser = load_denoiser(folder, device, dtype, family=family)
+    denoiser = load_denoiser(folder, device, dtype or stored_dtype(folder), family=family)
     return with_end_ids(denoiser, tokenizer), tokenizer, folder
 
 
@@ -55,7 +142,7 @@ def _open_adapter(
     folder: Path,
     base: Base,
     device: str | torch.device,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
     family: Family | None,
 ) -> tuple[ModelDenoiser, Any, Path]:
     try:
@@ -72,9 +159,13 @@ def _open_adapter(
 
 def with_end_ids(denoiser: ModelDenoiser, tokenizer: Any) -> ModelDenoiser:
     """The denoiser whose completions also end at the token that the chat template writes after an
-    answer.
+    answer, and that knows how its ids read.
     """
-    return replace(denoiser, end_ids=(denoiser.eos_id, *end_of_turn_ids(tokenizer)))
+    return replace(
+        denoiser,
+        end_ids=(denoiser.eos_id, *end_of_turn_ids(tokenizer)),
+        pieces=partial(pieces, tokenizer),
+    )
 
 
 def stand_in_folder(path: str) -> Path | None:

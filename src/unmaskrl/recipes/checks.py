@@ -9,6 +9,7 @@ from ..core.decoding.select import NATS
 from ..core.estimators import ESTIMATORS
 from ..core.estimators.base import READING
 from ..core.threshold_head import check_grid
+from .engines import check_engine
 from .optimizers import check_optimizer
 from .registry import COMPONENTS, check_component, make_estimator, make_loss, setting
 from .schema import Recipe
@@ -60,6 +61,7 @@ def check_recipe(recipe: Recipe) -> Recipe:
             )
     check_optimizer(recipe.optimizer)
     _check_model(recipe)
+    check_engine(recipe)
     _check_sampler(recipe)
     _check_method(recipe)
     return recipe

@@ -63,9 +63,13 @@ def component(
         ) from None
 
 
-def check_component(spec: dict[str, Any], table: Table, section: str) -> None:
-    """The name is known and so is every keyword."""
-    _check_settings(spec, factory_of(spec, table, section), section, 0, ())
+def check_component(
+    spec: Mapping[str, Any], table: Table, section: str, num_given: int = 0
+) -> None:
+    """The name is known and so is every keyword; the factory's first ``num_given`` are no
+    settings.
+    """
+    _check_settings(spec, factory_of(spec, table, section), section, num_given, ())
 
 
 def _check_settings(

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ..core.rollouts import DecodeSettings
 from ..core.threshold_head import GAMMAS
 
 Component = dict[str, Any]
@@ -134,6 +135,16 @@ class DecodeConfig(Section):
         description="bound of the adaptive rules eb, confidence_threshold, factor; null: the "
         "model's threshold head chooses",
     )
+
+    def at(self, temperature: float) -> DecodeSettings:
+        """What an engine decodes with, at a temperature of its own."""
+        return DecodeSettings(
+            block_length=self.block_length,
+            steps=self.steps,
+            select=self.select,
+            temperature=temperature,
+            exit_at=self.exit_at,
+        )
 
 
 class SamplerConfig(Section):
@@ -323,6 +334,7 @@ class Recipe(Section):
     task: Component
     prior: PriorConfig = PriorConfig()
     decode: DecodeConfig = DecodeConfig()
+    rollouts: Component = {"name": "local"}
     estimator: Component = {"name": "elbo"}
     advantage: Component = {"name": "group_mean_std"}
     loss: Component = {"name": "token_clip"}

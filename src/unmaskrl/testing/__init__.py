@@ -6,4 +6,5 @@ the same functions; none of them needs pytest.
 
 from .denoiser import check_denoiser as check_denoiser
 from .family import check_family as check_family
+from .rollouts import check_rollouts as check_rollouts
 from .tasks import check_task as check_task

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 from ..core.types import Rollout
-from ..evaluation.evaluate import evaluate
+from ..evaluation.evaluate import EvalRequest, evaluate
 from ..evaluation.prompts import fitting
 from ..models.adapters import merged_tensors, save_adapter
 from ..models.checkpoint import save_model
@@ -38,24 +38,24 @@ def evaluate_run(run: Run, split: str, weights: Sequence[str], progress: Progres
         if _is_logged(run, split, name):
             continue
         with run.droppable(), averaged(run, name == "ema"), run.inference() as policy:
+            run.rollouts.sync()
             if not run.accelerator.is_main_process:
                 continue
             rollouts: list[Rollout] = []
-            result = evaluate(
-                policy,
-                run.tokenizer,
-                run.task,
-                fits.examples,
-                run.recipe.decode,
+            request = EvalRequest(
+                denoiser=policy,
+                tokenizer=run.tokenizer,
+                task=run.task,
+                examples=fits.examples,
+                settings=run.recipe.decode,
                 temperature=e.temperature,
                 seed=run.recipe.run.seed,
                 batch_size=e.batch_size,
                 head=None if run.sampler is None else run.sampler.head,
-                on_rollout=_shown(
-                    progress, f"evaluating {split} ({name})", fits.examples, rollouts
-                ),
+                rollouts=run.rollouts,
             )
-            result = replace(result, dropped=fits.dropped)
+            seen = _shown(progress, f"evaluating {split} ({name})", fits.examples, rollouts)
+            result = replace(evaluate(request, seen), dropped=fits.dropped)
             progress.eval(log_eval(run, split, name, result, rollouts, fits.examples))
 
 

@@ -179,10 +179,12 @@ def collect(run: Run) -> Batch:
         else partial(run.sampler.gamma, seed=recipe.run.seed, step=run.step)
     )
     with run.droppable(), run.inference() as policy:
+        run.rollouts.sync()
         done = rollout_step(
             recipe,
             run.problems,
             run.anchors,
+            run.rollouts,
             policy,
             run.functions,
             run.step,
@@ -192,8 +194,10 @@ def collect(run: Run) -> Batch:
         )
         decoded = clock()
         run.progress.phase("scoring", unit="passes")
-        few = done.rollout.rows(torch.arange(min(2, len(done.texts))))
-        gap = behavior_gap(policy, few, max_canvases=recipe.train.max_canvases)
+        gap = None
+        if run.rollouts.features >= {"step_maps", "behavior_logps"}:
+            few = done.rollout.rows(torch.arange(min(2, len(done.texts))))
+            gap = behavior_gap(policy, few, max_canvases=recipe.train.max_canvases)
     group_ids = done.rollout.group_ids.cpu()
     advantages = advantages_of(run, done.rewards, group_ids).to(done.rollout.ids.device)
     largest = check_rewards(run, done, advantages)

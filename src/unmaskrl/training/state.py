@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..core.estimators import Estimator
 from ..core.losses import PolicyLoss
+from ..core.rollouts import Rollouts
 from ..core.types import Rollout
 from ..models.denoiser import ModelDenoiser
 from ..models.weights import trainable
@@ -62,6 +63,7 @@ class Run:
     denoiser: ModelDenoiser  # what is trained
     frozen: ModelDenoiser  # the same weights for passes without gradient, inside ``inference``
     gathered: Gathered | None
+    rollouts: Rollouts  # sample and sync inside ``inference``
     average: dict[str, Tensor]
     reference: ModelDenoiser | None
     tokenizer: Any

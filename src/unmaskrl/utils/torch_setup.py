@@ -53,6 +53,25 @@ def _probe_seconds(threads: int) -> float:
     return sorted(times)[6] * (1.0 if threads == 1 else 1.1)
 
 
+def pick_device(name: str | torch.device) -> torch.device:
+    """A device by its name; ``auto`` is a GPU if there is one. ValueError if it is not here."""
+    if name == "auto":
+        return default_device()
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device: expected auto, cpu, cuda or mps, got {name!r}") from None
+    here = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "meta": True,
+    }
+    if not here.get(device.type):
+        raise ValueError(f"device: this torch ({torch.__version__}) sees no {device.type}; use cpu")
+    return device
+
+
 def default_device() -> torch.device:
     """A GPU if there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -13,9 +13,11 @@ import pytest
 import torch
 
 from unmaskrl.core.rng import named_generator
+from unmaskrl.core.rollouts import LocalRollouts
 from unmaskrl.core.types import Rollout
 from unmaskrl.evaluation.evaluate import (
     EvalItem,
+    EvalRequest,
     EvalResult,
     batches_by_length,
     decode_blank,
@@ -89,6 +91,12 @@ def mini() -> tuple:
     )
 
 
+def request(mini: tuple, examples: list, settings: DecodeConfig, **more: Any) -> EvalRequest:
+    denoiser, tokenizer, task = mini
+    given = {"denoiser": denoiser, "tokenizer": tokenizer, "task": task, **more}
+    return EvalRequest(examples=examples, settings=settings, **given)
+
+
 def test_batches_change_nothing(mini: tuple) -> None:
     """Alone, in batches by length, or all in the order of the problems: a row's draws are keyed by
     its number.
@@ -101,8 +109,7 @@ def test_batches_change_nothing(mini: tuple) -> None:
     settings = DecodeConfig(gen_length=24, block_length=8, steps=24, select="entropy")
     options = {"temperature": 1.0, "samples": 2, "seed": 3}
     by_size = [
-        evaluate(denoiser, tokenizer, task, examples, settings, batch_size=n, **options)
-        for n in (1, 3, 256)
+        evaluate(request(mini, examples, settings, batch_size=n, **options)) for n in (1, 3, 256)
     ]
     for other in by_size[1:]:
         assert [replace(i, seconds=0) for i in other.items] == [
@@ -110,6 +117,7 @@ def test_batches_change_nothing(mini: tuple) -> None:
         ]
     generator = named_generator(3, "eval")
     in_order = decode_blank(
+        LocalRollouts(denoiser),
         denoiser,
         [p for p in prompts for _ in range(2)],
         settings,
@@ -149,15 +157,10 @@ def test_the_published_judges_see_the_end_of_turn(mini: tuple, protocol: str) ->
 
     settings = DecodeConfig(gen_length=24, block_length=8, steps=24)
     rollouts: list[Rollout] = []
-    result = evaluate(
-        denoiser,
-        tokenizer,
-        cast(Any, Ended()),
-        task.examples("test")[:3],
-        settings,
-        batch_size=3,
-        on_rollout=rollouts.append,
+    asked = request(
+        mini, task.examples("test")[:3], settings, task=cast(Any, Ended()), batch_size=3
     )
+    result = evaluate(asked, on_rollout=rollouts.append)
     ids = rollouts[0].completions()
     # Each text is judged once; under d1 there are two of each completion.
     assert len(seen) == len(set(seen)) == (6 if protocol == "d1" else 3)
@@ -169,43 +172,37 @@ def test_the_published_judges_see_the_end_of_turn(mini: tuple, protocol: str) ->
 
 
 def test_what_is_done_is_left_out_and_the_rest_stays_in_its_batches(mini: tuple) -> None:
-    denoiser, tokenizer, task = mini
+    _, _, task = mini
     examples = task.examples("test")[:5]
     settings = DecodeConfig(gen_length=24, block_length=8, steps=12, select="entropy")
-    options = {"temperature": 0.0, "samples": 1, "seed": 0, "batch_size": 2, "head": None}
-    whole = list(evaluated_rows(denoiser, tokenizer, task, examples, settings, **options))
+    whole = list(evaluated_rows(request(mini, examples, settings, batch_size=2)))
     first, second, third = (set(items) for _, items in whole)
     done = first | set(list(second)[:1])
-    rest = list(evaluated_rows(denoiser, tokenizer, task, examples, settings, done=done, **options))
+    rest = list(evaluated_rows(request(mini, examples, settings, batch_size=2), done=done))
     assert [set(items) for _, items in rest] == [second, third]
     for (ours, _), (theirs, _) in zip(rest, whole[1:], strict=True):
         assert ours.ids.equal(theirs.ids) and ours.behavior_logps.equal(theirs.behavior_logps)
 
 
 def test_only_what_is_random_may_be_repeated(mini: tuple) -> None:
-    denoiser, tokenizer, task = mini
+    _, _, task = mini
     examples = task.examples("test")[:2]
     greedy = DecodeConfig(gen_length=24, block_length=8, steps=24, select="entropy")
     with pytest.raises(ValueError, match="2 samples at temperature 0"):
-        evaluate(denoiser, tokenizer, task, examples, greedy, samples=2)
+        evaluate(request(mini, examples, greedy, samples=2))
     shuffled = DecodeConfig(gen_length=24, block_length=24, steps=24, select="random")
-    texts = [
-        item.text
-        for item in evaluate(denoiser, tokenizer, task, examples, shuffled, samples=4).items
-    ]
+    texts = [item.text for item in evaluate(request(mini, examples, shuffled, samples=4)).items]
     assert len(set(texts[:4])) > 1
 
 
 def test_logged_decodings_are_those_of_the_first_problems(mini: tuple, tmp_path: Path) -> None:
     """Also where batches by length decode others first."""
-    denoiser, tokenizer, task = mini
+    _, tokenizer, task = mini
     longer = load("countdown", numbers=4).examples("test")[:3]
     examples = [*longer, *task.examples("test")[:4]]
     settings = DecodeConfig(gen_length=24, block_length=8, steps=12, select="entropy")
     rollouts: list[Rollout] = []
-    result = evaluate(
-        denoiser, tokenizer, task, examples, settings, batch_size=4, on_rollout=rollouts.append
-    )
+    result = evaluate(request(mini, examples, settings, batch_size=4), rollouts.append)
     assert rollouts[0].row_ids.tolist() == [3, 4, 5, 6]
     run = SimpleNamespace(step=7, out=tmp_path, task=task, tokenizer=tokenizer, trackers=False)
     log_eval(cast(Any, run), "test", "base", result, rollouts, examples)

@@ -284,6 +284,7 @@ class _State:
             gen_length=self.canvas.gen_length,
             temperature=temperature,
             exact=exact,
+            pieces=getattr(denoiser, "pieces", None),
         )
 
 

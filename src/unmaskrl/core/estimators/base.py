@@ -45,6 +45,8 @@ class Estimator(NamedTuple):
     that of the draw: ``DRAW``, the token given a canvas that it and later draws do not enter,
     whatever the decoding order; ``READING``, the same if tokens were drawn one by one from left to
     right; None, nothing that was drawn (a weighted sum, a bound, or later tokens are visible).
+    ``follows_steps``: its views follow the order in which the rollout's tokens were revealed, so an
+    engine must tell it.
     """
 
     make_views: Callable[..., Views]
@@ -52,6 +54,7 @@ class Estimator(NamedTuple):
     num_views: Callable[[int, int, bool], int]
     num_shared: int = 0
     probability_of: str | None = None
+    follows_steps: bool = False
 
 
 def weighted_sum(view_logps: Float[Tensor, "B M L"], views: Views) -> Float[Tensor, "B L"]:

@@ -85,6 +85,7 @@ def trajectory(
         lambda gen_length, nfe, has_exit: count(nfe),
         num_shared=int(whole),
         probability_of=drawn,
+        follows_steps=True,
     )
 
 

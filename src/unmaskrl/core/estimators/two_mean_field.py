@@ -39,6 +39,7 @@ def two_mean_field(*, num_times: int = 1) -> Estimator:
         lambda gen_length, nfe, has_exit: num_times + 1,
         num_shared=1,
         probability_of=DRAW,
+        follows_steps=True,
     )
 
 

@@ -6,21 +6,19 @@ and split over ranks by whole groups.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ...core.canvas import anchored_canvas
-from ...core.decoding import RULES, Gamma, decode, planned_calls
+from ...core.decoding import RULES, Gamma, planned_calls
 from ...core.rng import named_generator
+from ...core.rollouts import Rollouts
 from ...models.denoiser import ModelDenoiser
 from ...models.tokenizer import decode_texts
 from ...recipes.schema import DecodeConfig, Recipe
 from ...tasks import CallContext, TrainerState, TrlReward, grade
-from ...utils.torch_setup import DTYPES
 from .anchors import Anchors
 from .problems import Problems, Rewarded
 
@@ -29,6 +27,7 @@ def rollout_step(
     recipe: Recipe,
     problems: Problems,
     anchors: Anchors,
+    rollouts: Rollouts,
     denoiser: ModelDenoiser,
     functions: dict[str, TrlReward],
     step: int,
@@ -40,6 +39,7 @@ def rollout_step(
     """Decode and reward this rank's groups of one step; row ids are global, so ranks and batches
     change nothing.
 
+    ``rollouts`` decodes; ``denoiser`` says which ids are special and where tensors belong.
     ``gamma_of(prompt_mask, row_ids)``: a threshold policy's ``gamma`` in place of the recipe's
     number.
     """
@@ -59,7 +59,6 @@ def rollout_step(
         row_ids += rows
         group_ids += [group] * t.group_size
         examples += [problems.examples[index]] * t.group_size
-    policy = cast_for_rollout(recipe, denoiser)
     canvas = anchored_canvas(
         prompts,
         given,
@@ -69,11 +68,14 @@ def rollout_step(
         group_ids=group_ids,
         device=denoiser.device,
     )
-    options = recipe.decode.model_dump(exclude={"gen_length"})
+    gamma: Gamma | None = recipe.decode.gamma
     if gamma_of is not None:
-        options["gamma"] = gamma_of(canvas.prompt_mask, canvas.row_ids)
-    rollout = decode(
-        policy, canvas, generator=named_generator(recipe.run.seed, "rollout", step), **options
+        gamma = gamma_of(canvas.prompt_mask, canvas.row_ids)
+    rollout = rollouts.sample(
+        canvas,
+        recipe.decode.at(recipe.decode.temperature),
+        named_generator(recipe.run.seed, "rollout", step),
+        gamma,
     )
     ids = rollout.completions()
     texts = decode_texts(problems.tokenizer, ids)
@@ -107,13 +109,3 @@ def most_calls(decode: DecodeConfig) -> int:
     if RULES[decode.select].prefix is not None:
         return decode.gen_length  # a token per call, where the rule decides as it goes
     return planned_calls(blocks, decode.gen_length, decode.steps, decode.exit_at)
-
-
-def cast_for_rollout(recipe: Recipe, denoiser: ModelDenoiser) -> ModelDenoiser:
-    """The policy in the precision of rollouts: itself, or a converted copy of the current
-    weights.
-    """
-    wanted = recipe.model.rollout_dtype
-    if wanted in (None, recipe.model.dtype):
-        return denoiser
-    return replace(denoiser, model=copy.deepcopy(denoiser.model).to(DTYPES[wanted]))

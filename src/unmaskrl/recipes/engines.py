@@ -1,0 +1,78 @@
+"""The section ``rollouts``: which engine, and whether it serves what the recipe asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from ..core.decoding import RULES
+from ..core.denoiser import Denoiser
+from ..core.rollouts import FEATURES, LocalRollouts, Rollouts
+from .registry import check_component, component, factory_of, make_estimator
+from .schema import Recipe
+
+ENGINES: Mapping[str, Callable[..., Any]] = {"local": LocalRollouts}
+
+
+def make_rollouts(spec: Mapping[str, Any], denoiser: Denoiser) -> Rollouts:
+    """The engine that ``{name, **settings}`` names; its factory gets the denoiser and the
+    settings.
+    """
+    engine = component(spec, ENGINES, "rollouts", denoiser)
+    if not isinstance(engine, Rollouts):
+        raise ValueError(
+            f"rollouts.name: {spec['name']} returns a {type(engine).__name__}; expected features, "
+            "rules, sync() and sample(canvas, settings, generator, gamma)"
+        )
+    return engine
+
+
+def check_engine(recipe: Recipe) -> None:
+    """Refuse an engine that does not exist, or whose class says that it serves too little."""
+    check_component(recipe.rollouts, ENGINES, "rollouts", 1)
+    factory: Any = factory_of(recipe.rollouts, ENGINES, "rollouts")
+    m = recipe.model
+    if recipe.rollouts["name"] != "local" and m.rollout_dtype not in (None, m.dtype):
+        raise ValueError(
+            f"model.rollout_dtype={m.rollout_dtype} is the precision of the engine 'local'; with "
+            f"rollouts.name={recipe.rollouts['name']} set it to null"
+        )
+    if isinstance(factory, type) and hasattr(factory, "features"):
+        refuse_unserved(recipe, factory)
+
+
+def refuse_unserved(recipe: Recipe, engine: Any) -> None:
+    """ValueError for the first thing that the recipe needs and the engine does not serve."""
+    name = recipe.rollouts["name"]
+    unknown = set(engine.features) - FEATURES.keys()
+    if unknown:
+        raise ValueError(
+            f"rollouts {name}: features names {sorted(unknown)[0]!r}; known: {', '.join(FEATURES)}"
+        )
+    if recipe.decode.select not in engine.rules:
+        raise ValueError(
+            f"rollouts {name} does not serve decode.select={recipe.decode.select}; it serves "
+            f"{', '.join(sorted(engine.rules)) or 'no rule'}"
+        )
+    for feature, setting in _needs(recipe):
+        if feature not in engine.features:
+            raise ValueError(
+                f"{setting} needs rollouts with {feature} ({FEATURES[feature]}), which rollouts "
+                f"{name} does not serve: change it, or set rollouts.name=local"
+            )
+
+
+def _needs(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """Features, each with the setting that needs it."""
+    d = recipe.decode
+    if recipe.prior.name != "none":
+        yield "anchors", f"prior.name={recipe.prior.name}"
+    if d.exit_at is not None and d.exit_at < 1:
+        yield "exit_at", f"decode.exit_at={d.exit_at}"
+    if RULES[d.select].prefix is not None and d.gamma is None:
+        yield "gamma_function", f"decode.select={d.select} with decode.gamma=null"
+    if make_estimator(recipe).follows_steps:
+        yield "step_maps", f"estimator.name={recipe.estimator['name']}"
+    if recipe.loss.get("is_cap") is not None:
+        yield "behavior_logps", "loss.is_cap"
+        yield "step_maps", "loss.is_cap"
