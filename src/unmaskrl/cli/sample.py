@@ -10,6 +10,7 @@ from ..core.rng import named_generator, named_seed
 from ..evaluation.evaluate import gamma_for
 from ..models.denoiser import ModelDenoiser
 from ..models.tokenizer import decode_texts, encode_prompt, encode_reference, sample_row
+from ..recipes.registry import settings_at
 from ..recipes.schema import DecodeConfig
 from ..reporting.trajectory import print_trajectory
 from ..tasks import CallContext, Task, grade
@@ -47,7 +48,7 @@ def sample_command(args: SampleArguments) -> int:
     )
     rollout = parts.rollouts.sample(
         canvas,
-        settings.at(args.temperature),
+        settings_at(settings, args.temperature),
         named_generator(args.seed, "sample"),
         gamma_for(settings, canvas, parts.model.head),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..recipes.checks import warnings_for
-from ..recipes.load import load_recipe
+from ..recipes.load import load_method
 from ..reporting.progress import Progress, summary_table
 from ..training.loop import train
 from ..utils.stopping import is_main
@@ -14,9 +14,9 @@ from .hints import what_next
 
 def train_command(args: TrainArguments) -> int:
     """unmaskrl train."""
-    recipe = load_recipe(args.recipe, args.overrides)
+    recipe, method = load_method(args.recipe, args.overrides)
     console = PlainConsole(quiet=not is_main())  # a table per process would be 64 tables
-    for note in warnings_for(recipe):
+    for note in warnings_for(recipe, method):
         console.print(f"warning: {note}", style="yellow")
     progress = Progress(None if args.quiet or not is_main() else console)
     summary = train(recipe, resume=args.resume, force=args.force, progress=progress)

@@ -19,7 +19,7 @@ from ..core.variance import compare_versions, rollout_figures, summarise
 from ..evaluation.evaluate import gamma_for
 from ..models.tokenizer import decode_texts
 from ..recipes.load import build_recipe, parse_overrides
-from ..recipes.registry import component
+from ..recipes.registry import component, settings_at
 from ..recipes.schema import Recipe
 from ..reporting.variance import variance_png, variance_table, verdicts
 from ..tasks import CallContext, grade
@@ -151,7 +151,7 @@ def _anchored_rollout(args: VarianceArguments, parts: Parts) -> tuple[Rollout, l
     )
     rollout = parts.rollouts.sample(
         canvas,
-        settings.at(args.temperature),
+        settings_at(settings, args.temperature),
         named_generator(args.seed, "rollout"),
         gamma_for(settings, canvas, parts.model.head),
     )

@@ -8,6 +8,10 @@ quietly 0.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -20,14 +24,14 @@ def group_mean(rewards: Float[Tensor, " B"], group_ids: Int[Tensor, " B"]) -> Fl
 
 
 def group_mean_std(
-    rewards: Float[Tensor, " B"], group_ids: Int[Tensor, " B"]
+    rewards: Float[Tensor, " B"], group_ids: Int[Tensor, " B"], eps: float = 1e-4
 ) -> Float[Tensor, " B"]:
-    """A_i = (r_i - mean) / (std + 1e-4), std with n - 1 (GRPO, arXiv 2402.03300; the constant is
-    STP's). Groups of 1 get 0.
+    """A_i = (r_i - mean) / (std + eps), std with n - 1 (GRPO, arXiv 2402.03300; the 1e-4 is STP's).
+    Groups of 1 get 0.
     """
     deviation, std = _group_stats(rewards, group_ids)
-    advantages = deviation / (std + 1e-4)
-    # a mean of equal numbers can be off by a rounding error, which 1e-4 would blow up
+    advantages = deviation / (std + eps)
+    # a mean of equal numbers can be off by a rounding error, which a small eps would blow up
     return torch.where(groups_with_spread(rewards, group_ids), advantages.to(rewards.dtype), 0.0)
 
 
@@ -93,9 +97,44 @@ def _group_stats(rewards: Tensor, group_ids: Tensor) -> tuple[Tensor, Tensor]:
     return deviation, scale * (group_sum(squares, group_ids) / (size - 1).clamp(min=1)).sqrt()
 
 
+class Advantage(NamedTuple):
+    """A component: (rewards, group_ids) -> advantages. ``weighs_logps``: made to weigh
+    log-likelihoods, not a ratio to the old policy.
+    """
+
+    fn: Callable[[Tensor, Tensor], Tensor]
+    weighs_logps: bool = False
+
+    def __call__(self, rewards: Tensor, group_ids: Tensor) -> Tensor:
+        """Advantages (B,) of rewards (B,)."""
+        return self.fn(rewards, group_ids)
+
+
+def _of_group_mean() -> Advantage:
+    """r_i - mean of the group."""
+    return Advantage(group_mean)
+
+
+def _of_group_mean_std(*, eps: float = 1e-4) -> Advantage:
+    """(r_i - mean) / (std + eps)."""
+    if eps <= 0:
+        raise ValueError(f"eps must be above 0, got {eps}")
+    return Advantage(partial(group_mean_std, eps=eps))
+
+
+def _of_leave_one_out() -> Advantage:
+    """r_i - mean of the others."""
+    return Advantage(leave_one_out)
+
+
+def _of_softmax_weights() -> Advantage:
+    """Softmax of the group's rewards less that of their negatives."""
+    return Advantage(softmax_weights, weighs_logps=True)
+
+
 ADVANTAGES = {
-    "group_mean": group_mean,
-    "group_mean_std": group_mean_std,
-    "leave_one_out": leave_one_out,
-    "softmax_weights": softmax_weights,
+    "group_mean": _of_group_mean,
+    "group_mean_std": _of_group_mean_std,
+    "leave_one_out": _of_leave_one_out,
+    "softmax_weights": _of_softmax_weights,
 }

@@ -48,7 +48,9 @@ class PolicyLoss(NamedTuple):
     """A loss and what it looks at; ``kl_coef`` 0 means that rows without advantage can be left out.
 
     ``clip_range``: how far, in nats, a log-ratio is from the nearer end of the clip range; infinite
-    without a clip.
+    without a clip. ``takes_ratio``: it looks at the ratio to the old policy, which a bound or a
+    weight on log-likelihoods does not give. ``uses_behavior``: it needs the probability that each
+    token was drawn with. ``kl`` and ``kl_to`` say which KL term ``kl_coef`` weighs.
     """
 
     fn: Callable[[Tensor, TrainBatch], LossOutputs]
@@ -56,6 +58,10 @@ class PolicyLoss(NamedTuple):
     uses_ref: bool
     kl_coef: float
     clip_range: float = math.inf
+    takes_ratio: bool = True
+    uses_behavior: bool = False
+    kl: str = "k3"
+    kl_to: str = "ref"
 
     def __call__(self, token_logps: Tensor, batch: TrainBatch) -> LossOutputs:
         """The loss of these token log-probs."""
@@ -109,7 +115,8 @@ def token_clip(
         )
         return weights, weight_sums(weights, mask, batch.progress, is_cap, batch.num_scored)
 
-    return _policy_loss(gain, kl_coef, kl, kl_to, normaliser, clip_range=clip_range, weigh=weigh)
+    made = _policy_loss(gain, kl_coef, kl, kl_to, normaliser, clip_range=clip_range, weigh=weigh)
+    return made._replace(uses_behavior=is_cap is not None)
 
 
 def sequence_clip(
@@ -257,6 +264,9 @@ def _policy_loss(
         uses_kl and kl_to == "ref",
         kl_coef,
         clip_range,
+        takes_ratio=uses_ratio,
+        kl=kl,
+        kl_to=kl_to,
     )
 
 

@@ -14,7 +14,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
-from .decoding import RULES, Gamma, decode
+from .decoding import RULES, Gamma, Rule, decode
 from .denoiser import Denoiser
 from .types import Canvas, Rollout
 
@@ -38,7 +38,7 @@ class DecodeSettings:
 
     block_length: int
     steps: int
-    select: str = "confidence"
+    select: str | Rule = "confidence"
     temperature: float = 0.0
     exit_at: float | None = None
     stop_at_eos: bool = True

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from ..core.canvas import blank_canvas
-from ..core.decoding import RULES, Gamma
+from ..core.decoding import Gamma
 from ..core.rng import named_generator
 from ..core.rollouts import LocalRollouts, Rollouts
 from ..core.threshold_head import ThresholdHead, best_gamma
 from ..core.types import Canvas, Rollout
 from ..models.denoiser import ModelDenoiser
 from ..models.tokenizer import decode_texts, encode_prompt
+from ..recipes.registry import selection_rule, settings_at
 from ..recipes.schema import DecodeConfig
 from ..tasks import CallContext, Example, Task, grade
 from ..tasks.rewards import Grades
@@ -254,7 +255,7 @@ def batches_by_length(lengths: Sequence[int], size: int) -> list[list[int]]:
 
 def is_random(settings: DecodeConfig, temperature: float) -> bool:
     """Whether two decodings of a prompt can differ."""
-    return temperature > 0 or settings.select == "random"
+    return temperature > 0 or selection_rule(settings.select).is_random
 
 
 def decode_blank(
@@ -280,12 +281,12 @@ def decode_blank(
         device=denoiser.device,
     )
     gamma = gamma_for(settings, canvas, head) if gammas is None else gammas.to(denoiser.device)
-    return rollouts.sample(canvas, settings.at(temperature), generator, gamma)
+    return rollouts.sample(canvas, settings_at(settings, temperature), generator, gamma)
 
 
 def gamma_for(settings: DecodeConfig, canvas: Canvas, head: ThresholdHead | None) -> Gamma | None:
     """The settings' gamma; where an adaptive rule has none, the head's most probable one."""
-    if RULES[settings.select].prefix is None or settings.gamma is not None:
+    if selection_rule(settings.select).prefix is None or settings.gamma is not None:
         return settings.gamma
     if head is None:
         raise ValueError(

@@ -19,6 +19,7 @@ from ..core.decoding import check_decode
 from ..core.rng import named_generator
 from ..core.threshold_head import GAMMAS, ThresholdHead
 from ..core.types import Rollout
+from ..recipes.registry import selection_rule
 from ..recipes.schema import DecodeConfig
 from ..utils.terminal import PlainConsole
 from .evaluate import EvalRequest, evaluate
@@ -110,7 +111,8 @@ def settings_with(settings: DecodeConfig, changes: dict[str, Any]) -> DecodeConf
     """Changed settings, checked."""
     changed = settings.model_copy(update=changes)
     c = changed
-    check_decode(c.gen_length, c.block_length, c.steps, c.select, c.temperature, c.exit_at, c.gamma)
+    rule = selection_rule(c.select)
+    check_decode(c.gen_length, c.block_length, c.steps, rule, c.temperature, c.exit_at, c.gamma)
     return changed
 
 

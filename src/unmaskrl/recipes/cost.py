@@ -8,13 +8,13 @@ from typing import Any
 
 from torch import nn
 
-from ..core.decoding import RULES, planned_calls
+from ..core.decoding import planned_calls
 from ..core.decoding.sample import CHUNK_ELEMENTS
 from ..models.adapter_folder import base_of
 from ..models.families import Family, FamilyConfig, known_config, named_family, parse_config
 from ..models.hub import asset, checkpoint_folder
 from ..utils.files import read_json
-from .registry import make_estimator, make_loss
+from .registry import Method, build_method
 from .schema import ModelConfig, Recipe
 
 
@@ -46,22 +46,23 @@ class Cost:
         return self.rollout + self.old + self.ref + 3 * self.new
 
 
-def step_cost(recipe: Recipe) -> Cost:
+def step_cost(recipe: Recipe, method: Method | None = None) -> Cost:
     """Upper bounds per step: no EOS, no flat group, anchors of the first step spread evenly over
     the completion.
 
     Canvases that a group shares are counted once, as they are run.
     """
+    method = method or build_method(recipe)
     t = recipe.train
     d = recipe.decode
     rows = t.prompts_per_step * t.group_size
     anchored = recipe.prior.share if recipe.prior.name == "anchors" else 0.0
     # adaptive rules: one token per call at worst
-    steps = d.steps if RULES[d.select].prefix is None else d.gen_length
+    steps = d.steps if method.rule.prefix is None else d.gen_length
     blank = planned_calls(open_blocks(recipe, 0.0), d.gen_length, steps, d.exit_at)
     given = planned_calls(open_blocks(recipe, recipe.prior.keep), d.gen_length, steps, d.exit_at)
-    estimator = make_estimator(recipe)
-    loss = make_loss(recipe)
+    estimator = method.estimator
+    loss = method.loss
     views = estimator.num_views(d.gen_length, blank, d.exit_at is not None and d.exit_at < 1)
     shared = estimator.num_shared if recipe.prior.name == "none" else 0
     scored = rows * (views - shared) + t.prompts_per_step * shared

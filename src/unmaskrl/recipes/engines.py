@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from ..core.decoding import RULES
 from ..core.denoiser import Denoiser
 from ..core.rollouts import FEATURES, LocalRollouts, Rollouts
-from .registry import check_component, component, factory_of, make_estimator
+from ..utils.imports import is_outside
+from .registry import Method, check_component, component, factory_of
 from .schema import Recipe
 
 ENGINES: Mapping[str, Callable[..., Any]] = {"local": LocalRollouts}
@@ -27,7 +27,7 @@ def make_rollouts(spec: Mapping[str, Any], denoiser: Denoiser) -> Rollouts:
     return engine
 
 
-def check_engine(recipe: Recipe) -> None:
+def check_engine(recipe: Recipe, method: Method) -> None:
     """Refuse an engine that does not exist, or whose class says that it serves too little."""
     check_component(recipe.rollouts, ENGINES, "rollouts", 1)
     factory: Any = factory_of(recipe.rollouts, ENGINES, "rollouts")
@@ -38,10 +38,10 @@ def check_engine(recipe: Recipe) -> None:
             f"rollouts.name={recipe.rollouts['name']} set it to null"
         )
     if isinstance(factory, type) and hasattr(factory, "features"):
-        refuse_unserved(recipe, factory)
+        refuse_unserved(recipe, method, factory)
 
 
-def refuse_unserved(recipe: Recipe, engine: Any) -> None:
+def refuse_unserved(recipe: Recipe, method: Method, engine: Any) -> None:
     """ValueError for the first thing that the recipe needs and the engine does not serve."""
     name = recipe.rollouts["name"]
     unknown = set(engine.features) - FEATURES.keys()
@@ -49,12 +49,13 @@ def refuse_unserved(recipe: Recipe, engine: Any) -> None:
         raise ValueError(
             f"rollouts {name}: features names {sorted(unknown)[0]!r}; known: {', '.join(FEATURES)}"
         )
-    if recipe.decode.select not in engine.rules:
+    own_rule = is_outside(recipe.decode.select) and name == "local"
+    if recipe.decode.select not in engine.rules and not own_rule:
         raise ValueError(
             f"rollouts {name} does not serve decode.select={recipe.decode.select}; it serves "
             f"{', '.join(sorted(engine.rules)) or 'no rule'}"
         )
-    for feature, setting in _needs(recipe):
+    for feature, setting in _needs(recipe, method):
         if feature not in engine.features:
             raise ValueError(
                 f"{setting} needs rollouts with {feature} ({FEATURES[feature]}), which rollouts "
@@ -62,16 +63,16 @@ def refuse_unserved(recipe: Recipe, engine: Any) -> None:
             )
 
 
-def _needs(recipe: Recipe) -> Iterator[tuple[str, str]]:
+def _needs(recipe: Recipe, method: Method) -> Iterator[tuple[str, str]]:
     """Features, each with the setting that needs it."""
     d = recipe.decode
     if recipe.prior.name != "none":
         yield "anchors", f"prior.name={recipe.prior.name}"
     if d.exit_at is not None and d.exit_at < 1:
         yield "exit_at", f"decode.exit_at={d.exit_at}"
-    if RULES[d.select].prefix is not None and d.gamma is None:
+    if method.rule.prefix is not None and d.gamma is None:
         yield "gamma_function", f"decode.select={d.select} with decode.gamma=null"
-    if make_estimator(recipe).follows_steps:
+    if method.estimator.follows_steps:
         yield "step_maps", f"estimator.name={recipe.estimator['name']}"
     if recipe.loss.get("is_cap") is not None:
         yield "behavior_logps", "loss.is_cap"

@@ -18,7 +18,7 @@ from ..utils.text import nearest
 from .checks import check_recipe
 from .files import read_recipe
 from .optimizers import check_optimizer
-from .registry import COMPONENTS
+from .registry import COMPONENTS, Method
 from .schema import OptimizerConfig, Recipe, Section, SFTRecipe
 
 # Settings by the names that they had before: a section that has moved, then single settings.
@@ -59,27 +59,42 @@ def load_recipe(
     name_or_path: str, overrides: Iterable[str] = (), kind: type[Section] = Recipe
 ) -> Any:
     """A shipped recipe by name or a YAML file, with overrides applied and everything checked."""
-    data = read_recipe(name_or_path)
-    for override in overrides:
-        _apply_override(data, override)
-    return build_recipe(data, kind)
+    return build_recipe(_read(name_or_path, overrides), kind)
+
+
+def load_method(name_or_path: str, overrides: Iterable[str] = ()) -> tuple[Recipe, Method]:
+    """``load_recipe`` of an RL recipe, with the method that its checks have built."""
+    recipe = _validated(_read(name_or_path, overrides), Recipe)
+    return recipe, check_recipe(recipe)
 
 
 def build_recipe(data: dict[str, Any], kind: type[Section] = Recipe) -> Any:
     """A checked config from a plain mapping."""
+    recipe = _validated(data, kind)
+    if isinstance(recipe, Recipe):
+        check_recipe(recipe)
+    elif isinstance(recipe, SFTRecipe):
+        check_optimizer(recipe.optimizer)
+    return recipe
+
+
+def _read(name_or_path: str, overrides: Iterable[str]) -> dict[str, Any]:
+    data = read_recipe(name_or_path)
+    for override in overrides:
+        _apply_override(data, override)
+    return data
+
+
+def _validated(data: dict[str, Any], kind: type[Section]) -> Any:
+    """A config of the right keys and types; whether they fit together is not looked at."""
     _refuse_moved(data)
     _check_keys(data, kind, "")
     try:
-        recipe = kind.model_validate(data)
+        return kind.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "recipe"
         raise ValueError(f"{where}: {first['msg'].lower()}, got {first['input']!r}") from None
-    if isinstance(recipe, Recipe):
-        return check_recipe(recipe)
-    if isinstance(recipe, SFTRecipe):
-        check_optimizer(recipe.optimizer)
-    return recipe
 
 
 def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from ..models.families import Family, FamilyConfig
 from ..utils.torch_setup import DTYPES
 from .cost import count_parameters, described_model, step_cost
 from .optimizers import state_share
-from .registry import make_estimator, make_loss
+from .registry import Method, build_method
 from .schema import ModelConfig, Recipe
 
 GIB = 2**30
@@ -148,17 +148,18 @@ class Setup:
         processes: int = 1,
         prompt_tokens: int = ASSUMED_PROMPT,
         cuda: bool = True,
+        method: Method | None = None,
     ) -> Setup:
         """Upper bounds: every group trains, no EOS, every token of a completion is scored."""
         m = recipe.model
         t = recipe.train
         e = recipe.eval
         gen = recipe.decode.gen_length
-        estimator = make_estimator(recipe)
+        method = method or build_method(recipe)
         trained = m.dtype if m.lora is None or m.dtype == "float64" else "float32"
-        shared = bool(estimator.num_shared) and recipe.prior.name == "none"
+        shared = bool(method.estimator.num_shared) and recipe.prior.name == "none"
         rows = ceil(t.prompts_per_step / processes) * t.group_size
-        wants_base = make_loss(recipe).uses_ref or "most_predictable" in recipe.prior.select
+        wants_base = method.loss.uses_ref or "most_predictable" in recipe.prior.select
         return cls(
             dtype=BYTES[m.dtype],
             rollout_dtype=BYTES[m.rollout_dtype or m.dtype],
@@ -175,7 +176,7 @@ class Setup:
             gather_rollout=t.gather_rollout,
             processes=processes,
             max_canvases=t.max_canvases,
-            canvases=max(1, ceil(step_cost(recipe).new / t.num_iterations / processes)),
+            canvases=max(1, ceil(step_cost(recipe, method).new / t.num_iterations / processes)),
             scored=gen * (t.group_size if shared else 1),
             length=prompt_tokens + gen,
             gen_length=gen,

@@ -11,6 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from ..utils.text import nearest
+from .optimizers import OPTIMIZERS
 from .registry import COMPONENTS
 from .schema import Component, Recipe, Section, SFTRecipe
 
@@ -59,7 +60,8 @@ def find(word: str) -> list[Setting]:
 
 def components(section: str) -> dict[str, tuple[str, list[Setting]]]:
     """The shipped components of a section by name: what each is, and its keyword arguments."""
-    table = COMPONENTS.get(section, {})
+    table = {**COMPONENTS, "optimizer": OPTIMIZERS}.get(section, {})
+    given = ("parameters", "lr")  # of an optimiser: what is trained, and a setting of the section
     result = {}
     for name, factory in table.items():
         known = inspect.signature(factory).parameters.values()
@@ -67,7 +69,7 @@ def components(section: str) -> dict[str, tuple[str, list[Setting]]]:
         keys = [
             Setting(f"{section}.{p.name}", _values(p.annotation), _yaml(p.default), "")
             for p in known
-            if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD) and section != "advantage"
+            if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD) and p.name not in given
         ]
         result[name] = (" ".join(first.split()), keys)
     return result

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
-from ..core.advantages import ADVANTAGES
+from ..core.advantages import ADVANTAGES, Advantage
+from ..core.decoding import RULES, Rule
 from ..core.estimators import ESTIMATORS, Estimator
 from ..core.losses import LOSSES, PolicyLoss
+from ..core.rollouts import DecodeSettings
 from ..tasks import TASKS, Task, checked_task
 from ..utils.imports import is_outside, load_object
 from ..utils.text import nearest
-from .schema import Recipe
+from .schema import DecodeConfig, Recipe
 
 Factory = Callable[..., Any]
 Table = Mapping[str, Factory]
@@ -84,7 +87,7 @@ def _check_settings(
         return
     known = [p.name for p in parameters if p.kind is not p.VAR_POSITIONAL and p.name not in fixed]
     for key in spec:
-        if key != "name" and (key not in known or section == "advantage"):
+        if key != "name" and key not in known:
             raise ValueError(
                 f"{section}.{key}: {spec['name']} has no such setting{nearest(key, known)}"
             )
@@ -107,16 +110,58 @@ def setting(spec: Mapping[str, Any], table: Table, key: str, section: str = "est
     return None if parameter is None or parameter.default is parameter.empty else parameter.default
 
 
-def make_estimator(recipe: Recipe) -> Estimator:
-    """The recipe's estimator."""
-    return component(recipe.estimator, COMPONENTS["estimator"], "estimator")
+class Method(NamedTuple):
+    """What turns rollouts into an update: built once from a recipe, shared by all who ask."""
 
-
-def make_loss(recipe: Recipe) -> PolicyLoss:
-    """The recipe's policy loss."""
-    return component(recipe.loss, COMPONENTS["loss"], "loss")
+    rule: Rule
+    estimator: Estimator
+    advantage: Advantage
+    loss: PolicyLoss
 
 
 def make_task(spec: Mapping[str, Any], section: str = "task") -> Task:
     """The task of ``{name, **kwargs}``, of the package or of the user's own."""
     return checked_task(component(spec, COMPONENTS["task"], section), spec["name"])
+
+
+def build_method(recipe: Recipe) -> Method:
+    """The recipe's selection rule, estimator, advantage and loss. ValueError if one cannot be
+    built.
+    """
+    parts = {
+        section: component(getattr(recipe, section), COMPONENTS[section], section)
+        for section in ("estimator", "advantage", "loss")
+    }
+    for section, kind in (("estimator", Estimator), ("loss", PolicyLoss)):
+        _check_kind(parts[section], kind, section, getattr(recipe, section)["name"])
+    if not isinstance(parts["advantage"], Advantage):  # a plain function of the user's own
+        _check_kind(parts["advantage"], Callable, "advantage", recipe.advantage["name"])
+        parts["advantage"] = Advantage(parts["advantage"])
+    return Method(selection_rule(recipe.decode.select), **parts)
+
+
+def selection_rule(name: str) -> Rule:
+    """``decode.select``: a shipped rule by its name, or what a factory of the user's own makes."""
+    if not is_outside(name):
+        if name not in RULES:
+            raise ValueError(f"decode.select: unknown {name!r}{nearest(name, RULES)}")
+        return RULES[name]
+    made = component({"name": name}, {}, "decode.select")
+    _check_kind(made, Rule, "decode.select", name)
+    return made
+
+
+def settings_at(config: DecodeConfig, temperature: float) -> DecodeSettings:
+    """What an engine decodes with; a selection rule of the user's own is handed over as it is."""
+    settings = config.at(temperature)
+    if not is_outside(config.select):
+        return settings
+    return replace(settings, select=selection_rule(config.select))
+
+
+def _check_kind(made: Any, kind: Any, section: str, name: str) -> None:
+    if not isinstance(made, kind):
+        raise ValueError(
+            f"{section}: {name} made {type(made).__name__}, expected "
+            f"{'a function' if kind is Callable else kind.__name__}"
+        )

@@ -27,7 +27,7 @@ def check_first_ratio(run: Run, batch: Batch, views: Views) -> dict[str, float]:
     if run.sharded:  # a pass with gradient needs the other ranks
         return {}
     worst = run.most(largest_difference(run, batch, views))
-    check_range(worst, run.loss.clip_range, run.recipe.model.dtype)
+    check_range(worst, run.method.loss.clip_range, run.recipe.model.dtype)
     return {"health/first_log_ratio": worst} if run.step == 0 else {}
 
 
@@ -38,8 +38,12 @@ def largest_difference(run: Run, batch: Batch, views: Views) -> float:
     if not len(batch.rollout.ids):
         return 0.0
     limit = run.recipe.train.max_canvases
-    before = frozen_token_logps(run.frozen, batch.rollout, run.estimator, views, max_canvases=limit)
-    live = live_token_logps(run.denoiser, batch.rollout, run.estimator, views, max_canvases=limit)
+    before = frozen_token_logps(
+        run.frozen, batch.rollout, run.method.estimator, views, max_canvases=limit
+    )
+    live = live_token_logps(
+        run.denoiser, batch.rollout, run.method.estimator, views, max_canvases=limit
+    )
     return float((live - before).abs().max())
 
 

@@ -99,7 +99,7 @@ def likelihood_variance(run: Run, rollout: Rollout) -> dict[str, float | None]:
                     :_VARIANCE_ROWS
                 ]
             ),
-            run.estimator,
+            run.method.estimator,
             num_draws=draws,
             generator=named_generator(run.recipe.run.seed, "variance", run.step),
             max_canvases=t.max_canvases,

@@ -242,7 +242,7 @@ def trained_rows(run: Run, live: Tensor) -> Tensor:
     """
     if not run.trains_policy:
         return torch.zeros(0, dtype=torch.int64)
-    return (live if run.loss.kl_coef == 0 else torch.ones_like(live)).nonzero().squeeze(-1)
+    return (live if run.method.loss.kl_coef == 0 else torch.ones_like(live)).nonzero().squeeze(-1)
 
 
 def frozen_likelihoods(
@@ -262,15 +262,15 @@ def frozen_likelihoods(
     views = [make_views(run, rollout, advantages, inner) for inner in range(iterations)]
     canvases = sum(count_canvases(rollout, v) for v in views)
     limit = run.recipe.train.max_canvases
-    if run.loss.uses_old and iterations > 1:
+    if run.method.loss.uses_old and iterations > 1:
         later, calls = frozen_token_logps_over(
-            policy, rollout, run.estimator, views[1:], max_canvases=limit
+            policy, rollout, run.method.estimator, views[1:], max_canvases=limit
         )
         old = torch.cat([old[:1], later])
         canvases = canvases + calls
     if run.reference is not None:
         ref, calls = frozen_token_logps_over(
-            run.reference, rollout, run.estimator, views, max_canvases=limit
+            run.reference, rollout, run.method.estimator, views, max_canvases=limit
         )
         canvases += calls
     return old, ref, canvases
@@ -305,7 +305,7 @@ def update(run: Run, batch: Batch, *, check_ratio: bool) -> str | None:
         views = make_views(run, batch.rollout, batch.advantages, run.inner)
         if check_ratio:
             row |= check_first_ratio(run, batch, views)
-        loss_fn = batch_loss(run.loss, batch, run.inner)
+        loss_fn = batch_loss(run.method.loss, batch, run.inner)
         run.optimizer.zero_grad(set_to_none=True)
         out = backward(run, batch, views, loss_fn)
         row |= summarise(run.reduce_metrics({"loss": out.loss, **out.metrics}))
@@ -350,7 +350,7 @@ def backward(
     out = backward_in_chunks(
         run.denoiser,
         batch.rollout,
-        run.estimator,
+        run.method.estimator,
         views,
         loss_fn,
         max_canvases=limit,
@@ -387,7 +387,7 @@ def advantages_of(run: Run, rewards: Tensor, group_ids: Tensor) -> Tensor:
     """Advantages within groups; the control of ``train.shuffle_advantages`` permutes them within
     each group.
     """
-    advantages = run.advantage(rewards, group_ids)
+    advantages = run.method.advantage(rewards, group_ids)
     if run.recipe.train.shuffle_advantages:
         generator = named_generator(run.recipe.run.seed, "shuffle", run.step)
         for group in group_ids.unique():
@@ -405,4 +405,4 @@ def make_views(run: Run, rollout: Rollout, advantages: Tensor, inner: int) -> Vi
     update = Update(
         inner, run.recipe.train.num_iterations, named_seed(seed, "schedule", run.step), advantages
     )
-    return run.estimator.make_views(rollout, run.denoiser.mask_id, generator, update)
+    return run.method.estimator.make_views(rollout, run.denoiser.mask_id, generator, update)

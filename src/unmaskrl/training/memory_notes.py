@@ -38,7 +38,14 @@ def memory_notes(run: Run) -> list[str]:
     a = run.accelerator
     tokens = longest_prompt(run.problems)
     cuda = a.device.type == "cuda"
-    setup = Setup.of(run.recipe, shape, processes=a.num_processes, prompt_tokens=tokens, cuda=cuda)
+    setup = Setup.of(
+        run.recipe,
+        shape,
+        processes=a.num_processes,
+        prompt_tokens=tokens,
+        cuda=cuda,
+        method=run.method,
+    )
     return [f"memory plan: {verdict(shape, setup, *this_machine(a.num_processes))}"]
 
 

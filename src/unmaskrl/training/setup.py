@@ -21,7 +21,7 @@ from ..models.probe import check_probe, masked_accuracy
 from ..models.tokenizer import byte_tokenizer, encode_reference, load_tokenizer
 from ..models.weights import frozen_copy, start_average, trainable
 from ..recipes.optimizers import make_optimizer
-from ..recipes.registry import COMPONENTS, make_estimator, make_loss, make_task
+from ..recipes.registry import build_method, make_task
 from ..recipes.schema import ModelConfig, Recipe
 from ..tasks import TrainerState, TrlReward, named_rewards
 from ..utils.files import read_json, write_json
@@ -109,7 +109,7 @@ def _build_run(
         task, tokenizer, problems.examples[0], functions, state=state, run_name=recipe.name
     )
     notes = [*problems.notes, *tried, *([] if resume else probe_model(recipe, denoiser, problems))]
-    loss = make_loss(recipe)
+    method = build_method(recipe)
     gathered = (
         Gathered(denoiser.model, frozen_copy(denoiser))
         if shard != "none" and recipe.train.gather_rollout
@@ -119,7 +119,7 @@ def _build_run(
     stop = Stop()
     base = denoiser
     # something looks at the model as it was
-    if loss.uses_ref or "most_predictable" in recipe.prior.select:
+    if method.loss.uses_ref or "most_predictable" in recipe.prior.select:
         base = (
             WithoutAdapters.of(frozen, inner=frozen) if recipe.model.lora else frozen_copy(denoiser)
         )
@@ -133,18 +133,16 @@ def _build_run(
         denoiser=denoiser,
         frozen=frozen,
         gathered=gathered,
-        rollouts=start_engine(recipe, watched(frozen, stop)),
+        rollouts=start_engine(recipe, method, watched(frozen, stop)),
         stop=stop,
         average=start_average(denoiser.model) if recipe.train.ema else {},
-        reference=base if loss.uses_ref else None,
+        reference=base if method.loss.uses_ref else None,
         tokenizer=tokenizer,
         tokenizer_folder=folder,
         task=task,
         problems=problems,
         anchors=Anchors(recipe, problems, base),
-        estimator=make_estimator(recipe),
-        advantage=COMPONENTS["advantage"][recipe.advantage["name"]],
-        loss=loss,
+        method=method,
         functions=functions,
         optimizer=optimizer,
         sampler=Sampler.start(recipe, denoiser, folder),

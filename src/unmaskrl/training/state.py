@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,12 +14,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ..core.estimators import Estimator
-from ..core.losses import PolicyLoss
 from ..core.rollouts import Rollouts
 from ..core.types import Rollout
 from ..models.denoiser import ModelDenoiser
 from ..models.weights import trainable
+from ..recipes.registry import Method
 from ..recipes.schema import Recipe
 from ..reporting.merging import over_ranks
 from ..reporting.progress import Progress
@@ -71,9 +70,7 @@ class Run:
     task: Task
     problems: Problems
     anchors: Anchors
-    estimator: Estimator
-    advantage: Callable[[Tensor, Tensor], Tensor]
-    loss: PolicyLoss
+    method: Method
     functions: dict[str, TrlReward]
     optimizer: torch.optim.Optimizer
     sampler: Sampler | None

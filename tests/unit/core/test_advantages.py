@@ -39,7 +39,7 @@ def test_against_the_statistics_module_on_random_groups(name: str) -> None:
     generator = seeded(3)
     rewards = torch.rand(40, generator=generator, dtype=torch.float64)
     groups = torch.randint(0, 7, (40,), generator=generator) * 1000 - 3000
-    got = ADVANTAGES[name](rewards, groups)
+    got = ADVANTAGES[name]()(rewards, groups)
     for i, (reward, group) in enumerate(zip(rewards.tolist(), groups.tolist(), strict=True)):
         members = [r for r, g in zip(rewards.tolist(), groups.tolist(), strict=True) if g == group]
         expected = {
@@ -61,14 +61,16 @@ def test_against_the_statistics_module_on_random_groups(name: str) -> None:
 def test_a_group_without_spread_gets_exactly_zero(name: str, value: float, size: int) -> None:
     # A rounding error in the mean would be divided by 1e-4: AdamW would then step on pure noise.
     rewards = torch.full((size,), value, dtype=torch.float32)
-    assert ADVANTAGES[name](rewards, torch.zeros(size, dtype=torch.int64)).tolist() == [0.0] * size
+    assert (
+        ADVANTAGES[name]()(rewards, torch.zeros(size, dtype=torch.int64)).tolist() == [0.0] * size
+    )
 
 
 @pytest.mark.parametrize("name", sorted(ADVANTAGES))
 def test_order_of_rows_and_names_of_groups_do_not_matter(name: str) -> None:
     order = torch.tensor([3, 5, 0, 4, 2, 1])
-    shuffled = ADVANTAGES[name](REWARDS[order], GROUPS[order] * -5)
-    assert same_maths(shuffled, ADVANTAGES[name](REWARDS, GROUPS)[order])
+    shuffled = ADVANTAGES[name]()(REWARDS[order], GROUPS[order] * -5)
+    assert same_maths(shuffled, ADVANTAGES[name]()(REWARDS, GROUPS)[order])
 
 
 def test_softmax_weights_of_far_rewards_by_hand() -> None:
@@ -76,12 +78,14 @@ def test_softmax_weights_of_far_rewards_by_hand() -> None:
     groups = torch.tensor([0, 0, 1, 1, 1, 1])
     # softmax(r) - softmax(-r): all of the weight on one end each
     expected = [-1.0, 1.0, -1.0, 1 / 3, 1 / 3, 1 / 3]
-    assert ADVANTAGES["softmax_weights"](far, groups).tolist() == pytest.approx(expected, rel=1e-6)
+    assert ADVANTAGES["softmax_weights"]()(far, groups).tolist() == pytest.approx(
+        expected, rel=1e-6
+    )
 
 
 def test_softmax_weights_are_torchs_softmax_on_ordinary_rewards() -> None:
     rewards = torch.randn(12, generator=seeded(4)) * 3
-    got = ADVANTAGES["softmax_weights"](rewards, torch.zeros(12, dtype=torch.int64))
+    got = ADVANTAGES["softmax_weights"]()(rewards, torch.zeros(12, dtype=torch.int64))
     wide = rewards.double()
     assert torch.allclose(got.double(), wide.softmax(0) - (-wide).softmax(0), rtol=1e-5, atol=1e-7)
 
@@ -102,6 +106,6 @@ def test_statistics_do_not_overflow_before_the_advantage_does(size: float) -> No
 @pytest.mark.parametrize("name", sorted(ADVANTAGES))
 def test_what_cannot_be_an_advantage_is_not_made_a_zero(name: str) -> None:
     pair = torch.zeros(2, dtype=torch.int64)
-    assert not ADVANTAGES[name](torch.tensor([math.inf, 0.0]), pair).isfinite().any()
-    assert not ADVANTAGES[name](torch.tensor([math.nan, 0.0]), pair).isfinite().any()
-    assert ADVANTAGES["leave_one_out"](torch.tensor([3e38, -3e38]), pair).isinf().all()
+    assert not ADVANTAGES[name]()(torch.tensor([math.inf, 0.0]), pair).isfinite().any()
+    assert not ADVANTAGES[name]()(torch.tensor([math.nan, 0.0]), pair).isfinite().any()
+    assert ADVANTAGES["leave_one_out"]()(torch.tensor([3e38, -3e38]), pair).isinf().all()

@@ -13,7 +13,7 @@ from unmaskrl.recipes.checks import warnings_for
 from unmaskrl.recipes.cost import step_cost
 from unmaskrl.recipes.files import is_method, recipe_names
 from unmaskrl.recipes.load import load_recipe
-from unmaskrl.recipes.registry import make_estimator
+from unmaskrl.recipes.registry import build_method
 
 METHODS = [name for name in recipe_names() if is_method(name)]
 IN_ORDER = ["estimator.name=left_to_right", "decode.gamma=null", "decode.select=left_to_right"]
@@ -235,5 +235,5 @@ def test_counted_canvases_are_those_that_are_run(name: str, overrides: list[str]
     )
     done.ids[3:, 0] = 1  # another prompt
     done.group_ids[3:] = 1
-    views = make_estimator(recipe).make_views(done, denoiser.mask_id, seeded(2))
+    views = build_method(recipe).estimator.make_views(done, denoiser.mask_id, seeded(2))
     assert step_cost(recipe).new == 2 * count_canvases(done, views)

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from ...recipes.checks import warnings_for
 from ...recipes.cost import Cost, step_cost
-from ...recipes.load import load_recipe
+from ...recipes.load import load_method
 from ...utils.plain_text import printable
 from ...utils.terminal import PlainConsole
 from ..arguments import CheckArguments
@@ -18,19 +18,19 @@ from .memory import print_memory
 
 def check_command(args: CheckArguments) -> int:
     """unmaskrl check: the resolved recipe, its cost per step, its memory plan, warnings."""
-    recipe = load_recipe(args.recipe, args.overrides)
+    recipe, method = load_method(args.recipe, args.overrides)
     text = yaml.safe_dump(
         recipe.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=110
     )
     if args.yaml:
         sys.stdout.write(text)  # a file for `unmaskrl train`: nothing else may stand in it
         sys.stderr.writelines(
-            f"unmaskrl: warning: {printable(note)}\n" for note in warnings_for(recipe)
+            f"unmaskrl: warning: {printable(note)}\n" for note in warnings_for(recipe, method)
         )
         return 0
     console = PlainConsole()
     console.print(text, soft_wrap=True)
-    cost = step_cost(recipe)
+    cost = step_cost(recipe, method)
     console.print(cost_table(recipe.name, cost))
     block = cost.logits_bytes / 2**20
     full = cost.full_logits_bytes / 2**20
@@ -38,8 +38,8 @@ def check_command(args: CheckArguments) -> int:
         f"peak logits: {cost.logits_bytes} bytes ({block:.1f} MiB; all at once: {full:.1f} MiB)",
         highlight=False,
     )
-    print_memory(recipe, console, args.processes)
-    for note in warnings_for(recipe):
+    print_memory(recipe, method, console, args.processes)
+    for note in warnings_for(recipe, method):
         console.print(f"warning: {note}", style="yellow", highlight=False)
     return 0
 

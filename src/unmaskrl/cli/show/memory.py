@@ -19,11 +19,12 @@ from ...recipes.memory import (
     size_text,
     verdict,
 )
+from ...recipes.registry import Method
 from ...recipes.schema import Recipe
 from ...training.memory_notes import NO_PLAN, prompt_tokens, this_machine
 
 
-def print_memory(recipe: Recipe, console: Console, processes: int = 1) -> None:
+def print_memory(recipe: Recipe, method: Method, console: Console, processes: int = 1) -> None:
     """The plan's table and one line per card, and for this machine's RAM where there is no GPU."""
     if processes < 1:
         raise ValueError(f"--processes must be at least 1, got {processes}")
@@ -33,7 +34,9 @@ def print_memory(recipe: Recipe, console: Console, processes: int = 1) -> None:
     if shape is None:
         console.print(NO_PLAN, highlight=False)
         return
-    setup = Setup.of(recipe, shape, processes=processes, prompt_tokens=tokens, cuda=cuda)
+    setup = Setup.of(
+        recipe, shape, processes=processes, prompt_tokens=tokens, cuda=cuda, method=method
+    )
     console.print(memory_table(memory_plan(shape, setup)))
     source = (
         "the longest of the first training prompts"

@@ -6,3 +6,4 @@ from .decode import decode as decode
 from .decode import exit_count as exit_count
 from .decode import planned_calls as planned_calls
 from .select import RULES as RULES
+from .select import Rule as Rule

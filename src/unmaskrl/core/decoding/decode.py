@@ -48,7 +48,7 @@ def decode(
     *,
     block_length: int,
     steps: int,
-    select: str = "confidence",
+    select: str | Rule = "confidence",
     temperature: float = 0.0,
     exit_at: float | None = None,
     gamma: Gamma | None = None,
@@ -59,8 +59,9 @@ def decode(
     the calls per row.
 
     ``steps``: calls for a fully open completion (quota gen_length / steps tokens per call).
-    ``select``: a name in ``select.RULES``. ``gamma``: how bold an adaptive rule is, a number, one
-    per row, or a function of what the first call sees (a threshold policy: no extra call).
+    ``select``: a rule, or its name in ``select.RULES``. ``gamma``: how bold an adaptive rule is, a
+    number, one per row, or a function of what the first call sees (a threshold policy: no extra
+    call).
     ``temperature`` 0 is greedy. ``generator`` is needed if anything is random; one seed is drawn
     from it. ``stop_at_eos=False`` decodes every position, as LLaDA's published generate does.
     Raises ValueError on bad settings, NotFiniteError (a ValueError) on logits that are not finite.
@@ -70,14 +71,14 @@ def decode(
     rule = check_decode(canvas.gen_length, block_length, steps, select, temperature, exit_at, fixed)
     if (rule.prefix is None) != (gamma is None):
         raise ValueError(
-            f"select={select!r} needs gamma"
+            f"select={_named(select)} needs gamma"
             if rule.prefix
-            else f"select={select!r} takes no gamma: it has a quota"
+            else f"select={_named(select)} takes no gamma: it has a quota"
         )
-    random = temperature > 0 or select == "random"
+    random = temperature > 0 or rule.is_random
     if random and generator is None:
         raise ValueError(
-            f"decoding with temperature {temperature} and select={select!r} is random: pass "
+            f"decoding with temperature {temperature} and select={_named(select)} is random: pass "
             "generator="
         )
     seed = draw_seed(generator) if random and generator is not None else None
@@ -105,7 +106,7 @@ def check_decode(
     gen_length: int,
     block_length: int,
     steps: int,
-    select: str,
+    select: str | Rule,
     temperature: float,
     exit_at: float | None,
     gamma: float | None = None,
@@ -124,12 +125,17 @@ def check_decode(
             "exit_at is the share of open tokens decided before the last call, in [0, 1]; got "
             f"{exit_at}"
         )
-    if select not in RULES:
+    if isinstance(select, str) and select not in RULES:
         raise ValueError(f"select must be one of {', '.join(RULES)}; got {select!r}")
-    unit = RULES[select].unit
+    rule = select if isinstance(select, Rule) else RULES[select]
+    unit = rule.unit
     if gamma is not None and not 0 <= gamma <= (1 if unit == PROBABILITY else math.inf):
-        raise ValueError(f"gamma of select={select!r} is {unit}; got {gamma}")
-    return RULES[select]
+        raise ValueError(f"gamma of select={_named(select)} is {unit}; got {gamma}")
+    return rule
+
+
+def _named(select: str | Rule) -> str:
+    return repr(select) if isinstance(select, str) else "a rule of your own"
 
 
 def planned_calls(

@@ -32,7 +32,8 @@ class Rule(NamedTuple):
     """A position rule: its score, whether it needs logits, and whether it looks at the drawn token.
 
     Adaptive rules have ``prefix``, which counts positions from their sorted ``statistic`` and
-    gamma; ``unit`` is what gamma is.
+    gamma; ``unit`` is what gamma is. ``is_random``: the order itself is drawn. ``in_order``: from
+    left to right.
     """
 
     score: Score
@@ -41,6 +42,8 @@ class Rule(NamedTuple):
     statistic: Score | None = None
     prefix: Prefix | None = None
     unit: str = ""
+    is_random: bool = False
+    in_order: bool = False
 
 
 def confidence(
@@ -135,8 +138,8 @@ RULES: dict[str, Rule] = {
     "max_prob": Rule(max_prob),
     "entropy": Rule(entropy),
     "margin": Rule(margin),
-    "random": Rule(random, needs_logits=False),
-    "left_to_right": Rule(left_to_right, needs_logits=False),
+    "random": Rule(random, needs_logits=False, is_random=True),
+    "left_to_right": Rule(left_to_right, needs_logits=False, in_order=True),
     "eb": Rule(entropy, statistic=entropy, prefix=entropy_bounded, unit=NATS),
     "eb_max_prob": Rule(max_prob, statistic=entropy, prefix=entropy_bounded, unit=NATS),
     "eb_margin": Rule(margin, statistic=entropy, prefix=entropy_bounded, unit=NATS),

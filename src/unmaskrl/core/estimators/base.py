@@ -33,6 +33,10 @@ DRAW = "the token drawn"
 READING = "the token drawn in reading order"
 
 
+def _fits_anything(gen_length: int, block_length: int, calls: int) -> None:
+    """No setting of the estimator depends on the decoding."""
+
+
 class Estimator(NamedTuple):
     """A surrogate for log p(action tokens | prompt, anchors).
 
@@ -47,6 +51,14 @@ class Estimator(NamedTuple):
     right; None, nothing that was drawn (a weighted sum, a bound, or later tokens are visible).
     ``follows_steps``: its views follow the order in which the rollout's tokens were revealed, so an
     engine must tell it.
+
+    What else a recipe's checks ask: ``bound``, scores bound log-likelihoods, so they have no ratio
+    and no KL. ``exact_event``, a row's scores sum to the log-probability of its rollout, unless the
+    decoding looked at drawn tokens. ``needs_updates``, what is hidden depends on the inner update.
+    ``hides_prompt``, views hide prompt tokens. ``replays``, views are the rollout's own latents,
+    which show what was decoded behind the first EOS. ``scores_visible``, tokens are scored that
+    their view shows. ``fits(gen_length, block_length, calls)`` raises ValueError where the
+    estimator's settings do not fit the decoding; ``calls`` are those of a rollout without anchors.
     """
 
     make_views: Callable[..., Views]
@@ -55,6 +67,13 @@ class Estimator(NamedTuple):
     num_shared: int = 0
     probability_of: str | None = None
     follows_steps: bool = False
+    bound: bool = False
+    exact_event: bool = False
+    needs_updates: bool = False
+    hides_prompt: bool = False
+    replays: bool = False
+    scores_visible: bool = False
+    fits: Callable[[int, int, int], None] = _fits_anything
 
 
 def weighted_sum(view_logps: Float[Tensor, "B M L"], views: Views) -> Float[Tensor, "B L"]:

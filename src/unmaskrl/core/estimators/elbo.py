@@ -109,6 +109,7 @@ def elbo(
         make_views,
         weighted_sum,
         lambda gen_length, nfe, has_exit: num_mc + (has_exit and not visible),
+        scores_visible=visible,
     )
 
 

@@ -53,6 +53,7 @@ def mean_field(
         lambda gen_length, nfe, has_exit: 1,
         num_shared=shared,
         probability_of=drawn,
+        hides_prompt=p_mask_prompt > 0,
     )
 
 

@@ -103,7 +103,17 @@ def sandwich(
         share = views.upper.to(lower.dtype)[:, None]
         return share * _upper_bound(view_logps, views, beta) + (1 - share) * lower
 
-    return Estimator(make_views, reduce, lambda gen_length, nfe, has_exit: num_mc)
+    def fits(gen_length: int, decode_block_length: int, calls: int) -> None:
+        if mask == "block" and gen_length % block_length:
+            raise ValueError(
+                f"estimator.block_length {block_length} does not divide decode.gen_length "
+                f"{gen_length}: SPG hides whole blocks; use decode's ({decode_block_length}), or "
+                "estimator.mask=random"
+            )
+
+    return Estimator(
+        make_views, reduce, lambda gen_length, nfe, has_exit: num_mc, bound=True, fits=fits
+    )
 
 
 def _random_subset(

@@ -79,6 +79,14 @@ def trajectory(
 
     whole = p_mask_prompt == 0
     drawn = DRAW if whole else None  # rollouts saw the whole prompt
+
+    def fits(gen_length: int, block_length: int, calls: int) -> None:
+        if (num_segments or 0) > calls:
+            raise ValueError(
+                f"estimator.num_segments {num_segments} exceeds the {calls} calls of a rollout; "
+                "lower it, or unset it to score every call on its own"
+            )
+
     return Estimator(
         make_views,
         weighted_sum,
@@ -86,6 +94,10 @@ def trajectory(
         num_shared=int(whole),
         probability_of=drawn,
         follows_steps=True,
+        exact_event=True,
+        hides_prompt=p_mask_prompt > 0,
+        replays=True,
+        fits=fits,
     )
 
 

@@ -40,6 +40,7 @@ def two_mean_field(*, num_times: int = 1) -> Estimator:
         num_shared=1,
         probability_of=DRAW,
         follows_steps=True,
+        replays=True,
     )
 
 

@@ -49,4 +49,6 @@ def unigrpo(*, num_steps: int = 128, hide_anchors: bool = False) -> Estimator:
         subset = maskable(rollout, hide_anchors) & drawn
         return stack_views([mask_view(rollout, subset, mask_id)], [subset & rollout.action_mask])
 
-    return Estimator(make_views, weighted_sum, lambda gen_length, nfe, has_exit: 1)
+    return Estimator(
+        make_views, weighted_sum, lambda gen_length, nfe, has_exit: 1, needs_updates=True
+    )

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from ...core.canvas import anchored_canvas
-from ...core.decoding import RULES, Gamma, planned_calls
+from ...core.decoding import Gamma, planned_calls
 from ...core.rng import named_generator
 from ...core.rollouts import Rollouts
 from ...models.denoiser import ModelDenoiser
 from ...models.tokenizer import decode_texts
+from ...recipes.registry import selection_rule, settings_at
 from ...recipes.schema import DecodeConfig, Recipe
 from ...tasks import CallContext, TrainerState, TrlReward, grade
 from .anchors import Anchors
@@ -73,7 +74,7 @@ def rollout_step(
         gamma = gamma_of(canvas.prompt_mask, canvas.row_ids)
     rollout = rollouts.sample(
         canvas,
-        recipe.decode.at(recipe.decode.temperature),
+        settings_at(recipe.decode, recipe.decode.temperature),
         named_generator(recipe.run.seed, "rollout", step),
         gamma,
     )
@@ -106,6 +107,6 @@ def rollout_step(
 def most_calls(decode: DecodeConfig) -> int:
     """The most denoiser calls that decoding a batch can take."""
     blocks = [decode.block_length] * (decode.gen_length // decode.block_length)
-    if RULES[decode.select].prefix is not None:
+    if selection_rule(decode.select).prefix is not None:
         return decode.gen_length  # a token per call, where the rule decides as it goes
     return planned_calls(blocks, decode.gen_length, decode.steps, decode.exit_at)

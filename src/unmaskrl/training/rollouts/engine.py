@@ -12,6 +12,7 @@ from ...core.rollouts import DecodeSettings, LocalRollouts, Rollouts
 from ...core.types import Canvas, Rollout
 from ...models.denoiser import ModelDenoiser
 from ...recipes.engines import make_rollouts, refuse_unserved
+from ...recipes.registry import Method
 from ...recipes.schema import Recipe
 from ...utils.torch_setup import DTYPES
 
@@ -40,7 +41,7 @@ class Converted(LocalRollouts):
         return converted.sample(canvas, settings, generator, gamma)
 
 
-def start_engine(recipe: Recipe, policy: ModelDenoiser) -> Rollouts:
+def start_engine(recipe: Recipe, method: Method, policy: ModelDenoiser) -> Rollouts:
     """The recipe's engine for ``policy``, the weights that passes without gradient use: the run's
     own, a whole copy gathered from shards, or shards in lock-step.
 
@@ -51,5 +52,5 @@ def start_engine(recipe: Recipe, policy: ModelDenoiser) -> Rollouts:
     if wanted not in (None, recipe.model.dtype):
         return Converted(policy, DTYPES[wanted])
     engine = make_rollouts(recipe.rollouts, policy)
-    refuse_unserved(recipe, engine)
+    refuse_unserved(recipe, method, engine)
     return engine

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from ...core.advantages import group_mean
-from ...core.decoding import RULES
 from ...core.rng import counter_uniform, named_generator, named_seed
 from ...core.threshold_head import ThresholdHead, prompt_features, speed_reward, threshold_loss
 from ...core.types import Rollout
 from ...models.denoiser import ModelDenoiser
 from ...models.heads import load_threshold
+from ...recipes.registry import selection_rule
 from ...recipes.schema import Recipe, SamplerConfig
 from .problems import Rewarded
 
@@ -53,7 +53,7 @@ class Sampler:
         """The head beside the model, or a new one where it is trained; None where gamma is a number
         or there is none.
         """
-        if RULES[recipe.decode.select].prefix is None or recipe.decode.gamma is not None:
+        if selection_rule(recipe.decode.select).prefix is None or recipe.decode.gamma is not None:
             return None
         t = recipe.sampler
         head = None if folder is None else load_threshold(folder, denoiser.device)
