@@ -3,10 +3,12 @@ PYTHON ?= python3.11
 VENV := .venv
 STAMP := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
+DOCS := $(VENV)/.installed-docs
+PIP_FLAGS ?=
 DEMO := sudoku-mini
 SEED := 0
 
-.PHONY: demo test check lint types unit integration bench browser clean
+.PHONY: demo test check lint types unit integration bench browser docs clean
 
 demo: $(STAMP)
 	$(VENV)/bin/unmaskrl train $(DEMO) run.seed=$(SEED) --force
@@ -29,6 +31,11 @@ unit: $(DEV)
 integration: $(DEV)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest tests/integration -n 2 --dist worksteal
 
+docs: $(DOCS)
+	$(VENV)/bin/python dev/pages.py --check
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
+	@echo "build/site/index.html"
+
 bench: $(STAMP)
 	$(VENV)/bin/python -m benchmarks.speed --json benchmarks/cpu.json
 
@@ -42,10 +49,14 @@ clean:
 # torch is named with its exact version: a looser range can pull gigabytes of GPU packages onto a laptop
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet -c constraints.txt torch==2.13.0 -e .
+	$(VENV)/bin/python -m pip install --quiet -c constraints.txt torch==2.13.0 $(PIP_FLAGS) -e ".[train]"
 	touch $(STAMP)
 
 # tools, and the optional packages (peft, datasets, lm-eval, ...) that tests use
 $(DEV): $(STAMP)
-	$(VENV)/bin/python -m pip install --quiet -c constraints.txt torch==2.13.0 -e ".[dev]"
+	$(VENV)/bin/python -m pip install --quiet -c constraints.txt torch==2.13.0 $(PIP_FLAGS) -e ".[dev]"
 	touch $(DEV)
+
+$(DOCS): $(STAMP)
+	$(VENV)/bin/python -m pip install --quiet -c constraints.txt $(PIP_FLAGS) -e ".[docs]"
+	touch $(DOCS)
