@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from .reporting.notebook import rollout_html as rollout_html
     from .tasks.base import Grade as Grade
     from .tasks.base import Task as Task
+    from .training.front import train as train
 
 __version__ = "0.1.0"
 # Where each public name lives: a module, or "module:name". It is loaded when it is first asked for,
@@ -84,6 +85,7 @@ _HOMES = {
     "tasks": "tasks",
     "testing": "testing",
     "token_logps": "core.scoring:token_logps",
+    "train": "training.front:train",
     "view_logps": "core.scoring:view_logps",
 }
 

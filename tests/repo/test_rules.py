@@ -97,7 +97,7 @@ PUBLIC = sorted(
     "LossOutputs MaskPredictor Model Rollout Rollouts Task TrainBatch Views anchored_canvas "
     "backward_in_chunks blank_canvas choose_anchors decode estimators evaluate group_mean "
     "group_mean_std load load_denoiser losses planned_calls rollout_html save_model tasks "
-    "testing token_logps view_logps".split()
+    "testing token_logps train view_logps".split()
 )
 
 

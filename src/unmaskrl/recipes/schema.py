@@ -25,7 +25,9 @@ class LoRAConfig(Section):
     equals sampling.
     """
 
-    rank: int = Field(default=128, ge=1)
+    rank: int = Field(
+        default=128, ge=1, description="of each adapter: two matrices of rank rows and columns"
+    )
     alpha: float = Field(default=64.0, gt=0, description="adapters are scaled by alpha / rank")
     targets: tuple[str, ...] | None = Field(
         default=None, min_length=1, description="linear layers by name; null: all of the family's"
@@ -59,7 +61,9 @@ class ModelConfig(Section):
     activation_checkpointing: bool = Field(
         default=False, description="recompute blocks in the backward pass: less memory"
     )
-    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float64"] = Field(
+        default="float32", description="of weights and calls"
+    )
     rollout_dtype: Literal["float32", "bfloat16"] | None = Field(
         default=None,
         description="precision of rollouts; if it differs from dtype, scoring is not sampling (the "
@@ -70,10 +74,16 @@ class ModelConfig(Section):
 class PriorConfig(Section):
     """Spatial pruning: tokens of a reference answer fixed in the rollout's canvas."""
 
-    name: Literal["none", "anchors"] = "none"
+    name: Literal["none", "anchors"] = Field(
+        default="none", description="anchors: fix tokens of a prior answer; none: start blank"
+    )
     select: Literal[
         "random", "protect_answer", "most_predictable", "protect_answer+most_predictable"
-    ] = "protect_answer"
+    ] = Field(
+        default="protect_answer",
+        description="which tokens are fixed: at random, outside the answer, or those the base "
+        "model predicts best",
+    )
     keep: float = Field(
         default=0.1, ge=0, le=1, description="fraction of the reference answer that is fixed"
     )
@@ -115,10 +125,17 @@ class PriorConfig(Section):
 class DecodeConfig(Section):
     """One decode configuration, shared by training, evaluation and `sample`."""
 
-    gen_length: int = Field(default=64, ge=1)
-    block_length: int = Field(default=16, ge=1)
+    gen_length: int = Field(default=64, ge=1, description="tokens of a completion")
+    block_length: int = Field(
+        default=16, ge=1, description="tokens of a block; blocks are decoded from left to right"
+    )
     steps: int = Field(default=64, ge=1, description="denoiser calls for a fully open completion")
-    select: str = "confidence"
+    select: str = Field(
+        default="confidence",
+        description="the rule that chooses the next positions: confidence, max_prob, margin, "
+        "entropy, random, left_to_right, eb, factor, confidence_threshold, or "
+        "module:factory",
+    )
     temperature: float = Field(
         default=1.0,
         ge=0,
@@ -164,7 +181,7 @@ class SamplerConfig(Section):
     floor: float = Field(
         default=0.02, ge=0, description="least probability of every choice, so that all are tried"
     )
-    width: int = Field(default=128, ge=1)
+    width: int = Field(default=128, ge=1, description="hidden units of the head")
     alpha: float = Field(
         default=0.3,
         ge=0,
@@ -172,10 +189,14 @@ class SamplerConfig(Section):
         description="cost of a right answer of gen_length calls, in units of reward (not a share "
         "of it); 0: task reward only",
     )
-    lr: float = Field(default=1e-3, gt=0, le=1e30)
-    clip: float = Field(default=0.2, gt=0, lt=1)
-    entropy_coef: float = Field(default=0.01, ge=0)
-    max_grad_norm: float = Field(default=1.0, gt=0)
+    lr: float = Field(default=1e-3, gt=0, le=1e30, description="the head's learning rate")
+    clip: float = Field(default=0.2, gt=0, lt=1, description="clip range of the head's ratio")
+    entropy_coef: float = Field(
+        default=0.01, ge=0, description="weight of the bonus for the entropy of the chosen gammas"
+    )
+    max_grad_norm: float = Field(
+        default=1.0, gt=0, description="the head's gradient is scaled down to this norm"
+    )
     switch_at: float = Field(
         default=0.5,
         gt=0,
@@ -193,8 +214,12 @@ class TrainConfig(Section):
     minutes: float | None = Field(
         default=None, gt=0, description="stop after this wall time even if steps are left"
     )
-    prompts_per_step: int = Field(default=16, ge=1)
-    group_size: int = Field(default=8, ge=2)
+    prompts_per_step: int = Field(
+        default=16, ge=1, description="prompts of a step, over all processes"
+    )
+    group_size: int = Field(
+        default=8, ge=2, description="rollouts per prompt; advantages compare them"
+    )
     num_iterations: int = Field(
         default=4, ge=1, description="inner updates per rollout batch, each with its own masks"
     )
@@ -255,10 +280,15 @@ class OptimizerConfig(Section):
         default="adamw", description="adamw, or one from elsewhere, 'torch.optim:SGD'"
     )
     # what float32 can hold after the optimiser's factors
-    lr: float = Field(default=1e-4, gt=0, le=1e30)
+    lr: float = Field(default=1e-4, gt=0, le=1e30, description="learning rate after warm-up")
     warmup: int = Field(default=8, ge=0, description="updates of linear warm-up")
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    max_grad_norm: float = Field(default=1.0, gt=0)
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        default="constant",
+        description="of the rate after warm-up, to 0 at the last step unless constant",
+    )
+    max_grad_norm: float = Field(
+        default=1.0, gt=0, description="gradients are scaled down to this norm"
+    )
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -270,7 +300,7 @@ class BaseRunConfig(Section):
     """Where a run lies and how it is kept, in what both kinds of run have."""
 
     out: str = Field(default="runs/{recipe}-s{seed}", description="run folder")
-    seed: int = 0
+    seed: int = Field(default=0, description="of every random draw of the run")
     threads: int = Field(
         default=0,
         ge=0,
@@ -282,7 +312,9 @@ class BaseRunConfig(Section):
         gt=0,
         description="a checkpoint also when the last one is so old; null: by updates alone",
     )
-    keep_checkpoints: int = Field(default=2, ge=1)
+    keep_checkpoints: int = Field(
+        default=2, ge=1, description="the newest ones; older ones are removed"
+    )
 
 
 class RunConfig(BaseRunConfig):
@@ -322,22 +354,28 @@ class EvalConfig(Section):
     )
     size: int = Field(default=512, ge=1, description="test problems before and after")
     size_during: int = Field(default=128, ge=1, description="validation problems during training")
-    temperature: float = Field(default=0.0, ge=0)
-    batch_size: int = Field(default=256, ge=1)
+    temperature: float = Field(default=0.0, ge=0, description="0 is greedy")
+    batch_size: int = Field(default=256, ge=1, description="completions decoded at once")
 
 
 class Recipe(Section):
     """A whole RL run."""
 
-    name: str = "custom"
+    name: str = Field(default="custom", description="the run's name, in its folder and its tracker")
     model: ModelConfig = ModelConfig()
-    task: Component
+    task: Component = Field(description="problems, their references and their judge")
     prior: PriorConfig = PriorConfig()
     decode: DecodeConfig = DecodeConfig()
-    rollouts: Component = {"name": "local"}
-    estimator: Component = {"name": "elbo"}
-    advantage: Component = {"name": "group_mean_std"}
-    loss: Component = {"name": "token_clip"}
+    rollouts: Component = Field(
+        default={"name": "local"}, description="the engine that decodes rollouts"
+    )
+    estimator: Component = Field(
+        default={"name": "elbo"}, description="the surrogate of the log-likelihood"
+    )
+    advantage: Component = Field(
+        default={"name": "group_mean_std"}, description="from rewards to advantages"
+    )
+    loss: Component = Field(default={"name": "token_clip"}, description="the policy loss")
     sampler: SamplerConfig = SamplerConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
@@ -349,8 +387,8 @@ class SFTMixture(Section):
     """One part of the training data."""
 
     task: Component
-    gen_length: int = Field(..., ge=1)
-    batch_size: int = Field(default=64, ge=1)
+    gen_length: int = Field(..., ge=1, description="tokens of a completion")
+    batch_size: int = Field(default=64, ge=1, description="rows of this part in a batch")
     lazy_share: float = Field(
         default=0.0, ge=0, le=1, description="share of demonstrations by the lazy policy"
     )
@@ -366,25 +404,30 @@ class SFTMixture(Section):
 class SFTModel(Section):
     """A new architecture (``path`` empty) or a checkpoint to go on from."""
 
-    path: str = ""
-    d_model: int = 128
-    n_layers: int = 4
-    n_heads: int = 4
-    mlp_hidden_size: int = 352
+    path: str = Field(
+        default="", description="a checkpoint to start from; empty: a new model of the sizes below"
+    )
+    d_model: int = Field(default=128, description="width of a new model")
+    n_layers: int = Field(default=4, description="blocks of a new model")
+    n_heads: int = Field(default=4, description="attention heads of a new model")
+    mlp_hidden_size: int = Field(default=352, description="width of the MLP of a new model")
 
 
 class SFTTrain(Section):
     """The supervised loop."""
 
-    steps: int = Field(default=1000, ge=1)
+    steps: int = Field(default=1000, ge=1, description="updates")
 
 
 class SFTOptimizer(OptimizerConfig):
     """As in RL, with other defaults."""
 
-    lr: float = Field(default=2e-3, gt=0, le=1e30)
+    lr: float = Field(default=2e-3, gt=0, le=1e30, description="learning rate after warm-up")
     warmup: int = Field(default=50, ge=0, description="updates of linear warm-up")
-    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        default="cosine",
+        description="of the rate after warm-up, to 0 at the last step unless constant",
+    )
 
 
 class SFTRun(BaseRunConfig):
@@ -397,10 +440,12 @@ class SFTRun(BaseRunConfig):
 class SFTRecipe(Section):
     """A whole supervised run."""
 
-    name: str = "custom"
+    name: str = Field(default="custom", description="the run's name, in its folder")
     model: SFTModel = SFTModel()
-    data: list[SFTMixture]
+    data: list[SFTMixture] = Field(description="parts of the training data, a list")
     optimizer: SFTOptimizer = SFTOptimizer()
     train: SFTTrain = SFTTrain()
     run: SFTRun = SFTRun()
-    eval_decode: dict[str, DecodeConfig] = {}
+    eval_decode: dict[str, DecodeConfig] = Field(
+        default={}, description="decode settings of the closing evaluation, by task"
+    )

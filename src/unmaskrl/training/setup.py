@@ -25,14 +25,11 @@ from ..recipes.registry import build_method, make_task
 from ..recipes.schema import ModelConfig, Recipe
 from ..tasks import TrainerState, TrlReward, named_rewards
 from ..utils.files import read_json, write_json
-from ..utils.stopping import Stop
 from ..utils.torch_setup import DTYPES, set_threads
 from .folder.config import CONFIG, check_changes, describe_changes, read_config, write_config
 from .folder.run_folder import check_folder, claim_folder, folder_of, hold_folder
 from .ranks.shard import Gathered, Lockstep, shard_blocks
-from .ranks.watched import watched
 from .rollouts.anchors import Anchors
-from .rollouts.engine import start_engine
 from .rollouts.problems import Problems
 from .rollouts.reward_trial import try_rewards
 from .rollouts.threshold_policy import Sampler
@@ -116,7 +113,6 @@ def _build_run(
         else None
     )
     frozen = gathered.plain if gathered else Lockstep.of(denoiser) if shard != "none" else denoiser
-    stop = Stop()
     base = denoiser
     # something looks at the model as it was
     if method.loss.uses_ref or "most_predictable" in recipe.prior.select:
@@ -133,8 +129,6 @@ def _build_run(
         denoiser=denoiser,
         frozen=frozen,
         gathered=gathered,
-        rollouts=start_engine(recipe, method, watched(frozen, stop)),
-        stop=stop,
         average=start_average(denoiser.model) if recipe.train.ema else {},
         reference=base if method.loss.uses_ref else None,
         tokenizer=tokenizer,

@@ -28,6 +28,7 @@ from ..utils.stopping import Abandoned, Stop
 from .ranks.shard import Gathered, Lockstep, clip_gradients, finish_lockstep, is_split
 from .ranks.watched import watched
 from .rollouts.anchors import Anchors
+from .rollouts.engine import start_engine
 from .rollouts.problems import Problems
 from .rollouts.threshold_policy import Choices, Sampler
 
@@ -62,7 +63,7 @@ class Run:
     denoiser: ModelDenoiser  # what is trained
     frozen: ModelDenoiser  # the same weights for passes without gradient, inside ``inference``
     gathered: Gathered | None
-    rollouts: Rollouts  # sample and sync inside ``inference``
+    rollouts: Rollouts = field(init=False)  # used inside ``inference``
     average: dict[str, Tensor]
     reference: ModelDenoiser | None
     tokenizer: Any
@@ -94,6 +95,10 @@ class Run:
     skipped: int = 0  # updates in a row that were not made because they are not finite
     # |advantage| and |ratio - 1| of the newest update
     largest: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        policy = watched(self.frozen, self._before_pass)
+        self.rollouts = start_engine(self.recipe, self.method, policy)
 
     def check_place(self) -> None:
         """ValueError if the folder is not this process's any more: deleted, moved, or taken
