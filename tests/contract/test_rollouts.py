@@ -132,8 +132,8 @@ def test_every_need_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     for changes, said in (
         (["prior.name=anchors"], "prior.name=anchors needs rollouts with anchors"),
         (["estimator.name=trajectory"], "estimator.name=trajectory needs rollouts with step_maps"),
-        (["estimator.name=two_mean_field", "loss.is_cap=2"], "needs rollouts with step_maps"),
-        (["estimator.name=mean_field", "loss.is_cap=2"], "loss.is_cap needs rollouts with behav"),
+        (["estimator.name=two_mean_field", "loss.is_cap=2.0"], "needs rollouts with step_maps"),
+        (["estimator.name=mean_field", "loss.is_cap=2.0"], "loss.is_cap needs rollouts with behav"),
     ):
         with pytest.raises(ValueError, match=said):
             load_recipe(

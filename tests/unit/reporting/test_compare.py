@@ -43,8 +43,8 @@ def finished(folder: Path, accuracy: float, n: int = 512) -> StoredRun:
 @pytest.fixture
 def folders(tmp_path: Path) -> list[Path]:
     return [
-        changed(tmp_path / "a", train__lr=1e-4),
-        changed(tmp_path / "b", 80, train__lr=3e-4, estimator__name="espo"),
+        changed(tmp_path / "a", optimizer__lr=1e-4),
+        changed(tmp_path / "b", 80, optimizer__lr=3e-4, estimator__name="espo"),
     ]
 
 

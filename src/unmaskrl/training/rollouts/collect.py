@@ -15,6 +15,7 @@ from ...core.canvas import anchored_canvas
 from ...core.decoding import Gamma, planned_calls
 from ...core.rng import named_generator
 from ...core.rollouts import Rollouts
+from ...core.types import Canvas, Rollout
 from ...models.denoiser import ModelDenoiser
 from ...models.tokenizer import decode_texts
 from ...recipes.registry import selection_rule, settings_at
@@ -69,15 +70,7 @@ def rollout_step(
         group_ids=group_ids,
         device=denoiser.device,
     )
-    gamma: Gamma | None = recipe.decode.gamma
-    if gamma_of is not None:
-        gamma = gamma_of(canvas.prompt_mask, canvas.row_ids)
-    rollout = rollouts.sample(
-        canvas,
-        settings_at(recipe.decode, recipe.decode.temperature),
-        named_generator(recipe.run.seed, "rollout", step),
-        gamma,
-    )
+    rollout = _sampled(recipe, rollouts, canvas, step, gamma_of)
     ids = rollout.completions()
     texts = decode_texts(problems.tokenizer, ids)
     context = CallContext(
@@ -101,6 +94,24 @@ def rollout_step(
         unscored=grades.unscored(),
         logged={name: sum(values) / len(values) for name, values in context.metrics.items()},
         extra=context.extra,
+    )
+
+
+def _sampled(
+    recipe: Recipe,
+    rollouts: Rollouts,
+    canvas: Canvas,
+    step: int,
+    gamma_of: Callable[[Tensor, Tensor], Gamma] | None,
+) -> Rollout:
+    gamma: Gamma | None = recipe.decode.gamma
+    if gamma_of is not None:
+        gamma = gamma_of(canvas.prompt_mask, canvas.row_ids)
+    return rollouts.sample(
+        canvas,
+        settings_at(recipe.decode, recipe.decode.temperature),
+        named_generator(recipe.run.seed, "rollout", step),
+        gamma,
     )
 
 
