@@ -183,10 +183,10 @@ def make_run(folder: Path, steps: int = 120) -> Path:
             "steps": steps,
             "group_size": 8,
             "prompts_per_step": 16,
-            "lr": 1e-4,
             "ema": 0.9,
-            "seed": 0,
         },
+        "optimizer": {"name": "adamw", "lr": 1e-4},
+        "run": {"seed": 0},
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     write_lines(folder / "metrics.jsonl", [metrics_row(i + 1, rng) for i in range(steps)])
