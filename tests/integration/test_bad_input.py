@@ -93,7 +93,7 @@ def test_words_that_cannot_work(
         (
             "config.json",
             '{"model_type": "bert"}',
-            "config.json has model_type 'bert'; supported: llada, Dream",
+            "config.json has model_type 'bert'; shipped families: llada, Dream",
         ),
         ("chat_template.jinja", "{% for m in", "chat template fails .*TemplateSyntaxError"),
         (

@@ -46,12 +46,12 @@ def breaks_rank_1(prompts, completions, **columns):
     global steps
     steps += len(completions) == 4
     if os.environ.get("RANK") == "1" and steps == 1:
-        from unmaskrl.training.rollouts import collect
-        whole = collect.decode
+        from unmaskrl.core import rollouts
+        whole = rollouts.decode
         def decode(denoiser, *args, **options):
             next(denoiser.model.parameters()).data.fill_(float("nan"))
             return whole(denoiser, *args, **options)
-        collect.decode = decode
+        rollouts.decode = decode
     return [float(i % 2) for i in range(len(completions))]
 """
 

@@ -44,7 +44,7 @@ HEAVY = {
 # Optional packages of tasks, and the one file that may import each, inside a function.
 TASK_EXTRAS = {"sources.py": {"datasets"}}
 # Public names whose rooms read recipes or draw: they need what training needs.
-NEEDS_EXTRAS = {"EvalResult", "evaluate", "rollout_html"}
+NEEDS_EXTRAS = {"EvalResult", "evaluate", "rollout_html", "train"}
 # What the files of utils/ may import besides the standard library.
 UTILS_EXTRAS = {"torch_setup.py": {"torch"}, "files.py": {"safetensors"}, "terminal.py": {"rich"}}
 

@@ -1,7 +1,9 @@
-"""``python -m unmaskrl.cli``: what `accelerate launch -m` starts."""
+"""``python -m unmaskrl.cli``: the command where it is not installed as one, and what `accelerate
+launch -m` starts.
+"""
 
 import sys
 
-from ..__main__ import main
+from .main import main
 
 sys.exit(main())

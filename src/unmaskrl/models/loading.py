@@ -5,6 +5,7 @@ for a dry run.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -33,6 +34,8 @@ from .tokenizer import (
     build_byte_tokenizer,
     byte_tokenizer,
     copy_tokenizer,
+    decode_texts,
+    encode_prompt,
     end_of_turn_ids,
     has_tokenizer,
     load_tokenizer,
@@ -55,6 +58,14 @@ class Model:
     decode_settings: dict[str, dict[str, Any]]
     head: ThresholdHead | None
     folder: Path
+
+    def encode(self, messages: Sequence[dict[str, str]]) -> list[int]:
+        """Chat messages as the ids of a prompt."""
+        return encode_prompt(self.tokenizer, messages)
+
+    def decode(self, completions: Sequence[Sequence[int]]) -> list[str]:
+        """Texts of completions."""
+        return decode_texts(self.tokenizer, completions)
 
     def __repr__(self) -> str:
         module = self.denoiser.model
