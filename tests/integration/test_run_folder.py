@@ -123,7 +123,7 @@ def test_force_moves_a_run_aside_when_everything_could_be_built(
 ) -> None:
     out = copied(short, tmp_path)
     before = {p.relative_to(out): p.read_bytes() for p in out.rglob("*") if p.is_file()}
-    with pytest.raises(ValueError, match="has no attribute 'no_such'"):
+    with pytest.raises(ValueError, match="has no 'no_such'"):
         run(out, "train.reward_functions=['tests.integration.test_run_folder:no_such']", force=True)
     (out / "thesis.tex").touch()
     with pytest.raises(ValueError, match=r"holds thesis\.tex, which no run writes"):
