@@ -43,6 +43,17 @@ def test_dtype_auto_is_what_the_checkpoint_has(mini: u.Model, tmp_path: Path) ->
     assert next(u.load("mini", dtype=torch.float64).denoiser.model.parameters()).dtype.itemsize == 8
 
 
+def test_blocks_in_four_bits(mini: u.Model) -> None:
+    pytest.importorskip("bitsandbytes")
+    small = u.load("mini", device="cpu", quantize="nf4")
+    ids = torch.arange(12)[None]
+    with torch.no_grad():
+        exact = mini.denoiser.logits(ids)
+        error = (small.denoiser.logits(ids) - exact).norm() / exact.norm()
+    assert 0 < error < 0.5
+    assert len(u.evaluate(small, "sudoku", size=2).items) == 2
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
