@@ -18,7 +18,7 @@ from unmaskrl.recipes.load import load_recipe
 train_module = importlib.import_module("unmaskrl.training.loop")
 TINY = (
     "train.steps=1 train.prompts_per_step=6 train.group_size=4 train.num_iterations=2 "
-    "run.threads=1 run.log_with=[] "
+    "run.threads=1 run.log_with=[] run.probe=false task.train_size=200 "
     "eval.size=2 eval.size_during=2"
 ).split()
 

@@ -382,9 +382,8 @@ def _encode(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]]
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids = encoded["input_ids"]
     offsets = encoded["offset_mapping"]
-    unknown = {
-        text[a:b] for i, (a, b) in zip(ids, offsets, strict=True) if i == tokenizer.unk_token_id
-    }
+    unknown_id = tokenizer.unk_token_id  # looked up by name each time it is asked for
+    unknown = {text[a:b] for i, (a, b) in zip(ids, offsets, strict=True) if i == unknown_id}
     # some tokenizers call their end-of-text token the unknown token
     unknown -= {tokenizer.unk_token}
     if unknown:

@@ -214,10 +214,10 @@ def encode_mixture(part: SFTMixture, tokenizer: Any, denoiser: ModelDenoiser) ->
             "others"
         )
     prompts = [encode_prompt(tokenizer, task.prompt(example)) for example, _ in pairs]
-    references = [encode_reference(tokenizer, text, [])[0] for _, text in pairs]
+    references = _encode_all(tokenizer, [text for _, text in pairs])
     lazy = references
     if isinstance(task, LazyTask):
-        lazy = [encode_reference(tokenizer, task.lazy(example), [])[0] for example, _ in pairs]
+        lazy = _encode_all(tokenizer, [task.lazy(example) for example, _ in pairs])
     elif part.lazy_share > 0:
         raise ValueError(
             f"data.lazy_share is {part.lazy_share}, but task {task.name} has no lazy policy: set "
@@ -239,6 +239,12 @@ def encode_mixture(part: SFTMixture, tokenizer: Any, denoiser: ModelDenoiser) ->
         lazy=torch.tensor([r + [denoiser.eos_id] * (part.gen_length - len(r)) for r in lazy]),
         part=part,
     )
+
+
+def _encode_all(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    """Ids of each completion; of sudoku's 60,000 few hundred differ, and each is encoded once."""
+    known = {text: encode_reference(tokenizer, text, [])[0] for text in dict.fromkeys(texts)}
+    return [known[text] for text in texts]
 
 
 def mixture_task(part: SFTMixture) -> Task:
