@@ -210,7 +210,7 @@ def log_eval(
                     example_id=examples[n].id,
                     prompt_text=_prompt_text(run, *where[n]),
                     completion_text=result.items[n].text,
-                    reward=sum(filter(None, result.items[n].parts.values())),
+                    reward=sum(filter(None, result.items[n].parts.values()), 0.0),
                     correct=result.items[n].correct,
                     parts=result.items[n].parts,
                     gold=_gold(run, examples[n]),
