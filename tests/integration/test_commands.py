@@ -48,6 +48,7 @@ def test_train_then_eval_sample_and_report(
 ) -> None:
     out = tmp_path / "run"
     settings = [s for s in TINY if recipe == "sudoku-mini" or not s.startswith("decode.")]
+    settings.append("task.train_size=100")
     code, said = run(capsys, "train", recipe, *settings, f"run.out={out}")
     assert code == 0 and "accuracy" in said
     assert said.count("memory plan: RAM") == 1 and "fits (" in said

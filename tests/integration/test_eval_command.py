@@ -62,17 +62,18 @@ def test_a_killed_evaluation_goes_on_to_the_same_result(
     straight = tmp_path / "straight.json"
     killed = tmp_path / "killed.json"
     items = tmp_path / "killed.items.jsonl"
-    kill_when(items, 1 + 60, *EVAL, *SAMPLED, *TWO_WAYS, "--json", str(killed))
+    sampled = [*SAMPLED, "--size", "6"]
+    kill_when(items, 1 + 28, *EVAL, *sampled, *TWO_WAYS, "--json", str(killed))
     lines = items.read_text().splitlines(keepends=True)
-    assert 60 < len(lines) <= 1 + 2 * 2 * 24 and not killed.exists()
+    assert 28 < len(lines) <= 1 + 2 * 2 * 12 and not killed.exists()
     # inside the third of four parts, in the middle of a line
-    items.write_text("".join(lines[:50]) + lines[50][:40])
-    said = refused(capsys, *EVAL, *SAMPLED, "--json", str(killed))
+    items.write_text("".join(lines[:28]) + lines[28][:40])
+    said = refused(capsys, *EVAL, *sampled, "--json", str(killed))
     assert "other settings" in said and "configs" in said and str(items) in said
-    code, said = run(capsys, *EVAL, *SAMPLED, *TWO_WAYS, "--json", str(killed))
-    assert code == 0 and "49 completions are there" in said.replace("\n", "")
+    code, said = run(capsys, *EVAL, *sampled, *TWO_WAYS, "--json", str(killed))
+    assert code == 0 and "27 completions are there" in said.replace("\n", "")
     assert not items.exists(), "what is in the JSON file is kept once"
-    assert run(capsys, *EVAL, *SAMPLED, *TWO_WAYS, "--json", str(straight))[0] == 0
+    assert run(capsys, *EVAL, *sampled, *TWO_WAYS, "--json", str(straight))[0] == 0
     assert load(killed) == load(straight)
 
 
@@ -208,15 +209,16 @@ def test_a_killed_prior_goes_on_to_the_same_file(
     straight = tmp_path / "straight.jsonl"
     killed = tmp_path / "killed.jsonl"
     partial = tmp_path / "killed.jsonl.partial"
-    kill_when(partial, 1 + 20, *PRIOR, "--out", str(killed))
+    prior = [*PRIOR, "--size", "12"]
+    kill_when(partial, 1 + 12, *prior, "--out", str(killed))
     lines = partial.read_text().splitlines(keepends=True)
-    partial.write_text("".join(lines[:18]) + lines[18][:25])
+    partial.write_text("".join(lines[:10]) + lines[10][:25])
     assert not killed.exists()
-    said = refused(capsys, *PRIOR, "--seed", "1", "--out", str(killed))
+    said = refused(capsys, *prior, "--seed", "1", "--out", str(killed))
     assert "different: seed" in said
-    code, said = run(capsys, *PRIOR, "--out", str(killed))
-    assert code == 0 and "17 answers are there" in said.replace("\n", "") and not partial.exists()
-    assert run(capsys, *PRIOR, "--out", str(straight))[0] == 0
+    code, said = run(capsys, *prior, "--out", str(killed))
+    assert code == 0 and "9 answers are there" in said.replace("\n", "") and not partial.exists()
+    assert run(capsys, *prior, "--out", str(straight))[0] == 0
     assert killed.read_bytes() == straight.read_bytes()
 
 

@@ -33,6 +33,7 @@ RUNS += [
 ]
 TINY = (
     "train.prompts_per_step=2 train.group_size=3 run.threads=1 run.log_with=[] optimizer.warmup=1 "
+    "run.probe=false task.train_size=200 "
     "train.reward_functions=[tests.integration.test_presets:spread] eval.size=2 eval.size_during=2 "
     "decode.temperature=1.0"
 ).split()

@@ -19,7 +19,7 @@ SETTINGS = (
     "train.steps=1 train.prompts_per_step=2 train.group_size=4 train.num_iterations=1 "
     "run.threads=1 run.log_with=[] "
     "eval.size=4 eval.size_during=4 train.ema=0 "
-    "optimizer.lr=0.01 optimizer.warmup=0 run.probe=false"
+    "optimizer.lr=0.01 optimizer.warmup=0 run.probe=false task.train_size=20"
 ).split()
 
 

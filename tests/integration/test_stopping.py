@@ -115,7 +115,7 @@ MOMENTS = {
     "rollout": (loop, "rollout_step", 3, signal.SIGTERM, (2, 0)),
     "first update": (loop, "update", 5, signal.SIGINT, (2, 1)),
     "last update": (loop, "update", 6, signal.SIGTERM, (3, 0)),
-    "evaluation": (held_out, "evaluate", 3, signal.SIGINT, (2, 0)),
+    "evaluation": (held_out, "evaluate", 4, signal.SIGINT, (2, 0)),
 }
 
 
