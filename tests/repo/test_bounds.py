@@ -32,7 +32,8 @@ KEYWORDS = {
 
 
 def lower_bound(package: str) -> tuple[int, ...]:
-    for line in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for line in [*project["dependencies"], *project["optional-dependencies"]["train"]]:
         if found := re.fullmatch(rf"{package}>=([\d.]+)", line):
             return tuple(map(int, found[1].split(".")))
     raise AssertionError(f"{package} has no lower bound")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from ..recipes.checks import warnings_for
 from ..recipes.load import load_method
 from ..reporting.progress import Progress, summary_table
 from ..tasks import TrlReward
+from ..utils.files import json_text
 from ..utils.stopping import is_main
 from ..utils.terminal import PlainConsole
 from .loop import train as run_recipe
@@ -42,7 +42,7 @@ def train(
     one that is in the folder aside, ``quiet`` shows nothing. ValueError in one line on settings
     that do not fit.
     """
-    words = [f"{name}={json.dumps(value)}" for name, value in changes.items()]
+    words = [f"{name}={json_text(value)}" for name, value in changes.items()]
     config, method = load_method(recipe, words)
     console = PlainConsole(quiet=quiet or not is_main())  # a table per process would be 64 tables
     for note in warnings_for(config, method):

@@ -48,8 +48,9 @@ def test_two_tokens_are_the_mean_over_both_orders() -> None:
     after_first = log_p([5], [6, MASK], 1, 7)
     after_second = log_p([5], [MASK, 7], 0, 6)
     exact = (first + after_first + second + after_second) / 2
-    assert logps(PAIRS[1:2], num_mc=4000, max_canvases=8000)[0] == pytest.approx(exact, abs=0.02)
-    assert abs(first + after_first - exact) > 0.05, "orders that agree would test nothing"
+    # the standard error of 250 draws is 0.0085 (over 30 seeds); one order alone is off by 1.7
+    assert logps(PAIRS[1:2], num_mc=250, max_canvases=500)[0] == pytest.approx(exact, abs=0.04)
+    assert abs(first + after_first - exact) > 1.0, "orders that agree would test nothing"
 
 
 def test_values_do_not_depend_on_the_other_requests() -> None:

@@ -106,7 +106,7 @@ def test_batches_change_nothing(mini: tuple) -> None:
     examples = [longer[0], *task.examples("test")[:3], longer[1]]
     prompts = [encode_prompt(tokenizer, task.prompt(e)) for e in examples]
     assert len({len(p) for p in prompts}) > 1
-    settings = DecodeConfig(gen_length=24, block_length=8, steps=24, select="entropy")
+    settings = DecodeConfig(gen_length=24, block_length=8, steps=12, select="entropy")
     options = {"temperature": 1.0, "samples": 2, "seed": 3}
     by_size = [
         evaluate(request(mini, examples, settings, batch_size=n, **options)) for n in (1, 3, 256)
