@@ -94,6 +94,17 @@ def global_generator_untouched() -> Iterator[None]:
     assert torch.equal(before, torch.get_rng_state()), "torch's global generator was used or seeded"
 
 
+@pytest.fixture(autouse=True)
+def modules_of_a_test_are_forgotten(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A module that a test wrote and imported is not what the next test's import finds."""
+    before = set(sys.modules)
+    yield
+    written = str(tmp_path_factory.getbasetemp())
+    for name in set(sys.modules) - before:
+        if (getattr(sys.modules[name], "__file__", None) or "").startswith(written):
+            del sys.modules[name]
+
+
 def seeded(seed: int = 0) -> torch.Generator:
     """A generator of the test's own."""
     return torch.Generator().manual_seed(seed)

@@ -16,17 +16,23 @@ from typing import Any
 from safetensors.torch import load_file
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+ROOT = Path(__file__).parents[1]
 LIMIT = 300  # seconds: far beyond what a command takes, far below a day
 
 
-def start(words: Sequence[str], **environment: str) -> subprocess.Popen[str]:
-    """``unmaskrl WORDS`` in a process of its own, which hears signals."""
+def start(
+    words: Sequence[str], module: str = "tests.undrawn", **environment: str
+) -> subprocess.Popen[str]:
+    """``unmaskrl WORDS`` in a process of its own, which hears signals; its report is not drawn,
+    unless ``module`` is the command's own.
+    """
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     return subprocess.Popen(
-        [sys.executable, "-m", "unmaskrl.cli", *words],
+        [sys.executable, "-m", module, *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, **environment},
+        env={**os.environ, "PYTHONPATH": path, **environment},
         preexec_fn=hear_signals,
     )
 

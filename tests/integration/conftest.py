@@ -13,7 +13,7 @@ from unmaskrl.reporting import charts, pages
 def charts_not_drawn() -> Iterator[None]:
     """The sixteen drawings of a report take longer than a run of two steps on two problems.
 
-    tests/unit/reporting draws every chart; processes that a test starts draw theirs.
+    tests/unit/reporting draws every chart; tests/undrawn.py does the same for processes.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pages, "chart_svg", lambda chart: "<svg></svg>")

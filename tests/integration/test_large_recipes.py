@@ -29,8 +29,8 @@ DATA = Path(__file__).parents[1] / "data"
 TINY = (
     "model.random_init=tiny model.lora.rank=2 train.steps=1 train.prompts_per_step=2 "
     "train.group_size=2 train.num_iterations=2 "
-    "run.threads=1 run.log_with=[] decode.gen_length=32 decode.steps=8 eval.size=1 "
-    "eval.size_during=1"
+    "run.threads=1 run.log_with=[] decode.gen_length=16 decode.block_length=16 decode.steps=4 "
+    "eval.size=1 eval.size_during=1"
 ).split()
 
 

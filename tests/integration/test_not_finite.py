@@ -58,11 +58,10 @@ def breaks_rank_1(prompts, completions, **columns):
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder to work in, with the odd rewards; their module is imported anew by each test."""
+    """A folder to work in, with the odd rewards."""
     (tmp_path / "odd_rewards.py").write_text(REWARDS)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "odd_rewards", raising=False)
     return tmp_path
 
 

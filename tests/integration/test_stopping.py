@@ -102,7 +102,7 @@ def test_a_stopped_process_resumes_where_it_was(
 ) -> None:
     """No checkpoint is due by save_every: the signal writes it."""
     out = tmp_path / "run"
-    process = start(words(out))
+    process = start(words(out), "unmaskrl.cli")
     wait_until(lambda: num_lines(out / "metrics.jsonl") >= 2, process)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)

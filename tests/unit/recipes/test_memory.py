@@ -481,7 +481,8 @@ def test_the_peak_of_an_update(dtype: torch.dtype, vocab: int, checkpointing: bo
     There the head is frozen, as with adapters: this way of measuring makes torch add its gradients
     out of place.
     """
-    denoiser = wide(dtype, vocab=vocab)
+    small = {} if vocab == 5000 else {"d_model": 64, "n_heads": 2, "kv": 2, "mlp_hidden_size": 192}
+    denoiser = wide(dtype, vocab=vocab, **small)
     (rows, length, gen) = (6, 120, 60 if vocab == 5000 else 20)
     model: Any = denoiser.model
     parts = model.model["transformer"]
