@@ -38,7 +38,7 @@ def page() -> str:
         parts.append(f"\n### {title}\n\n{step_table(metrics)}")
     for title, rows in (
         ("eval.jsonl: one line per evaluation", EVALUATION),
-        ("log.jsonl of `unmaskrl sft`", SUPERVISED),
+        ("metrics.jsonl of `unmaskrl sft`", SUPERVISED),
     ):
         lines = [(f"`{key}`", unit, meaning) for key, unit, meaning in rows]
         parts.append(f"\n## {title}\n\n{markdown(('key', 'unit', 'meaning'), lines)}")

@@ -17,7 +17,8 @@ from unmaskrl.recipes.files import is_method, recipe_names
 from unmaskrl.recipes.load import load_recipe
 from unmaskrl.reporting.metrics import find
 from unmaskrl.tasks import completion_text
-from unmaskrl.training.state import Batch, Run
+from unmaskrl.training.rollouts.open_step import Batch
+from unmaskrl.training.state import Run
 
 train_module = importlib.import_module("unmaskrl.training.loop")
 

@@ -19,8 +19,9 @@ from unmaskrl.recipes.schema import SFTRecipe
 from unmaskrl.reporting.progress import Progress
 from unmaskrl.training import loop as train_module
 from unmaskrl.training.folder.checkpoint import CheckpointError
+from unmaskrl.training.folder.config import read_config
 from unmaskrl.training.loop import train
-from unmaskrl.training.sft import run_sft
+from unmaskrl.training.sft.loop import run_sft
 from unmaskrl.utils.lock import Lock
 
 SETTINGS = (
@@ -358,15 +359,13 @@ def test_sft_is_replaced_lengthened_and_refused_alike(tmp_path: Path) -> None:
             load_recipe("mini-base", [*small, "train.steps=2", "optimizer.lr=1"], SFTRecipe),
             resume=True,
         )
-    notes: list[dict] = []
-    run_sft(longer, resume=True, report=notes.append)
-    assert [row["step"] for row in rows(out / "log.jsonl")] == [1, 2, 3]
-    assert json.loads((out / "config-old-1.json").read_text())["train"]["steps"] == 2
-    run_sft(short, force=True, report=notes.append)
-    assert (
-        notes[-3]["note"].endswith(f"is now {out}-old-1")
-        and len(rows(tmp_path / "sft-old-1" / "log.jsonl")) == 3
-    )
+    run_sft(longer, resume=True)
+    assert [row["step"] for row in rows(out / "metrics.jsonl")] == [1, 2, 3]
+    assert read_config(out / "config-old-1.yaml", SFTRecipe).train.steps == 2
+    heard = Heard()
+    run_sft(short, force=True, progress=heard)
+    assert next(text for text in heard.said if "is now" in text).endswith(f"is now {out}-old-1")
+    assert len(rows(tmp_path / "sft-old-1" / "metrics.jsonl")) == 3
     flip(next((out / "checkpoints").iterdir()) / "model.safetensors")
     with pytest.raises(CheckpointError, match="none of the 1 checkpoints"):
         run_sft(short, resume=True)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ..evaluation.decode_settings import DECODE_FILE
 from ..evaluation.evaluate import EvalRequest, evaluate
 from ..models.loading import load
 from ..recipes.load import load_recipe
@@ -16,8 +15,10 @@ from ..recipes.schema import SFTRecipe
 from ..reporting.progress import Progress
 from ..reporting.tables import eval_table
 from ..tasks import Task
-from ..training.sft import run_sft
+from ..training.folder.card import Figure, write_card
+from ..training.sft.loop import run_sft
 from ..utils.files import write_json
+from ..utils.stopping import is_main
 from ..utils.terminal import PlainConsole
 from .arguments import SFTArguments
 
@@ -25,27 +26,20 @@ from .arguments import SFTArguments
 def sft_command(args: SFTArguments) -> int:
     """unmaskrl sft."""
     recipe = load_recipe(args.recipe, args.overrides, SFTRecipe)
-    console = PlainConsole()
-    progress = Progress(console)
-    progress.start(recipe.train.steps, f"{recipe.name} seed {recipe.run.seed}")
-    try:
-        out = run_sft(recipe, resume=args.resume, force=args.force, report=progress.step)
-    finally:
-        progress.stop()
-    finish_sft(recipe, out, console)
+    console = PlainConsole(quiet=not is_main())  # a table per process would be 64 tables
+    progress = Progress(console if is_main() else None)
+    out = run_sft(recipe, resume=args.resume, force=args.force, progress=progress)
+    if is_main():
+        finish_sft(recipe, out, console)
     return 0
 
 
 def finish_sft(recipe: SFTRecipe, out: Path, console: Console) -> None:
-    """Write the decode settings beside the weights and evaluate them: pass@1 (greedy) and
-    pass@8.
-    """
+    """Evaluate the model, pass@1 (greedy) and pass@8, and put that into eval.json and its card."""
     folder = out / "model"
-    write_json(
-        folder / DECODE_FILE, {name: d.model_dump() for name, d in recipe.eval_decode.items()}
-    )
     model = load(folder)
     results = {}
+    figures: list[Figure] = []
     for part in recipe.data:
         settings = recipe.eval_decode.get(part.task["name"])
         if settings is None:
@@ -64,5 +58,8 @@ def finish_sft(recipe: SFTRecipe, out: Path, console: Console) -> None:
         sampled = evaluate(replace(request, examples=examples[:128], temperature=1.0, samples=8))
         console.print(eval_table(f"{task.name}, temperature 1", sampled))
         results[task.name] = {"greedy": greedy.summary(), "sampled": sampled.summary()}
+        figures.append((f"{task.name}, greedy", greedy.summary()))
     write_json(out / "eval.json", results)
-    console.print(f"model: {folder}", highlight=False)
+    weights = "ema" if recipe.train.ema else "raw"
+    write_card(folder, recipe, recipe.train.steps, weights, figures)
+    console.print(f"model: {folder}", highlight=False, soft_wrap=True)

@@ -14,7 +14,7 @@ from ..core.threshold_head import check_grid
 from .engines import check_engine
 from .optimizers import check_optimizer
 from .registry import COMPONENTS, Method, build_method, check_component
-from .schema import Recipe
+from .schema import BaseModelConfig, Recipe, SFTRecipe
 
 ADAPTIVE = ", ".join(name for name, rule in RULES.items() if rule.prefix is not None)
 
@@ -60,27 +60,42 @@ def check_recipe(recipe: Recipe) -> Method:
                 "answers are all right"
             )
     check_optimizer(recipe.optimizer)
-    _check_model(recipe)
+    check_weights(recipe.model, recipe.train.shard)
+    _check_rollout_dtype(recipe)
     check_engine(recipe, method)
     _check_sampler(recipe, rule)
     _check_method(recipe, method)
     return method
 
 
-def _check_model(recipe: Recipe) -> None:
-    """What is trained, in which precision, and split how."""
+def check_supervised(recipe: SFTRecipe) -> None:
+    """ValueError if the parts of a supervised recipe do not fit together."""
+    check_optimizer(recipe.optimizer)
+    check_weights(recipe.model, recipe.train.shard)
     m = recipe.model
-    t = recipe.train
+    needs = {"model.lora": m.lora, "model.random_init": m.random_init}
+    if not m.path and (given := next((name for name, value in needs.items() if value), None)):
+        raise ValueError(f"{given} changes a checkpoint: set model.path to one, or leave it out")
+
+
+def check_weights(m: BaseModelConfig, shard: str) -> None:
+    """ValueError if the weights cannot be kept or split as they are to be."""
     if m.quantize and not m.lora:
         raise ValueError(
             f"model.quantize={m.quantize}: 4-bit weights cannot be trained; set model.lora.rank, "
             "for instance 128"
         )
-    if t.shard != "none" and m.quantize:
+    if shard != "none" and m.quantize:
         raise ValueError(
-            f"train.shard={t.shard} with model.quantize={m.quantize}: 4-bit blocks cannot be "
+            f"train.shard={shard} with model.quantize={m.quantize}: 4-bit blocks cannot be "
             "split; drop one"
         )
+
+
+def _check_rollout_dtype(recipe: Recipe) -> None:
+    """Rollouts in another precision need whole weights."""
+    m = recipe.model
+    t = recipe.train
     if t.shard != "none" and m.rollout_dtype not in (None, m.dtype):
         raise ValueError(
             f"train.shard={t.shard} with model.rollout_dtype={m.rollout_dtype}: set "

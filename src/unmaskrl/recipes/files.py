@@ -87,13 +87,13 @@ def recipe_text(name: str) -> str:
 
 def _stored_recipe(folder: Path) -> dict[str, Any] | None:
     """The recipe of a run, with the place where the run is now; None if the folder holds none."""
-    for name in ("config.yaml", "config.json"):
-        data = read_mapping(folder / name) if (folder / name).is_file() else {}
-        if isinstance(data.get("train"), dict):
-            run = data.setdefault("run", {})
-            run["out"] = str(folder).replace("{", "{{").replace("}", "}}")
-            return data
-    return None
+    path = folder / "config.yaml"
+    data = read_mapping(path) if path.is_file() else {}
+    if not isinstance(data.get("train"), dict):
+        return None
+    run = data.setdefault("run", {})
+    run["out"] = str(folder).replace("{", "{{").replace("}", "}}")
+    return data
 
 
 def _not_found(wanted: str) -> str:

@@ -15,9 +15,8 @@ import yaml
 from pydantic import ValidationError
 
 from ..utils.text import nearest
-from .checks import check_recipe
+from .checks import check_recipe, check_supervised
 from .files import read_recipe
-from .optimizers import check_optimizer
 from .registry import COMPONENTS, Method
 from .schema import OptimizerConfig, Recipe, Section, SFTRecipe
 
@@ -74,7 +73,7 @@ def build_recipe(data: dict[str, Any], kind: type[Section] = Recipe) -> Any:
     if isinstance(recipe, Recipe):
         check_recipe(recipe)
     elif isinstance(recipe, SFTRecipe):
-        check_optimizer(recipe.optimizer)
+        check_supervised(recipe)
     return recipe
 
 

@@ -6,6 +6,7 @@ is 0. State is counted and stored as the optimiser itself keeps it, whichever it
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -47,6 +48,19 @@ def make_optimizer(config: OptimizerConfig, parameters: Iterable[Tensor]) -> tor
             f"optimizer.name: {config.name} gave a {type(made).__name__}, not a torch optimiser"
         )
     return made
+
+
+def learning_rate(config: OptimizerConfig, update: int, share_done: float) -> float:
+    """Rate of the 0-based ``update``: linear warm-up, then constant, or linear or cosine decay to 0
+    as ``share_done`` -> 1.
+    """
+    if update < config.warmup:
+        return config.lr * (update + 1) / config.warmup
+    if config.schedule == "linear":
+        return config.lr * (1 - share_done)
+    if config.schedule == "cosine":
+        return config.lr * 0.5 * (1 + math.cos(math.pi * share_done))
+    return config.lr
 
 
 def parameter_groups(parameters: list[Tensor]) -> list[dict[str, Any]]:

@@ -34,7 +34,7 @@ class LoRAConfig(Section):
     )
 
 
-class ModelConfig(Section):
+class BaseModelConfig(Section):
     """Which checkpoint, in which precision, and which of its weights are trained."""
 
     path: str = Field(
@@ -64,6 +64,11 @@ class ModelConfig(Section):
     dtype: Literal["float32", "bfloat16", "float64"] = Field(
         default="float32", description="of weights and calls"
     )
+
+
+class ModelConfig(BaseModelConfig):
+    """The model of an RL run."""
+
     rollout_dtype: Literal["float32", "bfloat16"] | None = Field(
         default=None,
         description="precision of rollouts; if it differs from dtype, scoring is not sampling (the "
@@ -205,7 +210,26 @@ class SamplerConfig(Section):
     )
 
 
-class TrainConfig(Section):
+class BaseTrainConfig(Section):
+    """What both kinds of run have of a loop."""
+
+    skip_bad_updates: int = Field(
+        default=0,
+        ge=0,
+        description="so many updates in a row whose loss or gradient is not finite are skipped and "
+        "said; one more ends the run",
+    )
+    ema: float = Field(
+        default=0.9, ge=0, lt=1, description="decay of the weight average, per update"
+    )
+    shard: Literal["none", "fsdp", "zero2"] = Field(
+        default="none",
+        description="split weights, gradients and optimiser state over processes; zero2: weights "
+        "whole in a pass",
+    )
+
+
+class TrainConfig(BaseTrainConfig):
     """The loop."""
 
     steps: int = Field(
@@ -233,20 +257,6 @@ class TrainConfig(Section):
         default="refuse",
         description="longer ones stop the run, or are left out of training and evaluation and "
         "counted",
-    )
-    skip_bad_updates: int = Field(
-        default=0,
-        ge=0,
-        description="so many updates in a row whose loss or gradient is not finite are skipped and "
-        "said; one more ends the run",
-    )
-    ema: float = Field(
-        default=0.9, ge=0, lt=1, description="decay of the weight average, per update"
-    )
-    shard: Literal["none", "fsdp", "zero2"] = Field(
-        default="none",
-        description="split weights, gradients and optimiser state over processes; zero2: weights "
-        "whole in a pass",
     )
     gather_rollout: bool = Field(
         default=True,
@@ -297,7 +307,7 @@ class OptimizerConfig(Section):
 
 
 class BaseRunConfig(Section):
-    """Where a run lies and how it is kept, in what both kinds of run have."""
+    """Where a run lies, what it saves and logs: all that is not the maths of training."""
 
     out: str = Field(default="runs/{recipe}-s{seed}", description="run folder")
     seed: int = Field(default=0, description="of every random draw of the run")
@@ -315,11 +325,6 @@ class BaseRunConfig(Section):
     keep_checkpoints: int = Field(
         default=2, ge=1, description="the newest ones; older ones are removed"
     )
-
-
-class RunConfig(BaseRunConfig):
-    """Where the run lies, what it saves and logs: all that is not the maths of training."""
-
     save: Literal["adapter", "merged", "both"] = Field(
         default="adapter",
         description="with adapters, what model/ holds at the end: megabytes for a base, or whole "
@@ -333,6 +338,11 @@ class RunConfig(BaseRunConfig):
         default=None, description="runs that the tracker shows together; null: the recipe's name"
     )
     tags: tuple[str, ...] = Field(default=(), description="words the tracker finds the run by")
+
+
+class RunConfig(BaseRunConfig):
+    """Of an RL run."""
+
     probe: bool = Field(
         default=True,
         description="before step 0, check that the model fills in masked tokens of the task's own "
@@ -401,7 +411,7 @@ class SFTMixture(Section):
     )
 
 
-class SFTModel(Section):
+class SFTModel(BaseModelConfig):
     """A new architecture (``path`` empty) or a checkpoint to go on from."""
 
     path: str = Field(
@@ -413,10 +423,13 @@ class SFTModel(Section):
     mlp_hidden_size: int = Field(default=352, description="width of the MLP of a new model")
 
 
-class SFTTrain(Section):
+class SFTTrain(BaseTrainConfig):
     """The supervised loop."""
 
     steps: int = Field(default=1000, ge=1, description="updates")
+    ema: float = Field(
+        default=0.0, ge=0, lt=1, description="decay of the weight average, per update"
+    )
 
 
 class SFTOptimizer(OptimizerConfig):

@@ -461,13 +461,15 @@ EVALUATION = (
     ("decode", "-", "The settings they were decoded with."),
 )
 
-# log.jsonl of `unmaskrl sft`
+# metrics.jsonl of `unmaskrl sft`
 SUPERVISED = (
     ("step", "steps", "Steps done."),
+    ("seconds", "s", "Time spent in steps so far."),
     ("loss", "nats per token", "Cross-entropy of masked tokens, mean over the parts of the data."),
     ("loss/N_TASK", "nats per token", "The same of one part."),
     ("lr", "-", "Learning rate."),
     ("grad_norm", "-", "Norm of the gradient before clipping."),
+    ("updates/skipped", "updates", "1 if the step's update was not finite and was skipped."),
 )
 
 

@@ -1,4 +1,4 @@
-"""What stops a run, or skips an update, because a number is not finite (shell).
+"""What stops a run, or skips an update, because a number is not finite.
 
 Every verdict is one of all ranks: it is taken from values that are reduced over them, or reduced
 itself, so that they stop (or skip) together. Rewards and advantages are looked at once per step,
@@ -14,11 +14,9 @@ from pathlib import Path
 from torch import Tensor
 
 from ..core.finite import NotFiniteError, first_not_finite
-from ..models.weights import trainable
 from .folder.checkpoint import checkpoint_paths
-from .folder.optimizer_state import optimizer_tensors
 from .rollouts.problems import Rewarded
-from .state import Run
+from .state import Run, Training
 
 JUDGED = ("loss", "grad_norm", "sampler/loss", "sampler/grad_norm")
 
@@ -49,7 +47,7 @@ def check_rewards(run: Run, done: Rewarded, advantages: Tensor) -> float:
     )
 
 
-def refused(run: Run, row: dict[str, float]) -> str | None:
+def refused(run: Training, row: dict[str, float]) -> str | None:
     """None if an update may be made; if not, the line that says so, or NotFiniteError where no
     grace is left.
 
@@ -62,39 +60,30 @@ def refused(run: Run, row: dict[str, float]) -> str | None:
     if not bad:
         return None
     grace = run.recipe.train.skip_bad_updates
-    where = f"inner update {run.inner + 1}: {', '.join(bad)}"
+    inner = f"inner update {run.inner + 1}: " if isinstance(run, Run) else ""
+    where = f"{inner}{', '.join(bad)}"
     if run.skipped > grace:
         after = f" after {grace} skipped in a row" if grace else ""
         raise NotFiniteError(
-            f"{where}{after}; lower optimizer.lr, or look at rewards and advantages"
+            f"{where}{after}; lower optimizer.lr"
+            + (", or look at rewards and advantages" if isinstance(run, Run) else "")
         )
     count = f"{run.skipped} of train.skip_bad_updates={grace} in a row"
-    return f"step {run.step + 1}, {where}: skipped ({count}), {_largest_of(run)}"
+    return ", ".join([f"step {run.step + 1}, {where}: skipped ({count})", *_largest_of(run)])
 
 
-def check_weights(run: Run) -> None:
+def check_weights(run: Training) -> None:
     """NotFiniteError on every rank if a weight, its average or a moment is not finite on any; all
     ranks call.
 
     Reads every number once, on the device that holds it: next to nothing beside writing them.
     """
-    groups = {
-        "model": trainable(run.denoiser.model),
-        "ema": run.average,
-        "optimizer": optimizer_tensors(run.denoiser.model, run.optimizer),
-    }
-    if run.sampler is not None:
-        groups["threshold"] = dict(run.sampler.head.named_parameters())
-        groups["threshold_optimizer"] = optimizer_tensors(run.sampler.head, run.sampler.optimizer)
-    if run.batch is not None:
-        groups["batch"] = {"advantages": run.batch.advantages, "old_logps": run.batch.old_logps}
-        if run.batch.ref_logps is not None:
-            groups["batch"]["ref_logps"] = run.batch.ref_logps
     name = first_not_finite(
         {
             f"{group} {name}": value
-            for group, named in groups.items()
+            for group, named in run.groups().items()
             for name, value in named.items()
+            if group != "batch" or name in ("advantages", "old_logps", "ref_logps")
         }
     )
     if run.most(float(name is not None)):
@@ -105,14 +94,14 @@ def check_weights(run: Run) -> None:
         )
 
 
-def explained(run: Run, error: NotFiniteError) -> NotFiniteError:
+def explained(run: Training, error: NotFiniteError) -> NotFiniteError:
     """The one line that a run ends with: where it stood, what was not finite, what was large, what
     is left to go on from.
     """
     inside = run.step < run.recipe.train.steps
     where = f"step {run.step + 1}" if inside else f"after step {run.step}"
     text = str(error).splitlines()[0]
-    return NotFiniteError(f"{where}: {text}; {_largest_of(run)}; {last_good(run.out)}")
+    return NotFiniteError("; ".join([f"{where}: {text}", *_largest_of(run), last_good(run.out)]))
 
 
 def last_good(out: Path) -> str:
@@ -121,12 +110,15 @@ def last_good(out: Path) -> str:
     return f"last good checkpoint: {newest[0] if newest else 'none yet'}"
 
 
-def _largest_of(run: Run) -> str:
+def _largest_of(run: Training) -> list[str]:
+    """What was large in the newest update of RL; nothing of supervised training."""
+    if not isinstance(run, Run):
+        return []
     seen = {
         name: f"{run.largest[name]:.3g}" if name in run.largest else "not known yet"
         for name in ("advantage", "ratio")
     }
-    return f"largest |advantage| {seen['advantage']}, largest |ratio - 1| {seen['ratio']}"
+    return [f"largest |advantage| {seen['advantage']}, largest |ratio - 1| {seen['ratio']}"]
 
 
 def _largest(values: Tensor) -> float:

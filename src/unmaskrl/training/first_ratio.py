@@ -8,7 +8,8 @@ import math
 
 from ..core.scoring import frozen_token_logps, live_token_logps
 from ..core.types import Views
-from .state import Batch, Run
+from .rollouts.open_step import Batch
+from .state import Run
 
 # Of the clip range: how far a log-ratio that should be 0 may be off. Rounding in low precision is
 # worth far more.

@@ -1,4 +1,4 @@
-"""What a run writes down (shell): metrics.jsonl, eval.jsonl, samples.jsonl, summary.json, and the
+"""What a run writes down: metrics.jsonl, eval.jsonl, samples.jsonl, summary.json, and the
 trackers.
 """
 
@@ -23,9 +23,10 @@ from ..tasks import Example
 from ..tasks.base import last_answer
 from ..utils.files import append_jsonl, read_jsonl, write_json
 from ..utils.torch_setup import installed
+from .rollouts.open_step import Batch
 from .rollouts.problems import Rewarded
 from .rollouts.threshold_policy import sampler_metrics
-from .state import Batch, Run
+from .state import Run, Training
 from .trackers import track, track_samples
 
 _VARIANCE_ROWS = 4
@@ -124,11 +125,16 @@ def log_step(run: Run, batch: Batch) -> dict[str, Any]:
     run.calls += int(merged["calls/rollout"] + merged["calls/score"])
     row = {"step": run.step, "updates": run.updates, "seconds": run.elapsed}
     row |= {**merged, "calls/total": run.calls}
+    write_row(run, row)
+    return row
+
+
+def write_row(run: Training, row: dict[str, Any]) -> None:
+    """Put a step's row into metrics.jsonl and the trackers."""
     run.check_place()
     if run.accelerator.is_main_process:
         append_jsonl(run.out / "metrics.jsonl", [row])
     track(run, row, int(row["step"]))
-    return row
 
 
 def alarms(row: dict[str, Any]) -> list[str]:

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from ..core.advantages import group_sum, groups_with_spread
 from ..core.estimators import Update
-from ..core.finite import NotFiniteError
 from ..core.importance import progress_of, summarise
 from ..core.losses import PolicyLoss
 from ..core.rng import named_generator, named_seed
@@ -34,26 +33,24 @@ from ..core.scoring import (
 from ..core.types import LossOutputs, Rollout, TrainBatch, Views
 from ..models.denoiser import ModelDenoiser
 from ..models.weights import update_average
+from ..recipes.optimizers import learning_rate
 from ..recipes.schema import Recipe
 from ..reporting.html import write_report
 from ..reporting.progress import Progress
 from ..tasks import TrlReward
-from ..utils.stopping import Stopped, signals_to
-from .bad_updates import check_rewards, explained, refused
+from .bad_updates import check_rewards, refused
+from .conduct import conduct
 from .first_ratio import check_first_ratio
-from .folder.run_folder import folder_of
-from .folder.sessions import add_session
-from .held_out import evaluate_due, evaluate_run, save_models, saving_notes
+from .held_out import evaluate_due, evaluate_run
 from .log import alarms, log_samples, log_step, rollout_metrics, write_summary
 from .memory_notes import memory_notes
 from .ranks.shard import extra_passes
-from .resume import load_run
 from .rollouts.collect import most_calls, rollout_step
-from .saving import is_late, save, where_it_stands
-from .schedule import learning_rate
+from .rollouts.open_step import Batch
+from .saved_models import save_models
+from .saving import is_late, save, saved_if_stopped
 from .setup import start_run
-from .state import Batch, Run
-from .trackers import start_trackers
+from .state import Run
 
 
 def train(
@@ -67,44 +64,20 @@ def train(
     """Run a recipe (or go on with it) and return its summary; everything else is in the run
     folder. ``rewards``: functions of TRL's contract beside those that the recipe names.
     """
-    progress = progress or Progress()
     began = time.perf_counter()
-    out = folder_of(recipe.run.out, recipe.name, recipe.run.seed)
-    progress.start(recipe.train.steps, f"{recipe.name} seed {recipe.run.seed}: {out}")
-    progress.phase(f"loading {recipe.model.path} and the problems")
-    try:
-        run = start_run(recipe, resume=resume, force=force, rewards=rewards)
-    except BaseException:
-        progress.stop()
-        raise
-    run.progress = progress
-    try:
-        notes = load_run(run) if resume else []
+
+    def go_on(run: Run) -> dict[str, Any]:
+        for note in [*run.anchors.notes(), *memory_notes(run)]:
+            run.progress.note(note)
+        run_steps(run, run.progress)
+        save_models(run, {recipe.task["name"]: recipe.decode})
+        summary = write_summary(run, wall_minutes=(time.perf_counter() - began) / 60)
         if run.accelerator.is_main_process:
-            add_session(run.out, run.accelerator.num_processes)
-        start_trackers(run)
-        for note in [
-            *notes,
-            *run.notes,
-            *run.anchors.notes(),
-            *memory_notes(run),
-            *saving_notes(run),
-        ]:
-            progress.note(note)
-        with signals_to(run.stop.handle):
-            run_steps(run, progress)
-            save_models(run)
-            summary = write_summary(run, wall_minutes=(time.perf_counter() - began) / 60)
-            if run.accelerator.is_main_process:
-                write_report(run.out)
-    except NotFiniteError as error:
-        raise explained(run, error) from None
-    finally:
-        progress.stop()
-        run.accelerator.end_training()
-        if run.lock is not None:
-            run.lock.release()
-    return {**summary, "unsaved": run.unsaved}
+            write_report(run.out)
+        return {**summary, "unsaved": run.unsaved}
+
+    start = partial(start_run, recipe, resume=resume, force=force, rewards=rewards)
+    return conduct(recipe, start, go_on, resume=resume, progress=progress)
 
 
 def run_steps(run: Run, progress: Progress) -> None:
@@ -113,7 +86,7 @@ def run_steps(run: Run, progress: Progress) -> None:
     """
     recipe = run.recipe
     first = True
-    try:
+    with saved_if_stopped(run, progress):
         evaluate_due(run, progress)
         while run.step < recipe.train.steps and not run.out_of_time:
             do_step(run, progress, check_ratio=first)
@@ -123,9 +96,6 @@ def run_steps(run: Run, progress: Progress) -> None:
         save(run, progress)  # from which a longer run can go on
         progress.note("evaluating on held-out problems")
         evaluate_run(run, "test", ["raw", "ema"] if recipe.train.ema else ["raw"], progress)
-    except Stopped as stopped:
-        save(run, progress)
-        raise Stopped(stopped.signum, where_it_stands(run), resumable=True) from None
 
 
 def do_step(run: Run, progress: Progress, *, check_ratio: bool) -> None:
@@ -299,7 +269,7 @@ def update(run: Run, batch: Batch, *, check_ratio: bool) -> str | None:
     """
     o = run.recipe.optimizer
     began = time.perf_counter()
-    rate = learning_rate(run.updates, run.share_done, lr=o.lr, warmup=o.warmup, schedule=o.schedule)
+    rate = learning_rate(o, run.updates, run.share_done)
     row: dict[str, float] = {"lr": rate, "loss": 0.0, "grad_norm": 0.0, "updates/skipped": 0.0}
     if trained := batch.counts["num_scored"] > 0:
         views = make_views(run, batch.rollout, batch.advantages, run.inner)

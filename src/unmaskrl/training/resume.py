@@ -1,39 +1,19 @@
-"""A run's checkpoints (shell): what is saved of it, what a checkpoint must hold to go on from, and
-the logs cut back to it.
-"""
+"""A run's checkpoints: what is saved of it, what it goes on from, and the logs cut back to it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-from ..core.finite import first_not_finite
-from ..core.types import Rollout
 from ..models.weights import like, load_trainable, trainable, whole
-from ..recipes.schema import OptimizerConfig
 from .bad_updates import check_weights
-from .folder.checkpoint import (
-    Checkpoint,
-    load_latest,
-    save_checkpoint,
-    set_aside,
-)
-from .folder.config import CONFIG, keep_old, write_config
-from .folder.optimizer_state import (
-    check_state,
-    load_optimizer,
-    optimizer_numbers,
-    optimizer_tensors,
-)
-from .folder.run_folder import LOGS, cut_log, sync_logs
-from .rollouts.threshold_policy import Choices
-from .state import Batch, Run
-
-HEAD_OPTIMIZER = OptimizerConfig()  # of the threshold head: AdamW
+from .folder.checkpoint import Checkpoint, load_latest, save_checkpoint, set_aside
+from .folder.config import keep_old, write_config
+from .folder.fitting import check_optimizer_group, check_tensors, real_number, whole_number
+from .folder.optimizer_state import load_optimizer, optimizer_numbers
+from .folder.run_folder import CONFIG, LOGS, cut_log, sync_logs
+from .state import Training
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,16 +23,24 @@ class Standing:
     step: int
     inner: int
     updates: int
-    calls: int
     skipped: int
     elapsed: float
     num_ranks: int
-    keep: float
-    solved: dict[int, float]
     log_bytes: dict[str, int]
 
+    @classmethod
+    def of(cls, state: Mapping[str, Any]) -> Standing:
+        """Of a checkpoint's state."""
+        counts = ("step", "inner", "updates", "num_ranks")
+        return cls(
+            **{key: whole_number(state, key) for key in counts},
+            skipped=whole_number({"skipped": 0, **state}, "skipped"),  # older ones have none
+            elapsed=real_number(state, "elapsed"),
+            log_bytes={name: whole_number(state["log_bytes"], name) for name in LOGS},
+        )
 
-def save_run(run: Run) -> None:
+
+def save_run(run: Training) -> None:
     """Checkpoint everything that the rest of the run depends on. All ranks call; the main one
     writes.
     """
@@ -61,15 +49,10 @@ def save_run(run: Run) -> None:
     # on every rank alike, also if the disk is full: all of them decide by it whether to save at the
     # end
     run.saved = run.updates
-    groups = {
-        "model": trainable(run.denoiser.model),
-        "ema": run.average,
-        "optimizer": optimizer_tensors(run.denoiser.model, run.optimizer),
-    }
     main = run.accelerator.is_main_process
     tensors = {
         group: {n: v.cpu() for n, t in named.items() for v in [whole(t)] if main}
-        for group, named in groups.items()
+        for group, named in run.groups().items()
     }
     if not main:
         return
@@ -77,36 +60,19 @@ def save_run(run: Run) -> None:
         "step": run.step,
         "inner": run.inner,
         "updates": run.updates,
-        "calls": run.calls,
         "skipped": run.skipped,
         "elapsed": run.elapsed,
-        "keep": run.anchors.adapted,
-        "solved": run.anchors.solved,
         "num_ranks": run.accelerator.num_processes,
         "optimizer": optimizer_numbers(run.denoiser.model, run.optimizer),
         "log_bytes": sync_logs(run.out),
+        **run.numbers(),
     }
-    if run.sampler is not None:
-        tensors["threshold"] = dict(run.sampler.head.named_parameters())
-        head = (run.sampler.head, run.sampler.optimizer)
-        tensors["threshold_optimizer"] = optimizer_tensors(*head)
-        state["threshold_optimizer"] = optimizer_numbers(*head)
-    if run.batch is not None:
-        tensors["batch"] = batch_tensors(run.batch)
-        state["batch"] = {
-            "metrics": run.batch.metrics,
-            "inner_metrics": run.batch.inner_metrics,
-            "counts": run.batch.counts,
-            "gen_length": run.batch.rollout.gen_length,
-            "temperature": run.batch.rollout.temperature,
-            "exact": run.batch.rollout.exact,
-        }
     save_checkpoint(
         run.out / "checkpoints", run.updates, tensors, state, keep=run.recipe.run.keep_checkpoints
     )
 
 
-def load_run(run: Run) -> list[str]:
+def load_run(run: Training) -> list[str]:
     """Put the run where its newest usable checkpoint stands and cut the logs back to it; returns
     what to tell.
 
@@ -137,7 +103,7 @@ def load_run(run: Run) -> list[str]:
     return notes
 
 
-def _restore(run: Run, standing: Standing, checkpoint: Checkpoint) -> list[str]:
+def _restore(run: Training, standing: Standing, checkpoint: Checkpoint) -> list[str]:
     tensors = checkpoint.tensors
     notes = []
     if standing.step > run.recipe.train.steps:
@@ -159,27 +125,16 @@ def _restore(run: Run, standing: Standing, checkpoint: Checkpoint) -> list[str]:
         )
     load_trainable(run.denoiser.model, tensors["model"])
     run.average = {name: like(value, run.average[name]) for name, value in tensors["ema"].items()}
-    state = checkpoint.state
-    load_optimizer(run.denoiser.model, run.optimizer, tensors["optimizer"], state["optimizer"])
-    if run.sampler is not None:
-        load_trainable(run.sampler.head, tensors["threshold"])
-        load_optimizer(
-            run.sampler.head,
-            run.sampler.optimizer,
-            tensors["threshold_optimizer"],
-            state["threshold_optimizer"],
-        )
-    for name in ("step", "inner", "updates", "calls", "skipped", "elapsed"):
+    numbers = checkpoint.state["optimizer"]
+    load_optimizer(run.denoiser.model, run.optimizer, tensors["optimizer"], numbers)
+    for name in ("step", "inner", "updates", "skipped", "elapsed"):
         setattr(run, name, getattr(standing, name))
-    run.anchors.adapted = standing.keep
-    run.anchors.solved = standing.solved
-    if "batch" in checkpoint.state:
-        run.batch = restore_batch(tensors["batch"], checkpoint.state["batch"], run.denoiser.device)
+    run.restore_own(checkpoint)
     notes.append(f"resumed from {checkpoint.path.name} (step {run.step}, inner update {run.inner})")
     return notes
 
 
-def _write_changes(run: Run) -> None:
+def _write_changes(run: Training) -> None:
     if run.changed:
         keep_old(run.out / CONFIG)
         write_config(run.recipe, run.out)
@@ -187,125 +142,16 @@ def _write_changes(run: Run) -> None:
         keep_old(run.out / "summary.json")
 
 
-def fit(run: Run, checkpoint: Checkpoint) -> Standing:
+def fit(run: Training, checkpoint: Checkpoint) -> Standing:
     """The numbers of a checkpoint that fits this run in every tensor; ValueError (or KeyError,
     TypeError) if it does not.
     """
-    state = checkpoint.state
     tensors = checkpoint.tensors
     check_tensors("model", dict(trainable(run.denoiser.model)), tensors)
     check_tensors("ema", run.average, tensors)
     check_optimizer_group("optimizer", run.recipe.optimizer, run.denoiser.model, checkpoint)
-    if run.sampler is not None:
-        check_tensors("threshold", dict(run.sampler.head.named_parameters()), tensors)
-        check_optimizer_group("threshold_optimizer", HEAD_OPTIMIZER, run.sampler.head, checkpoint)
-    standing = Standing(
-        **{
-            key: whole_number(state, key)
-            for key in ("step", "inner", "updates", "calls", "num_ranks")
-        },
-        skipped=whole_number({"skipped": 0, **state}, "skipped"),  # older checkpoints have none
-        elapsed=_real(state, "elapsed"),
-        keep=_real(state, "keep"),
-        solved={int(index): _real(state["solved"], index) for index in state.get("solved", {})},
-        log_bytes={name: whole_number(state["log_bytes"], name) for name in LOGS},
-    )
+    standing = Standing.of(checkpoint.state)
     if checkpoint.path.name != f"update-{standing.updates:06d}":
         raise ValueError(f"it holds update {standing.updates}")
-    if standing.inner and "batch" not in state:
-        raise ValueError("it stands inside a step and holds no batch")
-    if "batch" in state:
-        restore_batch(_group("batch", tensors), state["batch"], torch.device("cpu"))
+    run.check_own(checkpoint)
     return standing
-
-
-def _group(group: str, tensors: Mapping[str, dict[str, Tensor]]) -> dict[str, Tensor]:
-    if group not in tensors:
-        raise ValueError(f"it holds no {group}.safetensors")
-    return tensors[group]
-
-
-def check_tensors(
-    group: str, expected: Mapping[str, Tensor], tensors: Mapping[str, dict[str, Tensor]]
-) -> None:
-    """ValueError unless a group of a checkpoint has the names and shapes of ``expected``."""
-    found = _group(group, tensors)
-    names = sorted(found.keys() ^ expected.keys())
-    wrong = [
-        f"{name} {tuple(found[name].shape)} (expected {tuple(tensor.shape)})"
-        for name, tensor in expected.items()
-        if name in found and found[name].shape != tensor.shape
-    ]
-    if names or wrong:
-        what = (
-            f"other tensors ({', '.join(names[:3])})"
-            if names
-            else f"other shapes: {', '.join(wrong[:3])}"
-        )
-        raise ValueError(f"{group}.safetensors has {what} than the recipe's model")
-    if (bad := first_not_finite(found)) is not None:  # older versions saved such
-        raise ValueError(f"{group}.safetensors has {bad}, which is not finite")
-
-
-def check_optimizer_group(
-    group: str, config: OptimizerConfig, model: nn.Module, checkpoint: Checkpoint
-) -> None:
-    """ValueError unless a checkpoint's ``group`` is the state of ``model``'s optimiser."""
-    tensors = _group(group, checkpoint.tensors)
-    check_state(group, config, trainable(model), tensors, checkpoint.state[group])
-
-
-def whole_number(state: Mapping[str, Any], key: str) -> int:
-    """A count in a checkpoint's state; ValueError if it is something else."""
-    value = state[key]
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError(f"{key} is {value!r}, expected a whole number of at least 0")
-    return value
-
-
-def _real(state: Mapping[str, Any], key: str) -> float:
-    value = state[key]
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{key} is {value!r}, expected a number")
-    return value
-
-
-def batch_tensors(batch: Batch) -> dict[str, Tensor]:
-    """The open step as named tensors."""
-    rollout = {
-        f"rollout/{k}": v
-        for f in fields(Rollout)
-        if isinstance(v := getattr(batch.rollout, k := f.name), Tensor)
-    }
-    tensors = rollout | {
-        "advantages": batch.advantages,
-        "old_logps": batch.old_logps,
-        "group_actions": batch.group_actions,
-    }
-    if batch.choices is not None:
-        tensors |= {f"choices/{name}": value for name, value in batch.choices.tensors().items()}
-    return tensors if batch.ref_logps is None else tensors | {"ref_logps": batch.ref_logps}
-
-
-def restore_batch(tensors: dict[str, Tensor], state: dict[str, Any], device: torch.device) -> Batch:
-    """The inverse of ``batch_tensors``, on ``device``."""
-    prefix = "rollout/"
-    tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
-    rollout: dict[str, Any] = {
-        k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)
-    }
-    rollout |= {key: state[key] for key in ("gen_length", "temperature", "exact")}
-    choices = {
-        k.removeprefix("choices/"): v for k, v in tensors.items() if k.startswith("choices/")
-    }
-    return Batch(
-        rollout=Rollout(**rollout),
-        advantages=tensors["advantages"],
-        old_logps=tensors["old_logps"],
-        ref_logps=tensors.get("ref_logps"),
-        group_actions=tensors["group_actions"],
-        choices=Choices(**choices) if choices else None,
-        counts=state["counts"],
-        metrics=state["metrics"],
-        inner_metrics=state["inner_metrics"],
-    )

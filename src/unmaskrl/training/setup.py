@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -22,32 +22,37 @@ from ..models.tokenizer import byte_tokenizer, encode_reference, load_tokenizer
 from ..models.weights import frozen_copy, start_average, trainable
 from ..recipes.optimizers import make_optimizer
 from ..recipes.registry import build_method, make_task
-from ..recipes.schema import ModelConfig, Recipe
+from ..recipes.schema import BaseModelConfig, Recipe, SFTRecipe
 from ..tasks import TrainerState, TrlReward, named_rewards
 from ..utils.files import read_json, write_json
 from ..utils.torch_setup import DTYPES, set_threads
-from .folder.config import CONFIG, check_changes, describe_changes, read_config, write_config
-from .folder.run_folder import check_folder, claim_folder, folder_of, hold_folder
+from .folder.config import check_changes, describe_changes, read_config, write_config
+from .folder.run_folder import CONFIG, check_folder, claim_folder, folder_of, hold_folder
 from .ranks.shard import Gathered, Lockstep, shard_blocks
 from .rollouts.anchors import Anchors
 from .rollouts.problems import Problems
 from .rollouts.reward_trial import try_rewards
 from .rollouts.threshold_policy import Sampler
-from .state import Run
+from .state import Run, Training
 from .trackers import check_trackers
 
 PROBE_PROBLEMS = 32
 # of ranks while one evaluates or saves; a rank that dies is noticed by the launcher, not by this
 WAIT = timedelta(days=1)
+T = TypeVar("T", bound=Training)
 
 
-def start_run(
-    recipe: Recipe, *, resume: bool, force: bool, rewards: Sequence[TrlReward] = ()
-) -> Run:
+def begin(
+    recipe: Recipe | SFTRecipe,
+    build: Callable[[Accelerator, Path], T],
+    *,
+    resume: bool,
+    force: bool,
+) -> T:
     """Build a run from its recipe; only when all of it could be built is its folder made (by
-    ``force``: the old one moved). ``rewards``: functions beside those that the recipe names.
+    ``force``: the old one moved).
 
-    The main process holds the folder's lock when this returns (``Run.lock``).
+    The main process holds the folder's lock when this returns (``Training.lock``).
     """
     check_trackers(recipe.run.log_with)
     patience = InitProcessGroupKwargs(timeout=WAIT)
@@ -62,7 +67,7 @@ def start_run(
         lock = hold_folder(out) if resume else None
     try:
         changed, notes = _check_stored(recipe, out) if resume else ([], [])
-        run = _build_run(recipe, accelerator, out, rewards, resume=resume)
+        run = build(accelerator, out)
         if accelerator.is_main_process and not resume:
             lock, moved = claim_folder(out, force=force)
             notes += moved
@@ -81,6 +86,33 @@ def start_run(
     return run
 
 
+def start_run(
+    recipe: Recipe, *, resume: bool, force: bool, rewards: Sequence[TrlReward] = ()
+) -> Run:
+    """A run of RL. ``rewards``: functions beside those that the recipe names."""
+
+    def build(accelerator: Accelerator, out: Path) -> Run:
+        return _build_run(recipe, accelerator, out, rewards, resume=resume)
+
+    return begin(recipe, build, resume=resume, force=force)
+
+
+def checked_shard(
+    recipe: Recipe | SFTRecipe, accelerator: Accelerator, rows: dict[str, int]
+) -> str:
+    """How weights are split over processes. ValueError unless each of ``rows``, by setting, is a
+    multiple of their number.
+    """
+    ranks = accelerator.num_processes
+    for name, count in rows.items():
+        if count % ranks:
+            raise ValueError(
+                f"{name}={count} on {ranks} processes: every process takes as many, so set a "
+                "multiple of their number"
+            )
+    return _shard_mode(recipe, accelerator)
+
+
 def _build_run(
     recipe: Recipe,
     accelerator: Accelerator,
@@ -89,13 +121,8 @@ def _build_run(
     *,
     resume: bool,
 ) -> Run:
-    shard = _shard_mode(recipe, accelerator)
-    if recipe.train.prompts_per_step % accelerator.num_processes:
-        raise ValueError(
-            f"train.prompts_per_step={recipe.train.prompts_per_step} on "
-            f"{accelerator.num_processes} processes: every process "
-            "takes as many prompts, so set a multiple of their number"
-        )
+    rows = {"train.prompts_per_step": recipe.train.prompts_per_step}
+    shard = checked_shard(recipe, accelerator, rows)
     denoiser, tokenizer, folder = open_model(recipe.model, accelerator.device, recipe.run.seed)
     task = make_task(recipe.task)
     problems = Problems(recipe, task, tokenizer, denoiser.max_length)
@@ -162,7 +189,7 @@ def probe_model(recipe: Recipe, denoiser: ModelDenoiser, problems: Problems) -> 
     return [] if note is None else [f"model.path {recipe.model.path}: {note}"]
 
 
-def _shard_mode(recipe: Recipe, accelerator: Accelerator) -> str:
+def _shard_mode(recipe: Recipe | SFTRecipe, accelerator: Accelerator) -> str:
     """train.shard, or what accelerate's own FSDP settings ask for."""
     mode = recipe.train.shard
     kind = accelerator.distributed_type
@@ -183,16 +210,16 @@ def _shard_mode(recipe: Recipe, accelerator: Accelerator) -> str:
     return mode
 
 
-def _check_stored(recipe: Recipe, out: Path) -> tuple[list[str], list[str]]:
+def _check_stored(recipe: Recipe | SFTRecipe, out: Path) -> tuple[list[str], list[str]]:
     """Changed settings of a run that goes on, and what to say of them; ValueError if one belongs to
     its past.
     """
-    stored = read_config(out / CONFIG)
+    stored = read_config(out / CONFIG, type(recipe))
     changed = check_changes(recipe, stored, out / CONFIG)
     return changed, describe_changes(recipe, stored, changed)
 
 
-def _choose_threads(recipe: Recipe, out: Path) -> int:
+def _choose_threads(recipe: Recipe | SFTRecipe, out: Path) -> int:
     """The measured number of threads, kept with the run: a resumed run must sum in the same order,
     unless told otherwise.
     """
@@ -210,7 +237,7 @@ def _choose_threads(recipe: Recipe, out: Path) -> int:
 
 
 def open_model(
-    model: ModelConfig, device: str | torch.device, seed: int = 0
+    model: BaseModelConfig, device: str | torch.device, seed: int = 0
 ) -> tuple[ModelDenoiser, Any, Path | None]:
     """What a recipe's ``model`` section says: denoiser, tokenizer, and the tokenizer's folder
     (None: the byte tokenizer).
@@ -235,7 +262,7 @@ def open_model(
 
 
 def _open_base(
-    model: ModelConfig, device: str | torch.device
+    model: BaseModelConfig, device: str | torch.device
 ) -> tuple[ModelDenoiser, Any, Path | None]:
     dtype = DTYPES[model.dtype]
     family = named_family(model.family)

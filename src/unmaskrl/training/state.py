@@ -15,73 +15,57 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ..core.rollouts import Rollouts
-from ..core.types import Rollout
 from ..models.denoiser import ModelDenoiser
-from ..models.weights import trainable
+from ..models.loading import write_tokenizer
+from ..models.weights import load_trainable, trainable
 from ..recipes.registry import Method
-from ..recipes.schema import Recipe
+from ..recipes.schema import OptimizerConfig
 from ..reporting.merging import over_ranks
 from ..reporting.progress import Progress
 from ..tasks import Task, TrlReward
 from ..utils.lock import Lock
 from ..utils.stopping import Abandoned, Stop
+from .folder.checkpoint import Checkpoint
+from .folder.fitting import (
+    check_optimizer_group,
+    check_tensors,
+    group_of,
+    real_number,
+    whole_number,
+)
+from .folder.optimizer_state import load_optimizer, optimizer_numbers, optimizer_tensors
 from .ranks.shard import Gathered, Lockstep, clip_gradients, finish_lockstep, is_split
 from .ranks.watched import watched
 from .rollouts.anchors import Anchors
 from .rollouts.engine import start_engine
+from .rollouts.open_step import Batch, batch_state, batch_tensors, restore_batch
 from .rollouts.problems import Problems
-from .rollouts.threshold_policy import Choices, Sampler
+from .rollouts.threshold_policy import Sampler
+
+HEAD_OPTIMIZER = OptimizerConfig()  # of the threshold head: AdamW
+Groups = dict[str, dict[str, Tensor]]  # what a checkpoint holds: a file of tensors per group
 
 
 @dataclass(slots=True, kw_only=True)
-class Batch:
-    """The step in progress: rows that are trained on, their likelihoods per inner update, metrics
-    so far.
+class Training:
+    """What every kind of run has: weights, their optimiser, a folder, ranks, and where it stands.
+
+    ``step``, ``inner`` and ``updates`` say where; ``inner`` is 0 outside of an open step.
     """
 
-    rollout: Rollout
-    advantages: Tensor
-    old_logps: Tensor  # (num_iterations, B, L)
-    ref_logps: Tensor | None
-    group_actions: Tensor  # (B,): action tokens of each row's group
-    # of the whole step over all ranks, left-out rows included; and of what is scored
-    counts: dict[str, float]
-    choices: Choices | None
-    metrics: dict[str, float | None]
-    inner_metrics: list[dict[str, float]]
-
-
-@dataclass(slots=True, kw_only=True)
-class Run:
-    """Everything a step needs. ``step``, ``inner``, ``updates`` say where the run stands; ``batch``
-    is the open step.
-    """
-
-    recipe: Recipe
+    recipe: Any  # Recipe or SFTRecipe
     out: Path
     accelerator: Accelerator
     denoiser: ModelDenoiser  # what is trained
-    frozen: ModelDenoiser  # the same weights for passes without gradient, inside ``inference``
-    gathered: Gathered | None
-    rollouts: Rollouts = field(init=False)  # used inside ``inference``
     average: dict[str, Tensor]
-    reference: ModelDenoiser | None
     tokenizer: Any
     tokenizer_folder: Path | None  # None: the byte tokenizer
-    task: Task
-    problems: Problems
-    anchors: Anchors
-    method: Method
-    functions: dict[str, TrlReward]
     optimizer: torch.optim.Optimizer
-    sampler: Sampler | None
     threads: int = 1
     step: int = 0
     inner: int = 0
     updates: int = 0
-    calls: int = 0
     elapsed: float = 0.0
-    batch: Batch | None = None
     trackers: bool = field(default=False)
     notes: list[str] = field(default_factory=list)
     lock: Lock | None = None  # the main process's, of the folder
@@ -96,9 +80,27 @@ class Run:
     # |advantage| and |ratio - 1| of the newest update
     largest: dict[str, float] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        policy = watched(self.frozen, self._before_pass)
-        self.rollouts = start_engine(self.recipe, self.method, policy)
+    def groups(self) -> Groups:
+        """All tensors that the rest of the run depends on. Sharded ones are this rank's part."""
+        return {
+            "model": dict(trainable(self.denoiser.model)),
+            "ema": self.average,
+            "optimizer": optimizer_tensors(self.denoiser.model, self.optimizer),
+        }
+
+    def numbers(self) -> dict[str, Any]:
+        """All else that it depends on, for this kind of run."""
+        return {}
+
+    def check_own(self, checkpoint: Checkpoint) -> None:
+        """ValueError (or KeyError, TypeError) if a checkpoint lacks what this kind of run needs."""
+
+    def restore_own(self, checkpoint: Checkpoint) -> None:
+        """Take over what ``check_own`` has checked."""
+
+    def write_tokenizer(self, folder: Path) -> None:
+        """Put the model's tokenizer beside its weights."""
+        write_tokenizer(self.tokenizer_folder, folder)
 
     def check_place(self) -> None:
         """ValueError if the folder is not this process's any more: deleted, moved, or taken
@@ -110,60 +112,6 @@ class Run:
                 f"(its {self.lock.path.name} "
                 f"file is gone): stopped at step {self.step}, nothing more is written there"
             )
-
-    @property
-    def share_done(self) -> float:
-        """How much of the run is over, by steps or, if train.minutes is set and further on, by
-        time.
-        """
-        t = self.recipe.train
-        return min(
-            1.0, max(self.step / t.steps, self.elapsed / (60 * t.minutes) if t.minutes else 0.0)
-        )
-
-    @property
-    def out_of_time(self) -> bool:
-        """Whether train.minutes are over (counted over all parts of a resumed run, evaluation
-        apart).
-        """
-        minutes = self.recipe.train.minutes
-        return minutes is not None and self.elapsed >= 60 * minutes
-
-    @property
-    def trains_policy(self) -> bool:
-        """Whether the policy's weights learn at this point of the run (sampler.mode)."""
-        mode = self.recipe.sampler.mode
-        return mode != "sampler" and not (
-            mode == "sequential" and self.sampler and self.sampler.trains(self.share_done)
-        )
-
-    @property
-    def sharded(self) -> bool:
-        """Whether a pass through the model is a call that all ranks must make alike."""
-        return self.frozen is not self.denoiser
-
-    @contextmanager
-    def inference(self) -> Iterator[ModelDenoiser]:
-        """The policy for passes without gradient. All ranks enter together; inside, only the
-        denoiser may communicate.
-        """
-        if self.gathered is not None:
-            self.gathered.refresh()
-        try:
-            yield watched(self.frozen, self._before_pass)
-        except Abandoned:
-            self._answer_others()
-            raise
-        self._answer_others()
-
-    def _before_pass(self) -> None:
-        """A signal leaves work that may be dropped; a pass that is made is shown."""
-        self.stop.check()
-        self.progress.call()
-
-    def _answer_others(self) -> None:
-        if isinstance(self.frozen, Lockstep):
-            finish_lockstep(self.frozen)
 
     def droppable(self) -> AbstractContextManager[None]:
         """Work that a signal may cut short, because a resumed run repeats it alike. All ranks enter
@@ -231,3 +179,140 @@ class Run:
         if any(map(is_split, parameters)):
             return clip_gradients(parameters, max_norm, self.total)
         return float(nn.utils.clip_grad_norm_(parameters, max_norm))
+
+
+@dataclass(slots=True, kw_only=True)
+class Run(Training):
+    """A run of RL; ``batch`` is the open step."""
+
+    frozen: ModelDenoiser  # the same weights for passes without gradient, inside ``inference``
+    gathered: Gathered | None
+    rollouts: Rollouts = field(init=False)  # used inside ``inference``
+    reference: ModelDenoiser | None
+    task: Task
+    problems: Problems
+    anchors: Anchors
+    method: Method
+    functions: dict[str, TrlReward]
+    sampler: Sampler | None
+    calls: int = 0
+    batch: Batch | None = None
+
+    def __post_init__(self) -> None:
+        policy = watched(self.frozen, self._before_pass)
+        self.rollouts = start_engine(self.recipe, self.method, policy)
+
+    def groups(self) -> Groups:
+        """Also the threshold head with its optimiser, and the open step."""
+        groups = Training.groups(self)
+        if self.sampler is not None:
+            head = self.sampler.head
+            groups["threshold"] = dict(head.named_parameters())
+            groups["threshold_optimizer"] = optimizer_tensors(head, self.sampler.optimizer)
+        if self.batch is not None:
+            groups["batch"] = batch_tensors(self.batch)
+        return groups
+
+    def numbers(self) -> dict[str, Any]:
+        """Calls made, what the anchors have learnt, the head's optimiser, the open step."""
+        state: dict[str, Any] = {
+            "calls": self.calls,
+            "keep": self.anchors.adapted,
+            "solved": self.anchors.solved,
+        }
+        if self.sampler is not None:
+            state["threshold_optimizer"] = optimizer_numbers(
+                self.sampler.head, self.sampler.optimizer
+            )
+        return state if self.batch is None else state | {"batch": batch_state(self.batch)}
+
+    def check_own(self, checkpoint: Checkpoint) -> None:
+        """The threshold head, the anchors' numbers and the open step."""
+        tensors = checkpoint.tensors
+        state = checkpoint.state
+        if self.sampler is not None:
+            head = self.sampler.head
+            check_tensors("threshold", dict(head.named_parameters()), tensors)
+            check_optimizer_group("threshold_optimizer", HEAD_OPTIMIZER, head, checkpoint)
+        _own_numbers(state)
+        if state["inner"] and "batch" not in state:
+            raise ValueError("it stands inside a step and holds no batch")
+        if "batch" in state:
+            restore_batch(group_of("batch", tensors), state["batch"], torch.device("cpu"))
+
+    def restore_own(self, checkpoint: Checkpoint) -> None:
+        """The same."""
+        state = checkpoint.state
+        if self.sampler is not None:
+            head = self.sampler.head
+            load_trainable(head, checkpoint.tensors["threshold"])
+            kept = checkpoint.tensors["threshold_optimizer"]
+            load_optimizer(head, self.sampler.optimizer, kept, state["threshold_optimizer"])
+        self.calls, self.anchors.adapted, self.anchors.solved = _own_numbers(state)
+        if "batch" in state:
+            batch = checkpoint.tensors["batch"]
+            self.batch = restore_batch(batch, state["batch"], self.denoiser.device)
+
+    @property
+    def share_done(self) -> float:
+        """How much of the run is over, by steps or, if train.minutes is set and further on, by
+        time.
+        """
+        t = self.recipe.train
+        return min(
+            1.0, max(self.step / t.steps, self.elapsed / (60 * t.minutes) if t.minutes else 0.0)
+        )
+
+    @property
+    def out_of_time(self) -> bool:
+        """Whether train.minutes are over (counted over all parts of a resumed run, evaluation
+        apart).
+        """
+        minutes = self.recipe.train.minutes
+        return minutes is not None and self.elapsed >= 60 * minutes
+
+    @property
+    def trains_policy(self) -> bool:
+        """Whether the policy's weights learn at this point of the run (sampler.mode)."""
+        mode = self.recipe.sampler.mode
+        return mode != "sampler" and not (
+            mode == "sequential" and self.sampler and self.sampler.trains(self.share_done)
+        )
+
+    @property
+    def sharded(self) -> bool:
+        """Whether a pass through the model is a call that all ranks must make alike."""
+        return self.frozen is not self.denoiser
+
+    @contextmanager
+    def inference(self) -> Iterator[ModelDenoiser]:
+        """The policy for passes without gradient. All ranks enter together; inside, only the
+        denoiser may communicate.
+        """
+        if self.gathered is not None:
+            self.gathered.refresh()
+        try:
+            yield watched(self.frozen, self._before_pass)
+        except Abandoned:
+            self._answer_others()
+            raise
+        self._answer_others()
+
+    def _before_pass(self) -> None:
+        """A signal leaves work that may be dropped; a pass that is made is shown."""
+        self.stop.check()
+        self.progress.call()
+
+    def _answer_others(self) -> None:
+        if isinstance(self.frozen, Lockstep):
+            finish_lockstep(self.frozen)
+
+
+def _own_numbers(state: dict[str, Any]) -> tuple[int, float, dict[int, float]]:
+    """Calls, the anchors' keep and success by problem, as a checkpoint has them."""
+    solved = state.get("solved", {})
+    return (
+        whole_number(state, "calls"),
+        real_number(state, "keep"),
+        {int(index): real_number(solved, index) for index in solved},
+    )

@@ -18,7 +18,7 @@ from accelerate.utils import LoggerType
 from ..utils.files import read_json, write_json
 
 if TYPE_CHECKING:
-    from .state import Run
+    from .state import Training
 
 STATE = "trackers.json"
 EXTRAS = {"tensorboard": "train"}  # others have an extra of their own name
@@ -39,7 +39,7 @@ def check_trackers(names: Sequence[str]) -> None:
             )
 
 
-def start_trackers(run: Run) -> None:
+def start_trackers(run: Training) -> None:
     """Start the trackers of ``run.log_with``, or continue theirs, and hand over the settings."""
     names = run.recipe.run.log_with
     if not names:
@@ -62,7 +62,7 @@ def start_trackers(run: Run) -> None:
         write_json(path, known | {name: its for name, its in ids.items() if its})
 
 
-def track(run: Run, values: Row, step: int) -> None:
+def track(run: Training, values: Row, step: int) -> None:
     """Numbers of one step."""
     if run.trackers:
         numbers = {k: v for k, v in values.items() if isinstance(v, int | float) and k != "step"}
@@ -72,7 +72,7 @@ def track(run: Run, values: Row, step: int) -> None:
         run.accelerator.log(numbers, step=step)
 
 
-def track_samples(run: Run, rows: Sequence[Row], step: int) -> None:
+def track_samples(run: Training, rows: Sequence[Row], step: int) -> None:
     """A table of decoded answers, the form that each tracker has for one."""
     if not run.trackers or not run.accelerator.is_main_process:
         return
@@ -81,7 +81,7 @@ def track_samples(run: Run, rows: Sequence[Row], step: int) -> None:
         _LOG_TABLE[name](run.accelerator.get_tracker(name), data, step)
 
 
-def options(run: Run, name: str, known: str | None) -> Row:
+def options(run: Training, name: str, known: str | None) -> Row:
     """What a tracker is started with; ``known`` is the id under which it knows this run already."""
     r = run.recipe.run
     group = r.group or run.recipe.name
@@ -97,7 +97,7 @@ def options(run: Run, name: str, known: str | None) -> Row:
     return {"run_id": known} if known else {"run_name": run.out.name, "tags": tags}
 
 
-def _hand_over(run: Run, name: str, settings: Row) -> str | None:
+def _hand_over(run: Training, name: str, settings: Row) -> str | None:
     """Give a tracker the settings; its id of the run, None if it needs none."""
     tracker: Any = run.accelerator.get_tracker(name)
     if name == "tensorboard":

@@ -18,7 +18,7 @@ from unmaskrl.models.tokenizer import decode_texts, load_tokenizer
 from unmaskrl.recipes.schema import SFTMixture
 from unmaskrl.tasks import Example, Grade
 from unmaskrl.tasks.base import SPLITS
-from unmaskrl.training.sft import encode_mixture
+from unmaskrl.training.sft.data import encode_mixture
 
 
 def length(

@@ -5,6 +5,7 @@ by hand.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -17,14 +18,14 @@ from unmaskrl.models.tokenizer import load_tokenizer
 from unmaskrl.recipes.checks import warnings_for
 from unmaskrl.recipes.cost import open_blocks, step_cost
 from unmaskrl.recipes.load import build_recipe, load_recipe
+from unmaskrl.recipes.optimizers import learning_rate
 from unmaskrl.recipes.registry import component, make_task
-from unmaskrl.recipes.schema import Recipe
+from unmaskrl.recipes.schema import OptimizerConfig, Recipe
 from unmaskrl.training.folder.config import check_changes, read_config
 from unmaskrl.training.folder.run_folder import cut_log
 from unmaskrl.training.rollouts.anchors import Anchors
 from unmaskrl.training.rollouts.problems import Problems
-from unmaskrl.training.schedule import learning_rate
-from unmaskrl.training.sft import masked_loss
+from unmaskrl.training.sft.loop import masked_loss
 from unmaskrl.utils.files import read_jsonl
 
 
@@ -42,17 +43,14 @@ def tiny_model() -> ModelDenoiser:
 
 
 def test_learning_rate() -> None:
-    assert [learning_rate(u, 0.0, lr=8.0, warmup=4, schedule="constant") for u in range(6)] == [
-        2,
-        4,
-        6,
-        8,
-        8,
-        8,
-    ]
-    assert learning_rate(9, 0.25, lr=8.0, warmup=4, schedule="linear") == 6
-    assert learning_rate(9, 0.5, lr=8.0, warmup=4, schedule="cosine") == pytest.approx(4)
-    assert learning_rate(9, 1.0, lr=8.0, warmup=4, schedule="cosine") == 0
+    def rate(update: int, share_done: float, schedule: Literal["constant", "linear", "cosine"]):
+        config = OptimizerConfig(lr=8.0, warmup=4, schedule=schedule)
+        return learning_rate(config, update, share_done)
+
+    assert [rate(update, 0.0, "constant") for update in range(6)] == [2, 4, 6, 8, 8, 8]
+    assert rate(9, 0.25, "linear") == 6
+    assert rate(9, 0.5, "cosine") == pytest.approx(4)
+    assert rate(9, 1.0, "cosine") == 0
 
 
 def test_logs_survive_a_cut_line(tmp_path: Path) -> None:

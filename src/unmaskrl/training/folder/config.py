@@ -1,4 +1,4 @@
-"""The settings of a run that goes on (shell): which may change, which belong to the steps already
+"""The settings of a run that goes on: which may change, which belong to the steps already
 taken.
 """
 
@@ -12,10 +12,10 @@ from pydantic import BaseModel
 
 from ...recipes.files import read_mapping
 from ...recipes.load import build_recipe
-from ...recipes.schema import Recipe
+from ...recipes.schema import Recipe, SFTRecipe
 from ...utils.files import free_name, write_text
+from .run_folder import CONFIG
 
-CONFIG = "config.yaml"
 # Length, evaluation, saving, logging and how sums are split: no past step would have been another
 # one.
 FREE = {
@@ -28,7 +28,7 @@ FREE = {
 ROUNDING = ("run.threads", "train.max_canvases", "model.activation_checkpointing")
 
 
-def write_config(recipe: Recipe, folder: Path) -> None:
+def write_config(recipe: BaseModel, folder: Path) -> None:
     """The recipe as config.yaml, whole or not at all."""
     write_text(folder / CONFIG, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
 
@@ -67,7 +67,9 @@ def check_changes(recipe: BaseModel, stored: BaseModel, path: Path) -> list[str]
     return changed
 
 
-def describe_changes(recipe: Recipe, stored: Recipe, changed: list[str]) -> list[str]:
+def describe_changes(
+    recipe: Recipe | SFTRecipe, stored: BaseModel, changed: list[str]
+) -> list[str]:
     """What to say about settings that changed: each with both values, and what follows from it."""
     new = _flat(recipe)
     old = _flat(stored)
@@ -91,18 +93,17 @@ def describe_changes(recipe: Recipe, stored: Recipe, changed: list[str]) -> list
     return notes
 
 
-def paced_by_length(recipe: Recipe) -> list[str]:
+def paced_by_length(recipe: Recipe | SFTRecipe) -> list[str]:
     """Settings whose values at a step depend on how long the run will be."""
     schedule = recipe.optimizer.schedule
-    return [
-        name
-        for name, used in {
-            f"optimizer.schedule={schedule}": schedule != "constant",
-            "prior.keep_end": recipe.prior.name == "anchors" and recipe.prior.keep_end is not None,
-            "sampler.switch_at": recipe.sampler.mode == "sequential",
-        }.items()
-        if used
-    ]
+    paced = {f"optimizer.schedule={schedule}": schedule != "constant"}
+    if isinstance(recipe, Recipe):
+        prior = recipe.prior
+        paced["prior.keep_end"] = prior.name == "anchors" and prior.keep_end is not None
+        paced["sampler.switch_at"] = recipe.sampler.mode == "sequential"
+    else:
+        paced["data.lazy_from"] = any(part.lazy_share > 0 for part in recipe.data)
+    return [name for name, used in paced.items() if used]
 
 
 def keep_old(path: Path) -> Path | None:

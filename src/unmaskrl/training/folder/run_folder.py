@@ -1,4 +1,4 @@
-"""The folder of a run (shell): its name, what a run writes into it, who may begin, go on or replace
+"""The folder of a run: its name, what a run writes into it, who may begin, go on or replace
 it.
 """
 
@@ -15,20 +15,20 @@ from ...recipes.files import read_mapping
 from ...utils.files import free_name, named, remove_left_parts, sync
 from ...utils.lock import LOCK, Lock, holder, refuse_holder
 
-CONFIGS = ("config.yaml", "config.json")  # of train and of sft
+CONFIG = "config.yaml"
 LOGS = ("metrics.jsonl", "eval.jsonl", "samples.jsonl")
 # All that `train` and `sft` write. What else lies in a folder is somebody's own, and --force leaves
 # such a folder alone.
 FILES = (
-    "config.yaml config.json run.json threads.json trackers.json summary.json report.html "
-    "eval.json "
-    "metrics.jsonl eval.jsonl samples.jsonl log.jsonl "
+    "config.yaml run.json threads.json trackers.json summary.json report.html "
+    "eval.json metrics.jsonl eval.jsonl samples.jsonl "
     "*-old-[0-9]*.yaml *-old-[0-9]*.json *-old-[0-9]*.jsonl .lock .*.part .*.partial "
     "report.html.part"
 ).split()
 WEIGHTS = (
-    "*.safetensors *.safetensors.index.json *.json *.jinja *.txt *.model .*.part .*.partial".split()
-)
+    "*.safetensors *.safetensors.index.json *.json README.md *.jinja *.txt *.model "
+    ".*.part .*.partial"
+).split()
 FOLDERS = {
     "checkpoints": ("*.safetensors", "state.json"),
     "tensorboard": ("events.out.tfevents.*", "hparams.yml"),
@@ -84,10 +84,9 @@ def check_folder(folder: Path, *, resume: bool, force: bool) -> None:
             raise ValueError(
                 f"--resume: there is no run in {folder}; leave --resume out to start one"
             )
-        if not any((folder / name).exists() for name in CONFIGS):
+        if not (folder / CONFIG).exists():
             raise ValueError(
-                f"--resume: {folder} holds no run ({' or '.join(CONFIGS)} is missing); put it "
-                "back, or start anew"
+                f"--resume: {folder} holds no run ({CONFIG} is missing); put it back, or start anew"
             )
         return
     if not is_used(folder):
@@ -175,20 +174,19 @@ def _not_replaced(folder: Path) -> str:
         if whole in place.parents:
             return f"{name} lies in it"
     if not _is_run(folder):
-        return "it holds no run (no config.yaml or config.json of one)"
+        return f"it holds no run (no {CONFIG} of one)"
     foreign = next(_foreign(folder), None)
     return f"it holds {foreign}, which no run writes" if foreign else ""
 
 
 def _is_run(folder: Path) -> bool:
-    for name in CONFIGS:
-        if (folder / name).is_file():
-            try:
-                data = read_mapping(folder / name)
-            except (ValueError, OSError):
-                return False
-            return isinstance(data.get("train"), dict) and ("task" in data or "data" in data)
-    return False
+    if not (folder / CONFIG).is_file():
+        return False
+    try:
+        data = read_mapping(folder / CONFIG)
+    except (ValueError, OSError):
+        return False
+    return isinstance(data.get("train"), dict) and ("task" in data or "data" in data)
 
 
 def _foreign(folder: Path) -> Iterator[str]:

@@ -1,0 +1,1 @@
+"""Supervised training: its data and its loop."""
