@@ -8,7 +8,7 @@ PIP_FLAGS ?=
 DEMO := sudoku-mini
 SEED := 0
 
-.PHONY: demo test check lint types unit integration bench browser docs clean
+.PHONY: demo test check lint types unit integration bench browser docs pictures clean
 
 demo: $(STAMP)
 	$(VENV)/bin/unmaskrl train $(DEMO) run.seed=$(SEED) --force
@@ -39,9 +39,13 @@ docs: $(DOCS)
 bench: $(STAMP)
 	$(VENV)/bin/python -m benchmarks.speed --json benchmarks/cpu.json
 
-# report and comparison in a real headless Chromium; skipped where there is none. Pictures: build/browser/
-browser: $(DEV)
+# report, comparison and site in a real headless Chromium; skipped where there is none. Pictures: build/browser/
+browser: $(DEV) docs
 	$(VENV)/bin/python -m pytest tests/browser -rs
+
+# the README's pictures, from the report of a run
+pictures: $(DEV)
+	$(VENV)/bin/python dev/pictures.py $(or $(RUN),runs/$(DEMO)-s$(SEED))
 
 clean:
 	rm -rf $(VENV) runs build

@@ -12,6 +12,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,13 +83,15 @@ class Browser:
         except urllib.error.HTTPError as error:
             raise OSError(json.load(error)["value"]["message"].splitlines()[0]) from None
 
-    def open(self, page: Path, *, width: int, dark: bool = False) -> None:
-        """Show a file in a window of this width (CSS pixels), in the light or the dark theme."""
+    def open(self, page: Path | str, *, width: int, dark: bool = False) -> None:
+        """Show a file or an address in a window of this width (CSS pixels), in the light or the dark theme."""
         size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
         theme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.chrome("Emulation.setDeviceMetricsOverride", **size)
         self.chrome("Emulation.setEmulatedMedia", features=theme)
-        self._call("POST", "/url", {"url": page.resolve().as_uri()})
+        self._call(
+            "POST", "/url", {"url": page if isinstance(page, str) else page.resolve().as_uri()}
+        )
 
     def chrome(self, command: str, **params: Any) -> Any:
         """A command of Chrome's own protocol."""
@@ -124,7 +127,12 @@ class Browser:
     def _log(self, kind: str) -> list[dict[str, Any]]:
         return self._call("POST", "/se/log", {"type": kind})
 
-    def picture(self, path: Path) -> None:
-        """The whole page as a PNG."""
-        shot = self.chrome("Page.captureScreenshot", captureBeyondViewport=True)
+    def picture(self, path: Path, box: Sequence[float] | None = None) -> None:
+        """The whole page as a PNG, or the ``box`` (x, y, width, height in CSS pixels) of it, at
+        twice its size.
+        """
+        chosen = {}
+        if box is not None:
+            chosen["clip"] = dict(zip(("x", "y", "width", "height"), box, strict=True), scale=2)
+        shot = self.chrome("Page.captureScreenshot", captureBeyondViewport=True, **chosen)
         path.write_bytes(base64.b64decode(shot["data"]))
