@@ -84,7 +84,7 @@ class Browser:
             raise OSError(json.load(error)["value"]["message"].splitlines()[0]) from None
 
     def open(self, page: Path | str, *, width: int, dark: bool = False) -> None:
-        """Show a file or an address in a window of this width (CSS pixels), in the light or the dark theme."""
+        """Show a file or an address in a window of this width (CSS pixels), light or dark."""
         size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
         theme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.chrome("Emulation.setDeviceMetricsOverride", **size)

@@ -47,6 +47,7 @@ from .memory_notes import memory_notes
 from .ranks.shard import extra_passes
 from .rollouts.collect import most_calls, rollout_step
 from .rollouts.open_step import Batch
+from .rollouts.problems import Rewarded
 from .saved_models import save_models
 from .saving import is_late, save, saved_if_stopped
 from .setup import start_run
@@ -139,35 +140,14 @@ def collect(run: Run) -> Batch:
     """Rollouts, rewards and advantages of one step, and the old and reference likelihoods of all
     its inner updates.
     """
-    recipe = run.recipe
     clock = time.perf_counter
     began = clock()
-    ranks = (run.accelerator.process_index, run.accelerator.num_processes)
-    gamma_of = (
-        None
-        if run.sampler is None
-        else partial(run.sampler.gamma, seed=recipe.run.seed, step=run.step)
-    )
     with run.droppable(), run.inference() as policy:
         run.rollouts.sync()
-        done = rollout_step(
-            recipe,
-            run.problems,
-            run.anchors,
-            run.rollouts,
-            policy,
-            run.functions,
-            run.step,
-            run.share_done,
-            *ranks,
-            gamma_of=gamma_of,
-        )
+        done = roll_out(run, policy)
         decoded = clock()
         run.progress.phase("scoring", unit="passes")
-        gap = None
-        if run.rollouts.features >= {"step_maps", "behavior_logps"}:
-            few = done.rollout.rows(torch.arange(min(2, len(done.texts))))
-            gap = behavior_gap(policy, few, max_canvases=recipe.train.max_canvases)
+        gap = sampling_gap(run, policy, done.rollout)
     group_ids = done.rollout.group_ids.cpu()
     advantages = advantages_of(run, done.rewards, group_ids).to(done.rollout.ids.device)
     largest = check_rewards(run, done, advantages)
@@ -204,6 +184,34 @@ def collect(run: Run) -> Batch:
         metrics=metrics,
         inner_metrics=[],
     )
+
+
+def roll_out(run: Run, policy: ModelDenoiser) -> Rewarded:
+    """This rank's rewarded rollouts of the step."""
+    gamma_of = None
+    if run.sampler is not None:
+        gamma_of = partial(run.sampler.gamma, seed=run.recipe.run.seed, step=run.step)
+    return rollout_step(
+        run.recipe,
+        run.problems,
+        run.anchors,
+        run.rollouts,
+        policy,
+        run.functions,
+        run.step,
+        run.share_done,
+        run.accelerator.process_index,
+        run.accelerator.num_processes,
+        gamma_of=gamma_of,
+    )
+
+
+def sampling_gap(run: Run, policy: ModelDenoiser, rollout: Rollout) -> float | None:
+    """How far replayed log-probs of two rollouts are from the engine's; None if it reports none."""
+    if not run.rollouts.features >= {"step_maps", "behavior_logps"}:
+        return None
+    few = rollout.rows(torch.arange(min(2, len(rollout.ids))))
+    return behavior_gap(policy, few, max_canvases=run.recipe.train.max_canvases)
 
 
 def trained_rows(run: Run, live: Tensor) -> Tensor:

@@ -45,43 +45,29 @@ def rollout_step(
     ``gamma_of(prompt_mask, row_ids)``: a threshold policy's ``gamma`` in place of the recipe's
     number.
     """
-    t = recipe.train
-    prompts = []
-    given = []
-    row_ids = []
-    group_ids = []
-    examples = []
-    for position, index in enumerate(problems.indices(step)):
-        if position % num_ranks != rank:
-            continue
-        group = step * t.prompts_per_step + position
-        rows = [group * t.group_size + i for i in range(t.group_size)]
-        prompts += [problems.prompt(index)] * t.group_size
-        given += anchors.of_group(index, step, share_done, rows)
-        row_ids += rows
-        group_ids += [group] * t.group_size
-        examples += [problems.examples[index]] * t.group_size
+    indices = problems.indices(step)
+    own = range(rank, len(indices), num_ranks)  # positions in the step
+    size = recipe.train.group_size
+    groups = [step * recipe.train.prompts_per_step + position for position in own]
+    rows = [[group * size + i for i in range(size)] for group in groups]
+    given = [
+        anchors.of_group(indices[position], step, share_done, ids)
+        for position, ids in zip(own, rows, strict=True)
+    ]
+    examples = [problems.examples[indices[position]] for position in own for _ in range(size)]
     canvas = anchored_canvas(
-        prompts,
-        given,
+        [problems.prompt(indices[position]) for position in own for _ in range(size)],
+        [anchors_of_row for group in given for anchors_of_row in group],
         gen_length=recipe.decode.gen_length,
         denoiser=denoiser,
-        row_ids=row_ids,
-        group_ids=group_ids,
+        row_ids=[row for ids in rows for row in ids],
+        group_ids=[group for group in groups for _ in range(size)],
         device=denoiser.device,
     )
     rollout = _sampled(recipe, rollouts, canvas, step, gamma_of)
     ids = rollout.completions()
     texts = decode_texts(problems.tokenizer, ids)
-    context = CallContext(
-        completion_ids=ids,
-        trainer_state=TrainerState(
-            global_step=step,
-            max_steps=t.steps,
-            epoch=step * t.prompts_per_step / len(problems.examples),
-        ),
-        run_name=recipe.name,
-    )
+    context = _context(recipe, step, ids, len(problems.examples))
     grades = grade(problems.task, examples, texts, context, functions)
     return Rewarded(
         rollout=rollout,
@@ -90,11 +76,21 @@ def rollout_step(
         rewards=torch.tensor(grades.totals()),
         parts=grades.parts,
         correct=torch.tensor(grades.correct),
-        anchored=torch.tensor([bool(a) for a in given]),
+        anchored=torch.tensor([bool(row) for group in given for row in group]),
         unscored=grades.unscored(),
         logged={name: sum(values) / len(values) for name, values in context.metrics.items()},
         extra=context.extra,
     )
+
+
+def _context(recipe: Recipe, step: int, ids: list[list[int]], num_problems: int) -> CallContext:
+    """What reward functions are told of the step."""
+    state = TrainerState(
+        global_step=step,
+        max_steps=recipe.train.steps,
+        epoch=step * recipe.train.prompts_per_step / num_problems,
+    )
+    return CallContext(completion_ids=ids, trainer_state=state, run_name=recipe.name)
 
 
 def _sampled(
