@@ -1,5 +1,5 @@
 """What is benchmarked: two model sizes with random weights, random prompts and rollouts, rows that
-end early (shell).
+end early.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """Measuring: the phases of sides that run in turn, ratios with their spread, peak bytes of tensors,
-peak memory (shell).
+peak memory.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ test_rooms.py.
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,12 @@ from unmaskrl.recipes.schema import Recipe, SFTRecipe
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "unmaskrl"
 FILES = sorted(SOURCE.rglob("*.py"))
+SOURCES = [
+    path
+    for folder in ("src", "benchmarks", "examples")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+    if SOURCE / "training" not in path.parents
+]
 LONGEST = 68  # lines of a function without its docstring
 
 
@@ -90,6 +97,25 @@ def test_no_forbidden_calls() -> None:
                     call == b or (b.startswith("torch") and call == b) for b in banned
                 ), f"{path.name}: {call}"
         assert "import pickle" not in path.read_text()
+
+
+# Notes that a reader of the repository cannot open: a source is a paper, or a page of docs/.
+NOTES = "diffpo faults feasibility families field gpu house maths peers performance sparse stp"
+NOTES = f"{NOTES} style traps trouble users".split()
+PRIVATE = re.compile(rf"\(shell\)|(?<!docs/)\b({'|'.join(NOTES)})\.md\b|\breference/\w+\.md\b")
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_reference_to_private_notes(path: Path) -> None:
+    found = [line for line in path.read_text().splitlines() if PRIVATE.search(line)]
+    assert not found, "name the paper (arXiv id, section), or a page of docs/"
+
+
+def test_private_notes_are_told_from_pages() -> None:
+    for private in ("as built (shell)", "(stp.md 3.5)", "see peers.md", "reference/other.md 2"):
+        assert PRIVATE.search(private), private
+    for public in ("docs/diffpo.md", "a shell", "docs/theory.md, section 3", "shell (bash)"):
+        assert not PRIVATE.search(public), public
 
 
 PUBLIC = sorted(

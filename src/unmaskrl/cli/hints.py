@@ -1,4 +1,4 @@
-"""What to type next, after a command was stopped or has ended (shell)."""
+"""What to type next, after a command was stopped or has ended."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`unmaskrl prior` (shell): sampled answers of a model to the training problems, as ids, with
+"""`unmaskrl prior`: sampled answers of a model to the training problems, as ids, with
 log-probs and correctness.
 """
 

@@ -1,4 +1,4 @@
-"""What the command variance does (shell): anchored completions of a model, and how much their
+"""What the command variance does: anchored completions of a model, and how much their
 likelihood estimates vary.
 """
 

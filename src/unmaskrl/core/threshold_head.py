@@ -2,8 +2,8 @@
 rollout (DiFFPO, 2510.02212).
 
 That a threshold per prompt is trained by policy gradient is the paper's; features, head, grid,
-reward and constants are ours (diffpo.md 8.5). Features are the mean hidden state over the prompt in
-the first denoising call, which decoding makes anyway; no gradient flows into the denoiser. The
+reward and constants are ours (docs/diffpo.md). Features are the mean hidden state over the prompt
+in the first denoising call, which decoding makes anyway; no gradient flows into the denoiser. The
 policy is a categorical over a grid of gammas,
 
     pi(gamma_k | q) = (1 - K floor) softmax(head(features))_k + floor,

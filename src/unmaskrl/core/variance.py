@@ -1,5 +1,5 @@
 """How much the likelihood estimate of a finished completion varies over the masks it is made from
-(stp.md 8, fair test).
+(what figure 3 of STP, arXiv 2602.08905, compares; there over completions that differ).
 
 The same completions are scored three times, so that nothing but the pruning differs:
 

@@ -1,4 +1,4 @@
-"""A JSONL file that a long evaluation fills and can go on with after it was killed (shell).
+"""A JSONL file that a long evaluation fills and can go on with after it was killed.
 
 The first line holds the settings that decide the rows; a file of other settings is refused. A line
 that a kill cut in the middle is dropped, and what it stood for is done again.

@@ -1,4 +1,4 @@
-"""How long a prompt may be (shell). A prompt is never cut: one without its question or its rules is
+"""How long a prompt may be. A prompt is never cut: one without its question or its rules is
 another problem.
 """
 

@@ -1,4 +1,4 @@
-"""A folder with a low-rank adapter in peft's layout, put on its base without peft (shell): W +
+"""A folder with a low-rank adapter in peft's layout, put on its base without peft: W +
 scale B A, layer by layer.
 """
 

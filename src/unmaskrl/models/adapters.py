@@ -1,4 +1,4 @@
-"""Low-rank adapters by peft (shell): y = W x + (alpha / rank) B A x, with W frozen; and 4-bit W by
+"""Low-rank adapters by peft: y = W x + (alpha / rank) B A x, with W frozen; and 4-bit W by
 bitsandbytes.
 
 Only linear layers inside the module's ``blocks`` are adapted (LLaDA's output head is called ff_out,

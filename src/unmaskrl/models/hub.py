@@ -1,6 +1,4 @@
-"""Where a checkpoint is: a local folder, or a hub id that is downloaded into the hub's cache
-(shell).
-"""
+"""Where a checkpoint is: a local folder, or a hub id that is downloaded into the hub's cache."""
 
 from __future__ import annotations
 

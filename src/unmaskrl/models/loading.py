@@ -1,4 +1,4 @@
-"""Model and tokenizer together (shell): from a checkpoint, or a tiny random stand-in of its family
+"""Model and tokenizer together: from a checkpoint, or a tiny random stand-in of its family
 for a dry run.
 """
 

@@ -1,4 +1,4 @@
-"""Text <-> ids (shell): a transformers fast tokenizer from a folder or the hub, or one of our small
+"""Text <-> ids: a transformers fast tokenizer from a folder or the hub, or one of our small
 ones.
 """
 

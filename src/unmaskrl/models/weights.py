@@ -1,4 +1,4 @@
-"""The tensors that a run trains (shell): all weights or adapters only, whole or sharded; their
+"""The tensors that a run trains: all weights or adapters only, whole or sharded; their
 average; copies.
 """
 

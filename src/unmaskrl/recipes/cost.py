@@ -1,4 +1,4 @@
-"""What a recipe costs per step, counted without a model: denoiser calls and memory (shell)."""
+"""What a recipe costs per step, counted without a model: denoiser calls and memory."""
 
 from __future__ import annotations
 

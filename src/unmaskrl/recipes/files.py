@@ -1,4 +1,4 @@
-"""Shipped recipes (shell): files by name, and large runs composed of three parts.
+"""Shipped recipes: files by name, and large runs composed of three parts.
 
 ``llada-8b-gsm8k-stp`` is ``parts/model/llada-8b.yaml``, ``parts/method/stp.yaml`` and
 ``parts/task/gsm8k.yaml`` merged in this order, so every model meets every task and method; a task

@@ -1,5 +1,4 @@
-"""How much memory a run needs, counted from a recipe and config.json alone: no model is built
-(shell).
+"""How much memory a run needs, counted from a recipe and config.json alone: no model is built.
 
     peak = what stays + max(update, rollout, optimiser step)
 

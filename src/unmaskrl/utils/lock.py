@@ -1,4 +1,4 @@
-"""One process at a time (shell): a lock file that says who holds it. A dead holder's lock is taken
+"""One process at a time: a lock file that says who holds it. A dead holder's lock is taken
 over.
 
 The file holds machine, process id, and when that process and its machine began: a number that was

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM (shell): a run ends where a checkpoint is exact, and every command says how to
+"""SIGINT and SIGTERM: a run ends where a checkpoint is exact, and every command says how to
 go on.
 
 The first signal only sets a flag. A run looks at it between updates, and between two denoiser calls

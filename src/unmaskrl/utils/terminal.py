@@ -1,4 +1,4 @@
-"""What reaches the terminal (shell): text as it is, no markup, no control characters of others."""
+"""What reaches the terminal: text as it is, no markup, no control characters of others."""
 
 from __future__ import annotations
 

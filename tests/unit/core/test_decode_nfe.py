@@ -133,7 +133,7 @@ def test_exit_count_is_robust_to_binary_fractions() -> None:
 @pytest.mark.parametrize("anchors", [0, 6, 12, 18])
 @pytest.mark.parametrize("left", [0.25, 0.5, 0.75, 0.05])
 def test_stp_theorem_for_one_block(per_call: int, anchors: int, left: float) -> None:
-    """T1a (stp.md 9.1): ceil((1 - gamma)(1 - t_c) N) + 1 calls if r = L / N divides the free
+    """T1a of docs/theory.md: ceil((1 - gamma)(1 - t_c) N) + 1 calls if r = L / N divides the free
     tokens.
     """
     length = 36

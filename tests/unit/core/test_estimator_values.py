@@ -1,7 +1,7 @@
 """Estimators side by side on arbitrary tables of log p per masked set (L = 5), enumerated; and what
 lowers the variance.
 
-The structure of peers.md 2's exact check: the any-order ELBO is the mean of the ELBO's, ESPO's,
+The any-order ELBO is the mean of the ELBO's, ESPO's,
 BGPO's (the ELBO's draws one by one) and SPG's random masks; coupled masks are off by their scale of
 1.5; the mean field and UniGRPO are something else.
 """

@@ -225,8 +225,8 @@ def test_the_largest_uniform_masks_all_candidates_and_the_smallest_one(
 def test_variance_is_the_closed_form_for_context_free_losses(
     anchors: tuple[int, ...], monkeypatch
 ) -> None:
-    """stp.md 9.2 ii: Var X_F = g(f) Q_F, g(f) = f (H_f - 1) / (f - 1), and fixing tokens never
-    raises it.
+    """docs/theory.md 2.1: Var X_F = g(f) Q_F, g(f) = f (H_f - 1) / (f - 1), and fixing tokens
+    never raises it.
     """
     logits = torch.randn(5, 2, generator=seeded(41), dtype=torch.float64) * 1.5
     joint = torch.zeros(1, dtype=torch.float64)

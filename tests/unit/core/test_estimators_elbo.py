@@ -127,8 +127,8 @@ def test_an_antithetic_pair_scores_every_candidate_and_one_of_them_twice(name: s
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_visible_is_the_published_surrogate_and_no_elbo(case: Case, monkeypatch) -> None:
-    """(S1): n ~ U{1..c}, an n-subset of all c completion tokens but anchors hidden, log p of every
-    action token.
+    """STP's code: n ~ U{1..c}, an n-subset of all c completion tokens but anchors hidden, log p of
+    every action token.
     """
     outcomes = every_order(list(range(case.end)), case.end)
     rollout = case.rollout(len(outcomes.orders))
@@ -337,7 +337,7 @@ def test_more_nodes_come_nearer_on_a_smooth_curve() -> None:
 
 
 def test_rounded_rates_are_biased_for_short_completions_and_counts_much_less(monkeypatch) -> None:
-    """peers.md 2, repeated on 20 random tables at L=5; at L=256 on a smooth curve the rate's error
+    """On 20 random tables at L=5; at L=256 on a smooth curve the rate's error
     is below a percent.
     """
     outcomes = every_order(list(range(5)), 1, length=5)

@@ -123,8 +123,8 @@ def test_independent_draws_within_an_estimate_divide_the_variance() -> None:
 
 
 def test_closed_form_for_independent_tokens() -> None:
-    """stp.md 9.2 ii: Var = f (H_f - 1) / (f - 1) * sum (c_i - mean c)^2 when no token's probability
-    depends on another.
+    """docs/theory.md 2.1: Var = f (H_f - 1) / (f - 1) * sum (c_i - mean c)^2 when no token's
+    probability depends on another.
     """
     single = torch.randn(4, 3, generator=seeded(4), dtype=torch.float64).log_softmax(-1)
     joint = torch.stack(

@@ -162,7 +162,7 @@ def any_order_views(
     (B,) on its scored tokens.
 
     Tokens that the exit call of temporal pruning filled are hidden in every draw and get one exact
-    view of their own, in which everything else is visible (stp.md 3.5).
+    view of their own, in which everything else is visible (docs/theory.md, section 3).
     """
     exits = rollout.exit_mask
     ids = [mask_view(rollout, subset | exits, mask_id) for subset, _ in draws]

@@ -6,8 +6,8 @@ complement masked:
     l_i = 1/2 [ log p(y_i | all masked) + (i in M ? log p(y_i | M masked) / rho : log p(y_i | rest
     masked) / (1 - rho)) ]
 
-As published its weights sum to 1.5 in expectation, so that its ratio is about r ** 1.5 (peers.md
-1c); ``normalise`` divides by 1.5 (every weight by 3 instead of 2): a mean of two any-order terms
+As published its weights sum to 1.5 in expectation, so that its ratio is about r ** 1.5;
+``normalise`` divides by 1.5 (every weight by 3 instead of 2): a mean of two any-order terms
 and the mean field. The prompt stays as it is. Here each row draws its rho and what follows the
 first EOS is always hidden; there a micro-batch shares one rho, and M and its complement cover that
 tail as well. Three views. Nats.

@@ -7,18 +7,20 @@ that lie in R:
     L = (|C| / n) * sum_{i in M & R} log p(y_i | q, canvas with M, E and everything after EOS
     masked)
 
-is unbiased for the any-order ELBO  E_order sum_{i in R} log p(y_i | q, y_A, y_{before i})  (stp.md
-    3.4; LLaDA's 1/t
-weight in its low-variance count form). C = R under the published rule (anchors are always visible);
-    with
-``hide_anchors`` C = R + A: anchors may be hidden too, but are never scored. That is what lets a
-    policy learn from anchored
-rollouts how to answer without anchors (sparse.md). The exit tokens add their own exact term, one
-    view:
+is unbiased for the any-order ELBO
+
+    E_order sum_{i in R} log p(y_i | q, y_A, y_{before i})
+
+(LLaDA, arXiv 2502.09992, has both forms: the weight 1/t, and this one by counts, of less variance).
+C = R under STP's rule (arXiv 2602.08905: anchors are always visible); with ``hide_anchors`` C = R +
+A: anchors may be hidden too, but are never scored. That is what lets a policy learn from anchored
+rollouts how to answer without anchors (docs/recipes.md). The exit tokens add their own exact term,
+one view:
 
     sum_{i in E} log p(y_i | q, canvas with E masked)
 
-so that the estimate is of the process that was run (stp.md 3.5). ``num_mc`` draws are averaged.
+so that the estimate is of the process that was run (docs/theory.md, section 3). ``num_mc`` draws
+are averaged.
 ``stratified`` draws one count n in each of equal strata, with a uniform of its own: the variance is
 never above that of independent counts. (With one uniform for all strata it can be: where log p has
 a period in n.) ``antithetic`` draws in pairs from one random order of C: its first n tokens, and
@@ -116,9 +118,9 @@ def elbo(
 def _published_views(
     rollout: Rollout, mask_id: int, shares: list[Tensor], seed: int, hide_anchors: bool
 ) -> Views:
-    """STP's published surrogate (stp.md 2, S1): n ~ U{1..c} of all c completion tokens masked
-    (anchors spared), then the plain mean over draws of log p(y_i) at *every* action token, masked
-    or not. No ELBO: visible tokens are copied.
+    """The surrogate in the code of STP (arXiv 2602.08905): n ~ U{1..c} of all c completion tokens
+    masked (anchors spared), then the plain mean over draws of log p(y_i) at *every* action token,
+    masked or not. No ELBO: visible tokens are copied.
     """
     ids = []
     weights = []

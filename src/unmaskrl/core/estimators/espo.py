@@ -9,8 +9,8 @@ k ~ U{0..f} of the f free tokens are masked in one canvas, the other f - k in a 
 (a term with an empty mask is 0). Unbiased for the any-order ELBO; exit tokens get their own exact
 view, as in ``elbo``. ``num_mc`` pairs, as in ESPO; their counts are stratified within a row: one
 uniform per stratum of pairs {k, f - k}. (ESPO's code stratifies over different rows, which does not
-lower the variance of any one of them, and takes all L positions of the buffer for the f free ones:
-peers.md 1c.) 2 * num_mc views. Nats.
+lower the variance of any one of them, and takes all L positions of the buffer for the f free
+ones.) 2 * num_mc views. Nats.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ with Gauss-Legendre nodes t_n and weights w_n on [0, 1] and one uniform subset p
 ``num_nodes`` views (2 or 3 in the paper). The floor is that of NeMo-RL's elbo.py. No variance from
 the rate; a bias instead, which for short completions is mostly the rounding in w_n / t_n:
 ``weight="count"`` uses w_n f / |M_n| and the nearest count (ours; -5.38 becomes unbiased up to
-quadrature at f = 5, peers.md 2). Exit tokens get their own exact view, as in ``elbo``. Nats.
+quadrature at f = 5). Exit tokens get their own exact view, as in ``elbo``. Nats.
 """
 
 from __future__ import annotations

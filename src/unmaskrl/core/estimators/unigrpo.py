@@ -10,7 +10,8 @@ are spread evenly up to T:  t_n = floor((n - 1) / (mu - 1) * (T - t_1) + t_1),  
 
 (Algorithm 1 of the paper with ceil for its floor, which could mask nothing in the first update; the
 paper's own example, 100, 300, 500, 700, 900 of 1000, stops short of T instead. No code of its
-authors is public. STP's authors have one u per batch and score visible tokens too: stp.md 4.)
+authors is public. The UniGRPO in the code of STP, arXiv 2602.08905, has one u per batch and scores
+visible tokens too.)
 Biased: it is a plain, not a count-weighted, log-probability. One view. Nats.
 """
 
