@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from unmaskrl.recipes.cost import step_cost
-from unmaskrl.recipes.files import RECIPES as FOLDER
-from unmaskrl.recipes.files import headline, is_diffpo, is_method, recipe_names
+from unmaskrl.recipes.files import about, is_diffpo, is_method, recipe_names
 from unmaskrl.recipes.load import load_recipe
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -42,7 +41,7 @@ def test_every_recipe_is_documented(name: str) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_first_line_names_a_paper_of_the_page(name: str) -> None:
-    numbers = re.findall(r"\b\d{4}\.\d{5}\b", headline(FOLDER / f"{name}.yaml"))
+    numbers = re.findall(r"\b\d{4}\.\d{5}\b", about(name))
     assert numbers and all(f"arxiv.org/abs/{number}" in PAPERS for number in numbers)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 import unmaskrl
 from unmaskrl.models.hub import ASSETS
-from unmaskrl.recipes.files import RECIPES, recipe_names
+from unmaskrl.recipes.files import about, read_recipe, recipe_names, recipe_text
 from unmaskrl.recipes.load import load_recipe
 from unmaskrl.recipes.schema import Recipe, SFTRecipe
 
@@ -129,12 +129,11 @@ PUBLIC = sorted(
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_resolves(name: str) -> None:
-    path = RECIPES / f"{name}.yaml"
-    kind = SFTRecipe if "\ndata:" in path.read_text() else Recipe
+    kind = SFTRecipe if "data" in read_recipe(name) else Recipe
     recipe = load_recipe(name, [], kind)
     assert recipe.name == name
-    assert path.read_text().startswith("# "), "the first line says what the recipe is"
-    assert path.read_text().count("\n") <= 40
+    assert " " in about(name) and about(name).endswith("."), "a sentence says what it is"
+    assert recipe_text(name).startswith("# ") and recipe_text(name).count("\n") <= 40
     if isinstance(recipe, Recipe):
         assert (ASSETS / recipe.model.path / "model.safetensors").is_file()
 

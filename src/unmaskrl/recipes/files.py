@@ -1,13 +1,19 @@
-"""Shipped recipes: files by name, and large runs composed of three parts.
+"""Shipped recipes: files by name, and runs composed of parts.
 
-``llada-8b-gsm8k-stp`` is ``parts/model/llada-8b.yaml``, ``parts/method/stp.yaml`` and
+Large ones: ``llada-8b-gsm8k-stp`` is ``parts/model/llada-8b.yaml``, ``parts/method/stp.yaml`` and
 ``parts/task/gsm8k.yaml`` merged in this order, so every model meets every task and method; a task
 may hold settings for some methods (``methods:``).
+
+Small ones: ``sudoku-mini-stp`` is ``parts/small/method/stp.yaml`` and
+``parts/small/common/sudoku-mini.yaml``, whose ``methods:`` names the methods that it is composed
+with, and the settings of each. A method without a file of its own (``diffpo-mf``) says there what
+it is (``about:``).
 """
 
 from __future__ import annotations
 
 import difflib
+import functools
 import itertools
 from pathlib import Path
 from typing import Any
@@ -18,14 +24,35 @@ RECIPES = Path(__file__).parent
 PARTS = RECIPES / "parts"
 
 
+SMALL = "small/common"
+SMALL_METHOD = "small/method"
+# how a composed recipe is written
+ORDER = "model task prior decode estimator advantage loss sampler optimizer train run eval".split()
+
+
 def recipe_names() -> list[str]:
-    """Names of the shipped recipe files."""
-    return sorted(p.stem for p in RECIPES.glob("*.yaml"))
+    """Names of the shipped recipes but the large ones: files, and those composed of small parts."""
+    return sorted([*(p.stem for p in RECIPES.glob("*.yaml")), *_small_names()])
+
+
+@functools.cache
+def _small_names() -> dict[str, tuple[str, str]]:
+    """Names of the small composed recipes: the part that they share, and the method."""
+    return {
+        f"{common}-{method}": (common, method)
+        for common in part_names(SMALL)
+        for method in read_mapping(part_path(SMALL, common))["methods"]
+    }
 
 
 def part_names(kind: str) -> list[str]:
     """Models, tasks or methods that large runs are composed of."""
     return sorted(p.stem for p in (PARTS / kind).glob("*.yaml"))
+
+
+def part_path(kind: str, name: str) -> Path:
+    """The file of a part."""
+    return PARTS / kind / f"{name}.yaml"
 
 
 def composed_names() -> list[str]:
@@ -53,13 +80,24 @@ def headline(path: Path) -> str:
     return path.read_text().split("\n", 1)[0].lstrip("# ")
 
 
+def about(name: str) -> str:
+    """What a recipe of ``recipe_names`` is, in a line."""
+    if name not in _small_names():
+        return headline(RECIPES / f"{name}.yaml")
+    common, method = _small_names()[name]
+    own = _own_settings(read_mapping(part_path(SMALL, common)), method)
+    return f"{headline(part_path(SMALL, common))}, " + (
+        own["about"] if "about" in own else headline(part_path(SMALL_METHOD, method))
+    )
+
+
 def read_recipe(name_or_path: str) -> dict[str, Any]:
     """A shipped recipe, a composed one, a YAML file, or that of a run folder, as a mapping with its
     name in it.
 
     ValueError if there is none.
     """
-    if name_or_path in composed_names():
+    if name_or_path in _small_names() or name_or_path in composed_names():
         return {**_compose(name_or_path), "name": name_or_path}
     shipped = RECIPES / f"{name_or_path}.yaml"
     path = shipped if shipped.is_file() else Path(name_or_path)
@@ -77,12 +115,16 @@ def recipe_text(name: str) -> str:
 
     ValueError with the nearest names if there is none.
     """
-    if name in recipe_names():
-        return (RECIPES / f"{name}.yaml").read_text(encoding="utf-8")
-    if name not in composed_names():
+    if (path := RECIPES / f"{name}.yaml").is_file():
+        return path.read_text(encoding="utf-8")
+    if name in _small_names():
+        what = about(name)
+    elif name in composed_names():
+        what = f"{name}: model, method and task of that name, merged"
+    else:
         raise ValueError(_not_found(name))
     body = yaml.safe_dump(_compose(name), sort_keys=False, default_flow_style=None, width=96)
-    return f"# {name}: model, method and task of that name, merged\n{body}"
+    return f"# {what}\n{body}"
 
 
 def _stored_recipe(folder: Path) -> dict[str, Any] | None:
@@ -107,18 +149,27 @@ def _not_found(wanted: str) -> str:
 
 
 def _compose(name: str) -> dict[str, Any]:
-    model = next(m for m in part_names("model") if name.startswith(f"{m}-"))
-    task, _, method = name.removeprefix(f"{model}-").partition("-")
-    given = read_mapping(PARTS / "task" / f"{task}.yaml")
-    own = given.pop("methods", {}).get(method, {})
-    result: dict[str, Any] = {}
-    parts = [
-        read_mapping(PARTS / kind / f"{part}.yaml")
-        for kind, part in (("model", model), ("method", method))
-    ]
-    for part in (*parts, given, own):
-        result = _merged(result, part)
-    return result
+    if name in _small_names():
+        task, method = _small_names()[name]
+        task_kind = SMALL
+        below = [(SMALL_METHOD, method)] if method in part_names(SMALL_METHOD) else []
+    else:
+        model = next(m for m in part_names("model") if name.startswith(f"{m}-"))
+        task, _, method = name.removeprefix(f"{model}-").partition("-")
+        task_kind = "task"
+        below = [("model", model), ("method", method)]
+    given = read_mapping(part_path(task_kind, task))
+    own = _own_settings(given, method)
+    parts = [*(read_mapping(part_path(*part)) for part in below), given, own]
+    result = functools.reduce(_merged, parts, {})
+    return {
+        key: result[key] for key in sorted(result.keys() - {"methods", "about"}, key=ORDER.index)
+    }
+
+
+def _own_settings(task: dict[str, Any], method: str) -> dict[str, Any]:
+    """What a task says for one method."""
+    return task.get("methods", {}).get(method) or {}
 
 
 def _merged(below: Any, above: Any) -> Any:

@@ -75,7 +75,7 @@ def test_doctor_names_the_extra_of_a_missing_package(
     assert "pip install 'unmaskrl[nothing]'" in line
 
 
-@pytest.mark.parametrize("name", ["sudoku-mini", "llada-8b-gsm8k-stp"])
+@pytest.mark.parametrize("name", ["sudoku-mini", "countdown-zero-stp", "llada-8b-gsm8k-stp"])
 def test_a_copied_recipe_is_the_recipe(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

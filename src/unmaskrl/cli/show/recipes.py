@@ -8,12 +8,12 @@ from pathlib import Path
 from rich.console import Console
 
 from ...recipes.files import (
-    PARTS,
-    RECIPES,
+    about,
     headline,
     is_diffpo,
     is_method,
     part_names,
+    part_path,
     recipe_names,
     recipe_text,
 )
@@ -62,7 +62,7 @@ def list_recipes(console: Console) -> None:
     for title, part in parts.items():
         console.print(title, style="bold", highlight=False, soft_wrap=True)
         for name in part:
-            line = f"  {name:{width}}  {headline(RECIPES / f'{name}.yaml')}"
+            line = f"  {name:{width}}  {about(name)}"
             console.print(line, highlight=False, markup=False, soft_wrap=True)
         console.print()
     console.print(
@@ -72,5 +72,5 @@ def list_recipes(console: Console) -> None:
     )
     for kind in ("model", "task", "method"):
         for name in part_names(kind):
-            line = f"  {kind:6}  {name:{width - 8}}  {headline(PARTS / kind / f'{name}.yaml')}"
+            line = f"  {kind:6}  {name:{width - 8}}  {headline(part_path(kind, name))}"
             console.print(line, highlight=False, markup=False, soft_wrap=True)
