@@ -202,65 +202,90 @@ def _reads_in_order(recipe: Recipe, rule: Rule) -> bool:
 def warnings_for(recipe: Recipe, method: Method | None = None) -> list[str]:
     """Settings that work but probably are not what is wanted."""
     method = method or build_method(recipe)
+    return [
+        *_exit_warnings(recipe, method.rule),
+        *_precision_warnings(recipe),
+        *_anchor_warnings(recipe),
+        *_method_warnings(recipe, method),
+    ]
+
+
+def _exit_warnings(recipe: Recipe, rule: Rule) -> list[str]:
     d = recipe.decode
+    if d.exit_at is None or d.exit_at >= 1:
+        return []
     notes = []
-    estimator = method.estimator
-    name = recipe.estimator["name"]
-    rule = method.rule
-    exits = d.exit_at is not None and d.exit_at < 1
-    if exits and d.block_length == d.gen_length and not rule.in_order:
+    if d.block_length == d.gen_length and not rule.in_order:
         notes.append(
             "decode.exit_at with one full-length block fills the least certain tokens (often the "
-            "answer) in one call; "
-            "use decode.block_length < decode.gen_length, so that the exit meets the end of the "
-            "completion"
+            "answer) in one call; use decode.block_length < decode.gen_length, so that the exit "
+            "meets the end of the completion"
         )
     calls = _calls(recipe, rule)
     without = _calls(recipe, rule, exits=False)
-    if exits and rule.prefix is None and calls >= without:
+    if rule.prefix is None and calls >= without:
         notes.append(
             f"decode.exit_at={d.exit_at} saves nothing: a blank rollout takes {calls} calls with "
             f"it and {without} without; lower it"
         )
-    if recipe.model.dtype == "bfloat16" and not recipe.model.lora and recipe.optimizer.lr < 1e-4:
+    return notes
+
+
+def _precision_warnings(recipe: Recipe) -> list[str]:
+    model = recipe.model
+    notes = []
+    if model.dtype == "bfloat16" and not model.lora and recipe.optimizer.lr < 1e-4:
         notes.append(
             f"optimizer.lr={recipe.optimizer.lr:g} on bfloat16 weights: they have 8 bits of "
-            "precision, and most updates of this size "
-            "round away; train adapters (model.lora.rank=128), which are float32, or "
-            "model.dtype=float32"
+            "precision, and most updates of this size round away; train adapters "
+            "(model.lora.rank=128), which are float32, or model.dtype=float32"
         )
-    if recipe.estimator.get("hide_anchors") and recipe.prior.name == "none":
-        notes.append("estimator.hide_anchors does nothing without anchors (prior.name=none)")
-    if recipe.prior.name == "none" and (recipe.prior.adapt_share or recipe.prior.only_correct):
-        notes.append(
-            "prior.adapt_share and prior.only_correct do nothing without anchors (prior.name=none)"
-        )
-    if recipe.model.rollout_dtype not in (None, recipe.model.dtype):
+    if model.rollout_dtype not in (None, model.dtype):
         notes.append(
             "model.rollout_dtype differs from model.dtype: scoring is not sampling; watch "
             "health/behavior_gap"
         )
+    return notes
+
+
+def _anchor_warnings(recipe: Recipe) -> list[str]:
+    """Settings of anchors where there are none."""
+    if recipe.prior.name != "none":
+        return []
+    notes = []
+    if recipe.estimator.get("hide_anchors"):
+        notes.append("estimator.hide_anchors does nothing without anchors (prior.name=none)")
+    if recipe.prior.adapt_share or recipe.prior.only_correct:
+        notes.append(
+            "prior.adapt_share and prior.only_correct do nothing without anchors (prior.name=none)"
+        )
+    return notes
+
+
+def _method_warnings(recipe: Recipe, method: Method) -> list[str]:
+    """Losses and estimators that do not measure what their name says under this recipe."""
+    estimator = method.estimator
+    name = recipe.estimator["name"]
+    notes = []
     if method.loss.kl_coef > 0 and method.loss.kl == "k1":
         notes.append(
             "loss.kl=k1: its gradient is that of the log-likelihood, not of the KL, and pulls "
-            "nowhere on average; "
-            "loss.kl=k2 or k3 have one"
+            "nowhere on average; loss.kl=k2 or k3 have one"
         )
     if estimator.needs_updates and recipe.train.num_iterations == 1:
         notes.append(
             f"estimator {name} spreads its masking rate over the inner updates; there is one "
             "(train.num_iterations=1)"
         )
-    if estimator.probability_of == READING and not _reads_in_order(recipe, rule):
+    if estimator.probability_of == READING and not _reads_in_order(recipe, method.rule):
         notes.append(
-            f"estimator {name} scores one token at a time in reading order; rollouts are "
-            "decoded otherwise "
-            "(decode.select=left_to_right decode.steps=<gen_length> decode.exit_at=null would "
-            "match)"
+            f"estimator {name} scores one token at a time in reading order; rollouts are decoded "
+            "otherwise (decode.select=left_to_right decode.steps=<gen_length> decode.exit_at=null "
+            "would match)"
         )
-    if estimator.exact_event and rule.needs_draw:
+    if estimator.exact_event and method.rule.needs_draw:
         notes.append(
-            f"decode.select={d.select} looks at the drawn tokens, so the replayed trajectory is "
-            "not the rollout's probability; entropy, max_prob or margin make it exact"
+            f"decode.select={recipe.decode.select} looks at the drawn tokens, so the replayed "
+            "trajectory is not the rollout's probability; entropy, max_prob or margin make it exact"
         )
     return notes

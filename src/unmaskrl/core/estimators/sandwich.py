@@ -59,14 +59,7 @@ def sandwich(
 ) -> Estimator:
     """ELBO for rows with A >= 0, evidence upper bound or a mixture for the others. Nats."""
     check_p_mask(p_mask_context, "p_mask_context")
-    if num_mc < 1 or block_length < 1 or beta <= 0:
-        raise ValueError(
-            f"need num_mc, block_length >= 1 and beta > 0, got {num_mc}, {block_length} and {beta}"
-        )
-    if not 0 <= mix <= 1:
-        raise ValueError(f"mix is the upper bound's share, in [0, 1]; got {mix}")
-    if mask not in ("block", "random"):
-        raise ValueError(f"mask must be 'block' or 'random', got {mask!r}")
+    _check_settings(num_mc, mix, beta, mask, block_length)
 
     def make_views(
         rollout: Rollout, mask_id: int, generator: torch.Generator, update: Update = ONLY
@@ -114,6 +107,17 @@ def sandwich(
     return Estimator(
         make_views, reduce, lambda gen_length, nfe, has_exit: num_mc, bound=True, fits=fits
     )
+
+
+def _check_settings(num_mc: int, mix: float, beta: float, mask: str, block_length: int) -> None:
+    if num_mc < 1 or block_length < 1 or beta <= 0:
+        raise ValueError(
+            f"need num_mc, block_length >= 1 and beta > 0, got {num_mc}, {block_length} and {beta}"
+        )
+    if not 0 <= mix <= 1:
+        raise ValueError(f"mix is the upper bound's share, in [0, 1]; got {mix}")
+    if mask not in ("block", "random"):
+        raise ValueError(f"mask must be 'block' or 'random', got {mask!r}")
 
 
 def _random_subset(
