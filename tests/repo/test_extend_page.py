@@ -1,4 +1,4 @@
-"""docs/extend.md: its code runs."""
+"""docs/extend.md: its code runs, and its parts pass their checkers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from unmaskrl import tasks
-from unmaskrl.testing import check_task
+from unmaskrl.models.families import named_family
+from unmaskrl.recipes.engines import make_rollouts
+from unmaskrl.testing import check_family, check_rollouts, check_task
 
 PAGE = (Path(__file__).parents[2] / "docs" / "extend.md").read_text()
 FILES = dict(re.findall(r"```python\n# (\w+\.py)\n(.*?)```", PAGE, re.DOTALL))
@@ -33,3 +35,13 @@ def test_the_reward_of_the_page_is_a_reward(folder: Path) -> None:
     functions = tasks.named_rewards("brief.py:brief", "train.reward_functions")
     grades = tasks.grade(task, examples, ["a" * 50, "a" * 5000], None, functions)
     assert grades.parts["brief.py:brief"] == [-0.05, -0.1]
+
+
+def test_the_family_of_the_page_passes(folder: Path) -> None:
+    family = named_family("bag.py:family")
+    assert family is not None
+    check_family(family)
+
+
+def test_the_engine_of_the_page_passes(folder: Path) -> None:
+    check_rollouts(lambda den: make_rollouts({"name": "one_by_one.py:LeftToRight"}, den))

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from ..models.loading import DECODE_FILE as DECODE_FILE
-from ..models.loading import stored_settings
 from ..recipes.load import build_recipe
 from ..recipes.schema import DecodeConfig
 
@@ -18,13 +16,6 @@ def checked_decode(task: str | None, settings: dict[str, Any]) -> DecodeConfig:
     """
     probe = {"task": {"name": task or "sudoku"}, "decode": {**settings, "temperature": 1.0}}
     return build_recipe(probe).decode
-
-
-def stored_decode(path: str | Path, task: str | None) -> dict[str, Any]:
-    """The decode settings beside the weights for a task, or the first ones if no task is named;
-    empty without any.
-    """
-    return settings_for(stored_settings(Path(path)), task)
 
 
 def settings_for(stored: Mapping[str, dict[str, Any]], task: str | None) -> dict[str, Any]:

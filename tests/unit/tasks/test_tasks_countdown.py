@@ -14,7 +14,7 @@ import pytest
 
 from unmaskrl.tasks.base import Example
 from unmaskrl.tasks.puzzles import arithmetic
-from unmaskrl.tasks.puzzles.countdown import Countdown, template_coverage
+from unmaskrl.tasks.puzzles.countdown import Countdown
 from unmaskrl.tasks.puzzles.countdown_problems import kind_of
 
 SPLITS = ("train", "validation", "test")
@@ -24,6 +24,21 @@ def make(numbers: list[int], target: int) -> Example:
     return Example(
         id="hand", fields={"numbers": numbers, "target": target, "solution": None, "kind": ""}
     )
+
+
+def template_coverage(examples: list[Example]) -> list[tuple[str, float]]:
+    """The share of examples that each fixed template (``( n2 + n3 ) - n1``) solves, best first:
+    what a policy that knew only this template would score.
+    """
+    count = len(examples[0].fields["numbers"])
+    names = [f"n{index + 1}" for index in range(count)]
+    problems = [(example.fields["numbers"], example.fields["target"]) for example in examples]
+    shares = {}
+    for tree in arithmetic.templates(count):
+        values = [(*arithmetic.ratio(tree, numbers), target) for numbers, target in problems]
+        hits = [below != 0 and above == target * below for above, below, target in values]
+        shares[arithmetic.render(tree, names)] = sum(hits) / len(problems)
+    return sorted(shares.items(), key=lambda item: -item[1])
 
 
 @pytest.fixture(scope="module", params=[3, 4])

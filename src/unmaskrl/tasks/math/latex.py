@@ -172,7 +172,6 @@ def _full_fraction(match: re.Match[str]) -> str:
     return f"\\frac{above}{below}"
 
 
-_OPEN = {"(": ")", "[": "]", "{": "}"}
 _PIECE = re.compile(r"\\begin\{[a-z]+\}|\\end\{[a-z]+\}|\\\\|\\[A-Za-z]+|\\.|.", re.DOTALL)
 
 

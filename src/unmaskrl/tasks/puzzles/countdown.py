@@ -59,25 +59,6 @@ def write(tree: Tree) -> str:
     return f"{worked} <answer> {arithmetic.render(tree)} </answer>"
 
 
-def template_coverage(examples: Sequence[Example]) -> list[tuple[str, float]]:
-    """The share of examples that each fixed template (``( n2 + n3 ) - n1``) solves, best first.
-
-    A policy that knew only this template would score its share. All examples have the same count of
-    numbers.
-    """
-    count = len(examples[0].fields["numbers"])
-    names = [f"n{index + 1}" for index in range(count)]
-    problems = [(example.fields["numbers"], example.fields["target"]) for example in examples]
-    shares = [
-        (
-            arithmetic.render(tree, names),
-            sum(_hits(tree, *problem) for problem in problems) / len(problems),
-        )
-        for tree in arithmetic.templates(count)
-    ]
-    return sorted(shares, key=lambda item: -item[1])
-
-
 def _hits(tree: Tree, numbers: Sequence[int], target: int) -> bool:
     numerator, denominator = arithmetic.ratio(tree, numbers)
     return denominator != 0 and numerator == target * denominator
