@@ -201,6 +201,43 @@ def test_a_task_that_raises_is_told_in_one_line(
     assert not Path("run").exists()
 
 
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("examples", ["prior", "mini", "--size", "2", "--out", "prior.jsonl"]),
+        ("prompt", ["sample", "mini"]),
+        ("grade", ["sample", "mini"]),
+        ("reference", ["variance", "mini", "--size", "2"]),
+        ("examples", ["frontier", "mini", "--size", "2"]),
+        ("prompt", ["eval", "mini", "--size", "2"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value[0],
+)
+def test_commands_say_in_one_line_what_a_task_raises(
+    own: Path, what: str, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = ["--task", "broken_part.py:Broken", f"task.what={what}", "--threads", "1"]
+    said = refused(capsys, *words, *task)
+    assert re.search(rf"task broken: {what} raised .*broken_part.py:\d+: \w+Error", said), said
+
+
+@pytest.mark.parametrize("what", ["examples", "reference"])
+def test_sft_says_in_one_line_what_a_task_raises(
+    own: Path, what: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = f"data.0.task={{name: 'broken_part.py:Broken', what: {what}}}"
+    said = refused(capsys, "sft", "zero-base", task, "data.0.lazy_share=0", "run.out=run")
+    assert re.search(rf"task broken: {what} raised .*broken_part.py:\d+: \w+Error", said), said
+
+
+def test_a_factory_that_raises_is_told_in_one_line(
+    own: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (own / "late_part.py").write_text("def late():\n    return {}['gold']\n")
+    said = refused(capsys, "sample", "mini", "--task", "late_part.py:late", "--threads", "1")
+    assert re.search(r"task late_part.py:late: raised .*late_part.py:2: KeyError: 'gold'", said)
+
+
 def test_the_example_runs_as_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,7 +13,7 @@ from ..recipes.engines import make_rollouts
 from ..recipes.load import parse_overrides
 from ..recipes.registry import make_task
 from ..recipes.schema import DecodeConfig
-from ..tasks import Task, told
+from ..tasks import Task
 from ..utils.torch_setup import set_threads
 from .arguments import ModelArguments
 
@@ -75,13 +75,11 @@ def load_parts(args: ModelArguments) -> Parts:
 def request_of(args: ModelArguments, parts: Parts, split: str, size: int) -> EvalRequest:
     """The first ``size`` problems of the task's ``split``."""
     task = task_of(args, parts.task)
-    with told(task.name, "examples"):
-        examples = task.examples(split)[:size]
     return EvalRequest(
         denoiser=parts.model.denoiser,
         tokenizer=parts.model.tokenizer,
         task=task,
-        examples=examples,
+        examples=task.examples(split)[:size],
         settings=parts.settings,
         temperature=args.temperature,
         seed=args.seed,

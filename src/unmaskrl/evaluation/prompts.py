@@ -10,7 +10,7 @@ from typing import Any
 
 from ..models.tokenizer import encode_prompt
 from ..recipes.schema import Recipe
-from ..tasks import Example, Task, told
+from ..tasks import Example, Task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,9 +33,7 @@ def fitting(
     """
     limit = recipe.train.max_prompt_length
     total = len(examples)
-    with told(task.name, "prompt"):
-        chats = [task.prompt(example) for example in examples]
-    prompts = [encode_prompt(tokenizer, chat) for chat in chats]
+    prompts = [encode_prompt(tokenizer, task.prompt(example)) for example in examples]
     kept = [i for i, prompt in enumerate(prompts) if limit is None or len(prompt) <= limit]
     notes = []
     if len(kept) < total:

@@ -16,7 +16,7 @@ from ..core.decoding import RULES, Rule
 from ..core.estimators import ESTIMATORS, Estimator
 from ..core.losses import LOSSES, PolicyLoss
 from ..core.rollouts import DecodeSettings
-from ..tasks import TASKS, Task, checked_task
+from ..tasks import TASKS, Task, checked_task, place_of, tell_errors
 from ..utils.imports import is_outside, load_object
 from ..utils.text import nearest
 from .schema import DecodeConfig, Recipe
@@ -50,7 +50,8 @@ def component(
     spec: Mapping[str, Any], table: Table, section: str, *given: Any, **fixed: Any
 ) -> Any:
     """Build ``{name, **kwargs}``: its factory is called with ``given`` first and with ``fixed``,
-    which the spec may not set. ValueError, naming the section, for a setting it does not take.
+    which the spec may not set. ValueError, naming the section, for a setting it does not take, and
+    for whatever a factory of the user's own raises.
     """
     factory = factory_of(spec, table, section)
     _check_settings(spec, factory, section, len(given), fixed)
@@ -64,6 +65,10 @@ def component(
         raise ValueError(
             f"{section} {spec['name']}: {settings} has a setting of the wrong type ({first})"
         ) from None
+    except Exception as error:
+        if not is_outside(spec["name"]):
+            raise
+        raise ValueError(f"{section} {spec['name']}: raised {place_of(error)}") from error
 
 
 def check_component(
@@ -120,8 +125,12 @@ class Method(NamedTuple):
 
 
 def make_task(spec: Mapping[str, Any], section: str = "task") -> Task:
-    """The task of ``{name, **kwargs}``, of the package or of the user's own."""
-    return checked_task(component(spec, COMPONENTS["task"], section), spec["name"])
+    """The task of ``{name, **kwargs}``, of the package or of the user's own; what it raises later
+    is a ValueError of one line.
+    """
+    task = checked_task(component(spec, COMPONENTS["task"], section), spec["name"])
+    tell_errors(task)
+    return task
 
 
 def build_method(recipe: Recipe) -> Method:

@@ -19,7 +19,7 @@ from unmaskrl.tasks.base import (
     nearest,
 )
 from unmaskrl.tasks.custom import Jsonl
-from unmaskrl.tasks.errors import told
+from unmaskrl.tasks.errors import place_of, tell_errors, told
 from unmaskrl.tasks.functions import load_function, named_rewards
 from unmaskrl.tasks.gym.reasoning_gym import ReasoningGym
 from unmaskrl.tasks.math.gsm8k import GSM8K
@@ -111,6 +111,8 @@ __all__ = [
     "load",
     "load_function",
     "named_rewards",
+    "place_of",
+    "tell_errors",
     "told",
     "trl_reward_parts",
 ]

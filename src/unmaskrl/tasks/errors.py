@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
+from functools import wraps
 from pathlib import Path
+from typing import Any
 
 from unmaskrl.tasks import contained
 
 _OWN_FOLDER = Path(__file__).parent
+# What a task is asked for, but ``grade``, which is told where it is called: rewards.grade.
+_ASKED = ("examples", "prompt", "reference", "answer_spans", "reward_prompt", "lazy")
 
 
 def place_of(error: BaseException, skipped: Collection[str] = (contained.__file__,)) -> str:
@@ -33,3 +37,21 @@ def told(task: str, what: str, hint: str = "") -> Iterator[None]:
         if isinstance(error, ValueError) and Path(last).is_relative_to(_OWN_FOLDER):
             raise
         raise ValueError(f"task {task}: {what} raised {place_of(error)}{hint}") from error
+
+
+def tell_errors(task: Any) -> None:
+    """Put ``told`` around the methods of one task object, for all who ask it from now on."""
+    for what in _ASKED:
+        method = getattr(task, what, None)
+        if callable(method):
+            with suppress(AttributeError):  # an object that takes no attributes stays as it is
+                object.__setattr__(task, what, _telling(task.name, what, method))
+
+
+def _telling(task: str, what: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(method)
+    def asked(*args: Any, **kwargs: Any) -> Any:
+        with told(task, what):
+            return method(*args, **kwargs)
+
+    return asked
