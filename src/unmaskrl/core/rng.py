@@ -10,8 +10,10 @@ from __future__ import annotations
 import hashlib
 
 import torch
-from jaxtyping import Float64, Int
+from jaxtyping import Float, Int
 from torch import Tensor
+
+from .precision import finest_dtype
 
 # splitmix64 (Steele, Lea, Flood 2014), as signed 64-bit constants: int64 products wrap as unsigned
 # ones do.
@@ -38,19 +40,21 @@ def draw_seed(generator: torch.Generator) -> int:
     return int(torch.randint(2**62, (), generator=generator, device=generator.device))
 
 
-def counter_uniform(seed: int, *counters: Int[Tensor, "*#shape"]) -> Float64[Tensor, "*#shape"]:
+def counter_uniform(seed: int, *counters: Int[Tensor, "*#shape"]) -> Float[Tensor, "*#shape"]:
     """Uniforms in (0, 1), one per element, that depend on the seed and the counters at that element
     alone.
 
-    u = (top 52 bits of mix(... mix(mix(seed) + c_1) ... + c_n) + 1/2) / 2**52, with mix =
-    splitmix64's finaliser.
+    u = (top b bits of mix(... mix(mix(seed) + c_1) ... + c_n) + 1/2) / 2**b, with mix =
+    splitmix64's finaliser and b = 52 (23 on a device without float64).
     """
     shape = torch.broadcast_shapes(*(c.shape for c in counters))
     state = torch.full((), seed, dtype=torch.int64, device=counters[0].device)
     for counter in counters:
         state = _mix(state + _GOLDEN) + counter.to(torch.int64)
-    bits = _shift_right(_mix(state + _GOLDEN), 12).expand(shape)
-    return (bits.to(torch.float64) + 0.5) * 2.0**-52
+    dtype = finest_dtype(state.device)
+    used = 52 if dtype == torch.float64 else 23
+    bits = _shift_right(_mix(state + _GOLDEN), 64 - used).expand(shape)
+    return (bits.to(dtype) + 0.5) * 2.0**-used
 
 
 def _mix(x: Tensor) -> Tensor:

@@ -22,6 +22,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from .precision import finest, finest_dtype
+
 GAMMAS = (0.0, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0)
 
 
@@ -85,7 +87,7 @@ class ThresholdHead(nn.Module):
     ) -> tuple[Int[Tensor, " B"], Tensor]:
         """Draw a grid index per row by inverse CDF; and its log-probability (B,)."""
         logps_BK = self.log_probs(features_BD)
-        cdf = logps_BK.double().exp().cumsum(-1)
+        cdf = finest(logps_BK).exp().cumsum(-1)
         index = (
             torch.searchsorted(cdf, uniform[:, None] * cdf[:, -1:], right=True)
             .squeeze(-1)
@@ -100,7 +102,7 @@ class ThresholdHead(nn.Module):
 
     def gammas(self, index: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
         """Grid values, nats."""
-        return torch.tensor(self.grid, dtype=torch.float64, device=index.device)[index]
+        return torch.tensor(self.grid, dtype=finest_dtype(index.device), device=index.device)[index]
 
 
 def prompt_features(

@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from .precision import finest
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Canvas:
@@ -109,7 +111,7 @@ class Rollout:
     pieces: Callable[[Sequence[int]], list[str]] | None = None
 
     def __repr__(self) -> str:
-        calls = float(self.nfe.double().mean())
+        calls = float(finest(self.nfe).mean())
         anchors = int(self.anchor_mask.sum())
         return (
             f"Rollout({len(self.ids)} rows, {self.gen_length} completion tokens, {anchors} "

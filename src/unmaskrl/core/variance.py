@@ -28,6 +28,7 @@ from torch import Tensor
 
 from .denoiser import Denoiser
 from .estimators.base import Estimator, Update
+from .precision import finest
 from .rng import draw_seed, named_generator
 from .scoring import frozen_token_logps
 from .types import Rollout, Views
@@ -125,7 +126,7 @@ def draw_totals(
             logps = frozen_token_logps(
                 denoiser, copies, estimator, _stacked(pending), max_canvases=max_canvases
             )
-            totals += logps.double().sum(-1).reshape(len(pending), -1).cpu().unbind(0)
+            totals += finest(logps).sum(-1).reshape(len(pending), -1).cpu().unbind(0)
             if on_draws:
                 on_draws(len(pending))
             pending = []

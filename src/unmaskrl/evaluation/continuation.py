@@ -18,6 +18,7 @@ import torch
 from ..core.canvas import blank_canvas
 from ..core.estimators import elbo
 from ..core.finite import NotFiniteError, where_from
+from ..core.precision import finest
 from ..core.rng import named_generator
 from ..core.rollouts import DecodeSettings, LocalRollouts
 from ..core.scoring import frozen_token_logps
@@ -50,7 +51,7 @@ def continuation_logps(
             rollout, denoiser.mask_id, named_generator(seed, "loglikelihood")
         )
         logps = frozen_token_logps(denoiser, rollout, estimator, views, max_canvases=max_canvases)
-        for i, value in zip(batch, logps.double().sum(-1).tolist(), strict=True):
+        for i, value in zip(batch, finest(logps).sum(-1).tolist(), strict=True):
             if math.isnan(value):
                 raise NotFiniteError(
                     f"the log-likelihood of an answer is NaN: {where_from(denoiser)}"
@@ -107,7 +108,7 @@ def given_rollout(denoiser: ModelDenoiser, pairs: Sequence[Pair]) -> Rollout:
         exit_step=zeros,
         row_ids=names,
         group_ids=names,
-        gamma=zeros.double(),
+        gamma=finest(zeros),
         gen_length=length,
         temperature=1.0,
         exact=True,

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..core.canvas import blank_canvas
 from ..core.decoding import Gamma
+from ..core.precision import finest_dtype
 from ..core.rng import named_generator
 from ..core.rollouts import LocalRollouts, Rollouts
 from ..core.threshold_head import ThresholdHead, best_gamma
@@ -280,7 +281,11 @@ def decode_blank(
         row_ids=row_ids,
         device=denoiser.device,
     )
-    gamma = gamma_for(settings, canvas, head) if gammas is None else gammas.to(denoiser.device)
+    gamma = (
+        gamma_for(settings, canvas, head)
+        if gammas is None
+        else gammas.to(denoiser.device, finest_dtype(denoiser.device))
+    )
     return rollouts.sample(canvas, settings_at(settings, temperature), generator, gamma)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ..core.precision import finest_dtype
 from ..core.threshold_head import ThresholdHead
 from ..utils.files import read_json
 from ..utils.torch_setup import DTYPES, pick_device
@@ -101,6 +102,8 @@ def load(
         raise ValueError(f"quantize: expected nf4 or nothing, got {quantize!r}")
     place = pick_device(device)
     wanted = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if wanted == torch.float64 and finest_dtype(place) != torch.float64:
+        raise ValueError(f"dtype: {place.type} has no float64; use float32 or bfloat16")
     denoiser, tokenizer, folder = open_checkpoint(
         path, "cpu" if quantize else place, wanted, revision, named_family(family, "family")
     )

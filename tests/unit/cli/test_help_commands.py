@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from unmaskrl.cli.main import main
-from unmaskrl.cli.show.doctor import OPTIONAL, facts
+from unmaskrl.cli.show.doctor import OPTIONAL, accelerators, facts
 from unmaskrl.recipes.files import RECIPES, composed_names
 from unmaskrl.recipes.load import load_recipe
 from unmaskrl.recipes.reference import components, find, settings
@@ -73,6 +74,12 @@ def test_doctor_names_the_extra_of_a_missing_package(
     assert main(["doctor"]) == 0
     (line,) = (x for x in capsys.readouterr().out.splitlines() if "no_such_package" in x)
     assert "pip install 'unmaskrl[nothing]'" in line
+
+
+def test_doctor_says_that_apples_device_is_untried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert accelerators() == [("gpu", "Apple (mps), untried: --device mps for eval and sample")]
 
 
 @pytest.mark.parametrize("name", ["sudoku-mini", "countdown-zero-stp", "llada-8b-gsm8k-stp"])

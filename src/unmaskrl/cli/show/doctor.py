@@ -81,7 +81,7 @@ def accelerators() -> list[tuple[str, str]]:
             for i in range(torch.cuda.device_count())
         ]
     if torch.backends.mps.is_available():
-        return [("gpu", "Apple (mps): --device mps for eval and sample")]
+        return [("gpu", "Apple (mps), untried: --device mps for eval and sample")]
     built = torch.version.cuda or "without CUDA"
     return [("gpu", f"none found; torch is built {built}")]
 

@@ -25,11 +25,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Float64, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..denoiser import Denoiser, end_ids
 from ..finite import NotFiniteError, where_from
+from ..precision import finest, finest_dtype
 from ..rng import counter_uniform, draw_seed
 from ..types import Canvas, Rollout, first_eos_mask, is_any
 from .sample import confidence_at_one, draw, drawn_confidence, masked_log_softmax, row_chunks
@@ -82,13 +83,11 @@ def decode(
             "generator="
         )
     seed = draw_seed(generator) if random and generator is not None else None
-    state = _State.start(canvas, gamma)
+    state = _State.start(canvas, gamma, exit_at)
     for _ in range(canvas.gen_length + 1):  # every call reveals a token of every row in it
         if not (rows := state.active()).numel():
             break
-        plan = _plan(
-            state, rows, denoiser.mask_id, block_length, steps, exit_at, rule.prefix is not None
-        )
+        plan = _plan(state, rows, denoiser.mask_id, block_length, steps, rule.prefix is not None)
         hidden = denoiser.hidden(
             state.ids[rows], canvas.attention_mask[rows] if state.padded else None
         )
@@ -165,6 +164,11 @@ def exit_count(num_open: int, exit_at: float) -> int:
     return math.ceil(exit_at * num_open - 1e-9)
 
 
+def _exit_counts(num_open: Tensor, exit_at: float, gen_length: int) -> Int[Tensor, " B"]:
+    counts = [exit_count(n, exit_at) for n in range(gen_length + 1)]
+    return torch.tensor(counts, device=num_open.device)[num_open]
+
+
 @dataclass(frozen=True, slots=True)
 class _Plan:
     """What the next call does to each active row: positions it may reveal, how many, and whether it
@@ -186,6 +190,7 @@ class _State:
     nfe: Tensor
     exit_step: Tensor
     num_open: Tensor  # open tokens at the start, f
+    keep: Tensor | None  # how many of them are decided before the exit; None without one
     done: Tensor
     block: Tensor  # active block of each row, and its open tokens and calls since it became active
     block_open: Tensor
@@ -195,11 +200,11 @@ class _State:
     first: bool = True
 
     @classmethod
-    def start(cls, canvas: Canvas, gamma: Gamma | None) -> _State:
+    def start(cls, canvas: Canvas, gamma: Gamma | None, exit_at: float | None) -> _State:
         open_mask = canvas.attention_mask & ~canvas.prompt_mask & ~canvas.fixed_mask
         num_open = open_mask.sum(-1)
         zeros = torch.zeros_like(num_open)
-        given = zeros.double() + (0.0 if gamma is None or callable(gamma) else gamma)
+        given = finest(zeros) + (0.0 if gamma is None or callable(gamma) else gamma)
         return cls(
             canvas=canvas,
             padded=not bool(canvas.attention_mask.all()),
@@ -211,6 +216,7 @@ class _State:
             nfe=zeros.clone(),
             exit_step=zeros.clone(),
             num_open=num_open,
+            keep=None if exit_at is None else _exit_counts(num_open, exit_at, canvas.gen_length),
             done=num_open == 0,
             block=zeros - 1,
             block_open=zeros.clone(),
@@ -300,7 +306,6 @@ def _plan(
     mask_id: int,
     block_length: int,
     steps: int,
-    exit_at: float | None,
     adaptive: bool,
 ) -> _Plan:
     """Active block, quota (or all of the window, for adaptive rules) and exit of each active
@@ -321,10 +326,10 @@ def _plan(
     count = window.sum(-1) if adaptive else n // k + (i < n % k)
     state.block_calls[rows] += 1
     exits = torch.zeros_like(fresh)
-    if exit_at is not None:
+    if state.keep is not None:
         left = open_mask.sum(-1)
-        keep = (state.num_open[rows].double() * exit_at - 1e-9).ceil().long()
-        missing = keep - (state.num_open[rows] - left)  # tokens still to decide before the exit
+        # tokens still to decide before the exit
+        missing = state.keep[rows] - (state.num_open[rows] - left)
         exits = missing <= 0
         window = torch.where(exits[:, None], open_mask, window)
         count = torch.where(exits, left, torch.minimum(count, missing))
@@ -370,10 +375,10 @@ def _reveal(
     state.broken |= ~(logps.isfinite() & (tokens != denoiser.mask_id)).all()
 
 
-def _uniform(seed: int | None, stream: int, *key: Int[Tensor, " R"]) -> Float64[Tensor, " R"]:
+def _uniform(seed: int | None, stream: int, *key: Int[Tensor, " R"]) -> Float[Tensor, " R"]:
     """A uniform per position; zeros, which nothing looks at, where nothing is random."""
     if seed is None:
-        return torch.zeros(key[0].shape, dtype=torch.float64, device=key[0].device)
+        return torch.zeros(key[0].shape, dtype=finest_dtype(key[0].device), device=key[0].device)
     return counter_uniform(seed, torch.full_like(key[0], stream), *key)
 
 

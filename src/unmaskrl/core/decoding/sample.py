@@ -7,9 +7,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import logsigmoid, pad
+
+from ..precision import finest
 
 # Elements of one (rows, V) block of logits: 32 MB in fp32, the largest that glibc's malloc will
 # reuse. Half of it costs a third more per row at V = 126,464, where each chunk reads the whole
@@ -44,11 +46,9 @@ def masked_log_softmax(logits: Tensor, mask_id: int, temperature: float) -> Floa
     return (wide + blocked).log_softmax(-1)
 
 
-def inverse_cdf(
-    logps_RV: Float[Tensor, "R V"], uniform: Float64[Tensor, " R"]
-) -> Int[Tensor, " R"]:
+def inverse_cdf(logps_RV: Float[Tensor, "R V"], uniform: Float[Tensor, " R"]) -> Int[Tensor, " R"]:
     """The token v with CDF(v - 1) <= u < CDF(v); tokens of probability 0 are never drawn. CDF in
-    fp64.
+    fp64 (``precision.finest``).
 
     In two steps, a cell of tokens and a token in it, so that only R V / 128 + R 128 numbers are
     summed up in fp64. A row that is NaN gives the last token, whose log-probability is NaN for
@@ -56,16 +56,17 @@ def inverse_cdf(
     runs on it.
     """
     mass = pad(logps_RV.exp(), (0, -logps_RV.shape[-1] % _CELL)).unflatten(-1, (-1, _CELL))
-    cdf = mass.sum(-1).double().cumsum(-1)
+    cdf = finest(mass.sum(-1)).cumsum(-1)
     cell, before = _search(cdf, uniform[:, None] * cdf[:, -1:])
-    inside = mass[torch.arange(len(mass), device=mass.device), cell.squeeze(-1)].double().cumsum(-1)
+    chosen = mass[torch.arange(len(mass), device=mass.device), cell.squeeze(-1)]
+    inside = finest(chosen).cumsum(-1)
     token, _ = _search(inside, before)
     return (cell * _CELL + token).squeeze(-1).clamp(max=logps_RV.shape[-1] - 1)
 
 
 def _search(
-    cdf: Float64[Tensor, "R N"], target: Float64[Tensor, "R 1"]
-) -> tuple[Int[Tensor, "R 1"], Float64[Tensor, "R 1"]]:
+    cdf: Float[Tensor, "R N"], target: Float[Tensor, "R 1"]
+) -> tuple[Int[Tensor, "R 1"], Float[Tensor, "R 1"]]:
     """The first index with cdf > target (the last one with mass if there is none), and what of
     target lies in its cell.
     """
@@ -76,7 +77,7 @@ def _search(
 
 
 def draw(
-    logps_RV: Float[Tensor, "R V"], temperature: float, uniform: Float64[Tensor, " R"]
+    logps_RV: Float[Tensor, "R V"], temperature: float, uniform: Float[Tensor, " R"]
 ) -> Int[Tensor, " R"]:
     """Greedy tokens at temperature 0, else inverse-CDF draws from ``logps_RV`` (already
     tempered).

@@ -24,6 +24,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..precision import finest
+
 Score = Callable[[Tensor | None, Tensor | None, Tensor, Tensor], Tensor]
 Prefix = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -93,7 +95,7 @@ def left_to_right(
     logps_RV: Tensor | None, drawn_logps: Tensor | None, uniform: Tensor, offset: Int[Tensor, " R"]
 ) -> Float[Tensor, " R"]:
     """Position order."""
-    return -offset.double()
+    return -finest(offset)
 
 
 def entropy_bounded(
@@ -107,7 +109,7 @@ def entropy_bounded(
     falls along the prefix, in any order. gamma = 0: one token (and those of entropy 0); inf: the
     whole block.
     """
-    entropy_AG = torch.where(valid_AG, -minus_entropy_AG.double(), 0.0).clamp(min=0)
+    entropy_AG = torch.where(valid_AG, -finest(minus_entropy_AG), 0.0).clamp(min=0)
     bound = entropy_AG.cumsum(-1) - entropy_AG.cummax(-1).values
     return (valid_AG & (bound <= gamma[:, None])).sum(-1)
 

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..precision import finest
 from ..rng import counter_uniform
 from ..types import Rollout, Views, completion_columns
 
@@ -171,7 +172,7 @@ def any_order_views(
     ]
     if bool(exits.any()):
         ids.append(mask_view(rollout, exits, mask_id))
-        weights.append(exits.double())
+        weights.append(finest(exits))
     return stack_views(ids, weights)
 
 

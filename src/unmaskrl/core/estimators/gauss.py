@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..precision import finest_dtype
 from ..rng import draw_seed
 from ..types import Rollout, Views
 from .base import (
@@ -55,7 +56,7 @@ def gauss(*, num_nodes: int = 3, weight: str = "rate", hide_anchors: bool = Fals
                     subset,
                     w * size / count
                     if weight == "count"
-                    else torch.full_like(size, w / rate, dtype=torch.float64),
+                    else torch.full_like(size, w / rate, dtype=finest_dtype(size.device)),
                 )
             )
         return any_order_views(rollout, mask_id, draws)
