@@ -205,23 +205,9 @@ QUOTA_RULES = ["confidence", "entropy", "left_to_right", "margin", "max_prob", "
 
 def tiny_llada(dtype: torch.dtype = torch.float64, seed: int = 3):
     """A random LLaDA of 11 ordinary tokens (mask 11, EOS 12, pad 13); EOS is drawn now and then."""
-    from unmaskrl.models.denoiser import ModelDenoiser
-    from unmaskrl.models.families.llada import LLaDA, LLaDAConfig
+    from unmaskrl.testing.cases import tiny_model
 
-    config = LLaDAConfig(
-        d_model=16,
-        n_heads=4,
-        n_kv_heads=2,
-        n_layers=2,
-        mlp_hidden_size=24,
-        vocab_size=14,
-        embedding_size=16,
-        mask_token_id=11,
-        eos_token_id=12,
-        pad_token_id=13,
-    )
-    model = LLaDA(config).init_weights(seeded(seed), std=0.6)
-    return ModelDenoiser.from_model(model.to(dtype).eval())
+    return tiny_model(dtype, seed)
 
 
 def train_batch(

@@ -17,10 +17,8 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def tiny_model() -> ModelDenoiser:
-    """A random LLaDA of 11 ordinary tokens (mask 11, EOS 12, pad 13) in float64; EOS is drawn now
-    and then.
-    """
+def tiny_model(dtype: torch.dtype = torch.float64, seed: int = 3) -> ModelDenoiser:
+    """A random LLaDA of 11 ordinary tokens (mask 11, EOS 12, pad 13); EOS is drawn now and then."""
     config = LLaDAConfig(
         d_model=16,
         n_heads=4,
@@ -33,8 +31,8 @@ def tiny_model() -> ModelDenoiser:
         eos_token_id=12,
         pad_token_id=13,
     )
-    model = LLaDA(config).init_weights(seeded(3), std=0.6)
-    return ModelDenoiser.from_model(model.to(torch.float64).eval())
+    model = LLaDA(config).init_weights(seeded(seed), std=0.6)
+    return ModelDenoiser.from_model(model.to(dtype).eval())
 
 
 def hand_made(denoiser: ModelDenoiser) -> Rollout:
