@@ -107,7 +107,7 @@ def test_a_stopped_process_resumes_where_it_was(
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and newest(out)["step"] in (2, 3)
-    assert "go on with: python -m unmaskrl.cli train sudoku-mini " in err
+    assert "go on with: python -m unmaskrl train sudoku-mini " in err
     assert_goes_on(out, straight, err, capsys)
 
 

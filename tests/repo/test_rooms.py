@@ -28,6 +28,7 @@ BELOW: dict[str, set[str]] = {
     "reporting": {"core", "evaluation", "utils"},
     "training": {"core", "models", "tasks", "utils", "recipes", "evaluation", "reporting"},
     "cli": {"core", "models", "tasks", "utils", "recipes", "evaluation", "reporting", "training"},
+    "__main__": {"cli"},
 }
 LARGEST_ROOM = 15
 HEAVY = {

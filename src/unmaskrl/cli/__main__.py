@@ -1,9 +1,7 @@
-"""``python -m unmaskrl.cli``: the command where it is not installed as one, and what `accelerate
-launch -m` starts.
-"""
+"""``python -m unmaskrl.cli``: the same as ``python -m unmaskrl``."""
 
 import sys
 
-from .main import main
+from .entry import main
 
 sys.exit(main())

@@ -75,7 +75,7 @@ def _kept(args: Arguments) -> Path | None:
 def _command(words: Sequence[str]) -> str:
     """The command line as it was typed, or what a launcher has to start on every process."""
     started = Path(sys.argv[0]).name
-    program = "python -m unmaskrl.cli" if started == "__main__.py" else "unmaskrl"
+    program = "python -m unmaskrl" if started == "__main__.py" else "unmaskrl"
     line = f"{program} {shlex.join(words)}"
     return (
         f"{line} (by the same launcher, on {num_processes()} processes)"
