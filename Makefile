@@ -20,7 +20,7 @@ check: lint types unit
 lint: $(DEV)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/codespell src tests docs README.md CHANGELOG.md dev
+	$(VENV)/bin/codespell src tests docs examples README.md CHANGELOG.md dev
 
 types: $(DEV)
 	$(VENV)/bin/pyright

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import sys
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from unmaskrl.testing import check_task
 from unmaskrl.training.loop import train
 from unmaskrl.utils.imports import load_object
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "own_task"
 OWN = '''
 from unmaskrl.tasks import BaseTask, Example, Grade
 
@@ -236,20 +234,3 @@ def test_a_factory_that_raises_is_told_in_one_line(
     (own / "late_part.py").write_text("def late():\n    return {}['gold']\n")
     said = refused(capsys, "sample", "mini", "--task", "late_part.py:late", "--threads", "1")
     assert re.search(r"task late_part.py:late: raised .*late_part.py:2: KeyError: 'gold'", said)
-
-
-def test_the_example_runs_as_it_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = tmp_path / "own_task"
-    shutil.copytree(EXAMPLE, folder)
-    monkeypatch.chdir(folder)
-    check_task(load_object("own_task.py:Largest", "task"))
-    settings = [s for s in TINY if not s.startswith("decode.")]
-    for words in (["check", "own_task.yaml"], ["train", "own_task.yaml", *settings]):
-        code, said = run(capsys, *words)
-        assert code == 0, said
-    out = f"runs/{load_recipe('own_task.yaml').name}-s0"
-    words = ["--task", "own_task.py:Largest", "--size", "8", "--threads", "1"]
-    code, said = run(capsys, "eval", out, *words)
-    assert code == 0, said

@@ -127,6 +127,17 @@ class CheckArguments(Arguments):
 
 
 @dataclass(kw_only=True)
+class InitArguments(Arguments):
+    """Write a task, a reward and a recipe of your own into a new folder; they run as they are."""
+
+    command = "init"
+    panel = "Training"
+    runs = "init:init_command"
+
+    folder: Annotated[str, Argument(help="a new folder, or an empty one")]
+
+
+@dataclass(kw_only=True)
 class RecipesArguments(Arguments):
     """List the shipped recipes, show one as it is, or copy it to a file."""
 
@@ -319,6 +330,7 @@ COMMANDS: tuple[type[Arguments], ...] = (
     TrainArguments,
     SFTArguments,
     CheckArguments,
+    InitArguments,
     ReportArguments,
     EvalArguments,
     SampleArguments,
