@@ -54,3 +54,16 @@ def test_links_between_pages_lead_somewhere() -> None:
         for target, _ in pattern.findall(page.read_text(encoding="utf-8")):
             if not target.startswith(("http", "mailto:")):
                 assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_links_to_files_of_the_repository_lead_somewhere() -> None:
+    """The site has docs/ alone, so what lies outside is linked where the repository is."""
+    start = "https://github.com/unmaskrl/unmaskrl"
+    pattern = re.compile(rf"{start}/(?:tree|blob)/main/([^)#\s]+)")
+    found = [
+        (page.name, target)
+        for page in (ROOT / "docs").glob("*.md")
+        for target in pattern.findall(page.read_text(encoding="utf-8"))
+    ]
+    assert found
+    assert not [(page, target) for page, target in found if not (ROOT / target).exists()]
