@@ -23,11 +23,8 @@ SOURCES = [
     path
     for folder in ("src", "benchmarks", "examples")
     for path in sorted((ROOT / folder).rglob("*.py"))
-    if SOURCE / "training" not in path.parents
 ]
 LONGEST = 60  # lines of a function without its docstring
-# Functions of the training loop that are longer, with their lines: to be split.
-LONGER = {"collect": 66, "rollout_step": 63}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
@@ -37,8 +34,7 @@ def test_sizes(path: Path) -> None:
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
             length = (node.end_lineno or 0) - node.lineno + 1 - docstring_lines(node)
-            limit = LONGER.get(node.name, LONGEST) if "training" in path.parts else LONGEST
-            assert length <= limit, f"{node.name} has {length} lines; split it"
+            assert length <= LONGEST, f"{node.name} has {length} lines; split it"
 
 
 def docstring_lines(node: ast.FunctionDef) -> int:

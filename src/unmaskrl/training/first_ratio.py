@@ -1,5 +1,5 @@
 """Before anything is updated, every ratio must be 1: the check that scoring with gradient is
-scoring without (shell).
+scoring without.
 """
 
 from __future__ import annotations

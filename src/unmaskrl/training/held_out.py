@@ -9,7 +9,7 @@ from ..core.types import Rollout
 from ..evaluation.evaluate import EvalRequest, evaluate
 from ..evaluation.prompts import fitting
 from ..reporting.progress import Progress
-from ..tasks import Example, told
+from ..tasks import Example
 from ..utils.files import read_jsonl
 from .log import log_eval
 from .saved_models import averaged
@@ -21,8 +21,7 @@ def evaluate_run(run: Run, split: str, weights: Sequence[str], progress: Progres
     split, by the main process.
     """
     e = run.recipe.eval
-    with told(run.task.name, "examples"):
-        examples = run.task.examples(split)[: e.size if split == "test" else e.size_during]
+    examples = run.task.examples(split)[: e.size if split == "test" else e.size_during]
     fits = fitting(run.recipe, run.task, run.tokenizer, examples, run.denoiser.max_length)
     for note in fits.notes:
         progress.note(f"{split}: {note}")

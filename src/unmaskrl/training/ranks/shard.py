@@ -1,4 +1,4 @@
-"""Weights split over ranks (shell), by torch's FSDP2: the blocks' parameters, gradients and
+"""Weights split over ranks, by torch's FSDP2: the blocks' parameters, gradients and
 optimiser state.
 
 What is outside the blocks (embedding, final norm, output head) stays whole on every rank, so logits

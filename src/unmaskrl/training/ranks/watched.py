@@ -1,4 +1,4 @@
-"""Denoisers that look before every call whether a signal came (shell)."""
+"""Denoisers that look before every call whether a signal came."""
 
 from __future__ import annotations
 

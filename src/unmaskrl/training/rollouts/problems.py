@@ -12,7 +12,7 @@ from ...core.rng import named_generator
 from ...core.types import Rollout
 from ...evaluation.prompts import fitting
 from ...recipes.schema import Recipe
-from ...tasks import Example, Task, told
+from ...tasks import Example, Task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,8 +45,7 @@ class Problems:
         self.recipe = recipe
         self.task = task
         self.tokenizer = tokenizer
-        with told(task.name, "examples"):
-            examples = task.examples("train")[: recipe.train.num_prompts]
+        examples = task.examples("train")[: recipe.train.num_prompts]
         fits = fitting(recipe, task, tokenizer, examples, max_length)
         self.examples = fits.examples
         self.prompts = fits.prompts

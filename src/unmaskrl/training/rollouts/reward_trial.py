@@ -1,4 +1,4 @@
-"""Rewards are tried before a run (shell), so that one that cannot work stops it while nothing is
+"""Rewards are tried before a run, so that one that cannot work stops it while nothing is
 decoded or written.
 """
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...models.tokenizer import decode_texts, encode_prompt, encode_reference
-from ...tasks import CallContext, Example, Task, TrainerState, TrlReward, grade, told
+from ...tasks import CallContext, Example, Task, TrainerState, TrlReward, grade
 
 
 def try_rewards(
@@ -26,8 +26,7 @@ def try_rewards(
     Returns what to tell of them. Raises ValueError, naming the function, if one raises or returns
     what is no reward.
     """
-    with told(task.name, "reference"):
-        text = task.reference(example)
+    text = task.reference(example)
     if text is None:
         ids = encode_prompt(tokenizer, task.prompt(example))
         text = decode_texts(tokenizer, [ids])[0]

@@ -1,4 +1,4 @@
-"""Training the threshold head inside the RL loop (shell): what it drew, what that was worth, its
+"""Training the threshold head inside the RL loop: what it drew, what that was worth, its
 own optimiser.
 """
 

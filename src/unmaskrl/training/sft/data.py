@@ -12,7 +12,7 @@ from ...models.denoiser import ModelDenoiser
 from ...models.tokenizer import encode_prompt, encode_reference
 from ...recipes.registry import COMPONENTS, make_task, setting
 from ...recipes.schema import SFTMixture
-from ...tasks import LazyTask, Task, told
+from ...tasks import LazyTask, Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,19 +43,15 @@ class SFTData:
 def encode_mixture(part: SFTMixture, tokenizer: Any, denoiser: ModelDenoiser) -> SFTData:
     """References and lazy demonstrations of a task's training problems as ids."""
     task = mixture_task(part)
-    with told(task.name, "examples"):
-        examples = task.examples("train")[: part.num_examples][: part.first]
-    with told(task.name, "reference"):
-        # a problem without a known solution teaches nothing here
-        pairs = [(e, text) for e in examples if (text := task.reference(e)) is not None]
+    examples = task.examples("train")[: part.num_examples][: part.first]
+    # a problem without a known solution teaches nothing here
+    pairs = [(e, text) for e in examples if (text := task.reference(e)) is not None]
     if not pairs:
         raise ValueError(
             f"{task.name}: none of {len(examples)} problems has a reference to learn from: give "
             "others"
         )
-    with told(task.name, "prompt"):
-        texts = [task.prompt(example) for example, _ in pairs]
-    prompts = [encode_prompt(tokenizer, text) for text in texts]
+    prompts = [encode_prompt(tokenizer, task.prompt(example)) for example, _ in pairs]
     references = _encode_all(tokenizer, [text for _, text in pairs])
     lazy = references
     if isinstance(task, LazyTask):
