@@ -53,7 +53,7 @@ CHANGES: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
     "sys.stdout": (lambda: sys.stdout, lambda: setattr(sys, "stdout", None)),
     "the handler of SIGINT": (
         lambda: signal.getsignal(signal.SIGINT),
-        lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+        lambda: signal.signal(signal.SIGINT, lambda *_: None),
     ),
     "the alarm clock": (
         lambda: signal.getitimer(signal.ITIMER_REAL)[0] > 0,
