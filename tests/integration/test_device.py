@@ -19,7 +19,7 @@ from unmaskrl.training.loop import train
 SETTINGS = (
     "model.random_init=tiny train.steps=1 train.prompts_per_step=2 train.group_size=2 "
     "train.num_iterations=2 run.threads=1 "
-    "run.log_with=[] decode.gen_length=8 decode.block_length=8 decode.steps=2 eval.size=1 "
+    "run.log_with=[] decode.gen_length=4 decode.block_length=4 decode.steps=2 eval.size=1 "
     "eval.size_during=1 "
     "task.train_size=8 task.eval_size=4 run.save_every=1 run.keep_checkpoints=3 "
     "run.variance_draws=2 model.lora.rank=2"

@@ -79,7 +79,8 @@ class StoppedAt(Progress):
 
     def step(self, row: dict) -> None:
         if row["step"] == self.at:
-            os.kill(os.getpid(), signal.SIGINT)
+            # not SIGINT: a test run in the background may have been told to ignore that
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_adapters_train_stop_resume_and_load(tmp_path: Path) -> None:

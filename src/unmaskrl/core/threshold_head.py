@@ -46,19 +46,18 @@ class ThresholdHead(nn.Module):
     ) -> None:
         super().__init__()
         check_grid(gammas, start, floor)
-        self.d_model, self.grid, self.start, self.width, self.floor = (
-            d_model,
-            tuple(gammas),
-            start,
-            width,
-            floor,
-        )
+        self.d_model = d_model
+        self.grid = tuple(gammas)
+        self.start = start
+        self.width = width
+        self.floor = floor
         self.norm = nn.LayerNorm(d_model)
         # nn.Linear's own initialisation would draw from the global generator
         with torch.device("meta"):
             inner = nn.Linear(d_model, width)
             outer = nn.Linear(width, len(gammas))
-        self.inner, self.outer = inner.to_empty(device="cpu"), outer.to_empty(device="cpu")
+        self.inner = inner.to_empty(device="cpu")
+        self.outer = outer.to_empty(device="cpu")
         distance = (torch.arange(len(gammas)) - self.grid.index(start)).abs()
         with torch.no_grad():
             for empty in (self.inner.weight, self.inner.bias, self.outer.weight):

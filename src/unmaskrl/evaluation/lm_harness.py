@@ -110,12 +110,11 @@ class UnmaskRLModel(LM):
         self.seed = seed
         self.num_mc = num_mc
         self.check_greedy = check_greedy
-        self.max_length, self.max_canvases, self.batch_size = (
-            max_length,
-            max_canvases,
-            int(batch_size),
-        )
-        self._device, self._warned = self.denoiser.device, set[str]()
+        self.max_length = max_length
+        self.max_canvases = max_canvases
+        self.batch_size = int(batch_size)
+        self._device = self.denoiser.device
+        self._warned = set[str]()
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """Decode the fixed canvas of ``gen_length`` tokens, then cut the text at the first stop

@@ -228,7 +228,8 @@ def search(puzzle: str, rng: random.Random | None = None) -> Iterator[str]:
             )
         before, cell, digits = stack[-1]
         digit = digits.pop(0)
-        grid[cell], masks = str(digit), before.copy()
+        grid[cell] = str(digit)
+        masks = before.copy()
         masks[cell] = 0
         for other in own.peers[cell]:
             masks[other] &= ~(1 << digit)

@@ -48,7 +48,9 @@ class Guard:
             raise ValueError(
                 f"got seconds={seconds}, megabytes={megabytes}: expected positive limits"
             )
-        self.target, self.seconds, self.megabytes = target, float(seconds), int(megabytes)
+        self.target = target
+        self.seconds = float(seconds)
+        self.megabytes = int(megabytes)
         self.timeouts = self.crashes = self.errors = 0
         self.last_error = ""
         self._forget()
@@ -91,7 +93,9 @@ class Guard:
         self._rest = b""
 
     def _forget(self) -> None:
-        self._owner, self._lock, self._rest = os.getpid(), threading.Lock(), b""
+        self._owner = os.getpid()
+        self._lock = threading.Lock()
+        self._rest = b""
         self._process: subprocess.Popen[bytes] | None = None
         self._finalizer: weakref.finalize | None = None
 
