@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from unmaskrl.recipes.load import load_recipe
 from unmaskrl.recipes.reference import settings, sft_settings
+from unmaskrl.recipes.schema import SFTRecipe
 
 ROOT = Path(__file__).parents[2]
 _spec = importlib.util.spec_from_file_location("pages", ROOT / "dev" / "pages.py")
@@ -67,3 +69,11 @@ def test_links_to_files_of_the_repository_lead_somewhere() -> None:
     ]
     assert found
     assert not [(page, target) for page, target in found if not (ROOT / target).exists()]
+
+
+def test_the_supervised_recipe_of_the_page_is_one(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"```yaml\n(# sft\.yaml\n.*?)```", page, re.S)
+    (tmp_path / "sft.yaml").write_text(text)
+    recipe = load_recipe(str(tmp_path / "sft.yaml"), [], SFTRecipe)
+    assert recipe.model.lora and recipe.data[0].gen_length == recipe.eval_decode["jsonl"].gen_length
