@@ -94,9 +94,11 @@ def test_a_finished_run_of_two_steps_becomes_one_of_three(
     equals a straight run.
     """
     out = copied(short, tmp_path)
-    said = run(out, "eval.batch_size=3", resume=True)
+    said = run(out, "run.keep_checkpoints=1", resume=True)
     assert "resumed from update-000004 (step 2, inner update 0)" in said
-    assert any("train.steps 2 -> 3" in line and "eval.batch_size 256 -> 3" in line for line in said)
+    assert any(
+        "train.steps 2 -> 3" in line and "run.keep_checkpoints 3 -> 1" in line for line in said
+    )
     assert_same(out, straight)
     kept, now = (
         yaml.safe_load((out / name).read_text()) for name in ("config-old-1.yaml", "config.yaml")
@@ -104,7 +106,7 @@ def test_a_finished_run_of_two_steps_becomes_one_of_three(
     assert (kept["train"]["steps"], now["train"]["steps"], now["run"]["out"]) == (2, 3, str(out))
     assert json.loads((out / "summary-old-1.json").read_text())["steps"] == 2
     with pytest.raises(ValueError, match="stands at step 3 already; set at least that"):
-        run(out, "train.steps=2", "eval.batch_size=3", resume=True)
+        run(out, "train.steps=2", "run.keep_checkpoints=1", resume=True)
     assert json.loads((out / "summary.json").read_text())["steps"] == 3
 
 
