@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.browser.driver import Browser, installed
+from tests.browser.driver import Browser
 from tests.unit.reporting.test_compare import changed
 from tests.unit.reporting.test_report import make_run, sample, write_lines
 from unmaskrl.reporting.compare import write_comparison
@@ -25,7 +24,6 @@ WIDTHS = (360, 800, 1400)
 RIGHT = "\ue014"
 LEFT = "\ue012"
 HOME = "\ue011"
-NOTE = "no browser: install chromium and chromedriver (Debian: chromium chromium-driver)"
 # texts of a drawing that share more than a hair
 OVERLAPS = """
 const found = [];
@@ -42,15 +40,6 @@ for (const svg of document.querySelectorAll("figure svg")) {
 }
 return found;
 """
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    found = installed()
-    if found is None:
-        pytest.skip(NOTE)
-    with Browser(*found) as window:
-        yield window
 
 
 @pytest.fixture(scope="module")

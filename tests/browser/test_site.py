@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.browser.driver import Browser, installed
-from tests.browser.test_pages import NOTE, PICTURES, ROOT, WIDTHS
+from tests.browser.driver import Browser
+from tests.browser.test_pages import PICTURES, ROOT, WIDTHS
 
 SITE = ROOT / "build" / "site"
 PAGES = ("index.html", "first-run/index.html", "settings/index.html", "metrics/index.html")
@@ -34,15 +34,6 @@ def site() -> Iterator[str]:
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    found = installed()
-    if found is None:
-        pytest.skip(NOTE)
-    with Browser(*found) as window:
-        yield window
 
 
 @pytest.mark.parametrize("page", PAGES)

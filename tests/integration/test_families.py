@@ -178,6 +178,12 @@ def test_a_family_from_outside_is_checked_trained_resumed_and_evaluated(
     own_eval = ["eval", str(out), "--task", "sudoku", "--family", f"{source}:family"]
     code, said = run(capsys, *own_eval, "--size", "2", "--dtype", "auto", "--device", "cpu")
     assert code == 0, said
+    decode = "eval_decode={sudoku: {gen_length: 20, block_length: 20, steps: 2}}"
+    learn = ["train.steps=1", "model.random_init=tiny", "run.log_with=[]", "run.threads=1", decode]
+    learn += ["model.path=bag", "data.0.num_examples=8", "data.0.gen_length=200", own]
+    part = "data=[{task: {name: sudoku, eval_size: 2}, gen_length: 200, batch_size: 4}]"
+    code, said = run(capsys, "sft", "mini-base", part, *learn, f"run.out={tmp_path / 'sft'}")
+    assert code == 0 and "sudoku, greedy" in said, said
     model = [*TINY, f"model.path={out}", own, "run.probe=false", f"run.out={tmp_path / 'on'}"]
     code, said = run(capsys, "train", "sudoku-mini", *model)
     assert code == 0, said

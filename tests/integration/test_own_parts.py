@@ -55,6 +55,13 @@ def test_all_five_train_a_step_and_are_found_again_on_resume(
     row = json.loads((own / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert row["moved"] >= 0 and row["grad_norm"] >= 0
     capsys.readouterr()
+    task = ["--task", "sudoku", "--size", "2", "--draws", "2", "--threads", "1"]
+    both = "mine.py:all_hidden,elbo:num_mc=1"
+    assert main(["variance", "mini", *task, "--estimators", both, "--json", "v.json"]) == 0
+    names = [one["name"] for one in json.loads((own / "v.json").read_text())["estimators"]]
+    assert names == both.split(",")
+    assert main(["variance", "mini", *task, "--estimators", "mine.py:nothing:a=1"]) == 2
+    assert "--estimators mine.py:nothing:a=1: " in capsys.readouterr().err
     assert main(["train", "run", "train.steps=2", "--resume", "--quiet"]) == 0
     assert len((own / "run" / "metrics.jsonl").read_text().splitlines()) == 2
 

@@ -147,3 +147,29 @@ def test_a_saved_model_tells_where_it_comes_from(
     assert "| sudoku, greedy | 0.0% | 6 | 4.0 |" in card
     assert "supervised masked diffusion" in card and f"unmaskrl {u.__version__}" in card
     assert repr(u.load(tmp_path / "run")).startswith("Model(")
+
+
+def test_a_checkpoint_that_could_not_be_written_is_said_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*args: object) -> None:
+        raise OSError("checkpoint x could not be written (No space left on device)")
+
+    monkeypatch.setattr("unmaskrl.training.saving.save_run", full)
+    words = ["sft", "mini-base", *SMALL, "train.steps=1", f"run.out={tmp_path / 'run'}"]
+    assert main(words) == 2
+    said = capsys.readouterr()
+    assert "error: the run is complete, but checkpoint x could not be written" in said.err
+    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+
+
+def test_recipes_and_folders_of_the_other_kind_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert main(["sft", "mini-base", *SMALL, "train.steps=1", f"run.out={out}"]) == 0
+    for words in (["train", str(out), "--resume"], ["train", "mini-base"], ["sft", "sudoku-mini"]):
+        capsys.readouterr()
+        assert main(words) == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert lines[-1].startswith("unmaskrl: error: ") and "Traceback" not in " ".join(lines)

@@ -12,6 +12,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
@@ -158,7 +159,8 @@ def test_a_long_evaluation_is_left_at_once_and_not_done_twice(
     with monkeypatch.context() as patch:
         signal_in(patch, loop, "rollout_step", 1, signal.SIGINT)
         assert main(words(out)) == 130
-    assert newest(out)["log_bytes"]["eval.jsonl"] > 0 and num_lines(out / "metrics.jsonl") == 0  # type: ignore[index]
+    log_bytes: Any = newest(out)["log_bytes"]
+    assert log_bytes["eval.jsonl"] > 0 and num_lines(out / "metrics.jsonl") == 0
     capsys.readouterr()
     assert main(words(out, "--resume")) == 0
     assert "eval test base" not in capsys.readouterr().out

@@ -28,22 +28,25 @@ def sft_command(args: SFTArguments) -> int:
     recipe = load_recipe(args.recipe, args.overrides, SFTRecipe)
     console = PlainConsole(quiet=not is_main())  # a table per process would be 64 tables
     progress = Progress(console if is_main() else None)
-    out = run_sft(recipe, resume=args.resume, force=args.force, progress=progress)
+    run = run_sft(recipe, resume=args.resume, force=args.force, progress=progress)
     if is_main():
-        finish_sft(recipe, out, console)
+        finish_sft(recipe, run.out, console)
+    if run.unsaved:
+        raise OSError(f"the run is complete, but {run.unsaved}")
     return 0
 
 
 def finish_sft(recipe: SFTRecipe, out: Path, console: Console) -> None:
     """Evaluate the model, pass@1 (greedy) and pass@8, and put that into eval.json and its card."""
     folder = out / "model"
-    model = load(folder)
     results = {}
     figures: list[Figure] = []
-    for part in recipe.data:
-        settings = recipe.eval_decode.get(part.task["name"])
-        if settings is None:
-            continue
+    m = recipe.model
+    parts = [part for part in recipe.data if part.task["name"] in recipe.eval_decode]
+    if parts:
+        model = load(folder, dtype=m.dtype, family=m.family, quantize=m.quantize)
+    for part in parts:
+        settings = recipe.eval_decode[part.task["name"]]
         task: Task = make_task(part.task, "data.task")
         examples = task.examples("test")
         request = EvalRequest(

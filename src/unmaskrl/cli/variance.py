@@ -5,6 +5,7 @@ likelihood estimates vary.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,10 @@ from ..core.variance import compare_versions, rollout_figures, summarise
 from ..evaluation.evaluate import gamma_for
 from ..models.tokenizer import decode_texts
 from ..recipes.load import build_recipe, parse_overrides
-from ..recipes.registry import component, settings_at
+from ..recipes.registry import component, factory_of, settings_at
 from ..recipes.schema import Recipe
 from ..reporting.variance import variance_png, variance_table, verdicts
-from ..tasks import CallContext, grade
+from ..tasks import CallContext, Example, Task, grade
 from ..training.rollouts.anchors import Anchors
 from ..training.rollouts.problems import Problems
 from ..utils.files import write_json
@@ -93,17 +94,27 @@ def variance_command(args: VarianceArguments) -> int:
 
 
 def _estimator(spec: str, num_mc: int) -> Estimator:
-    """``name`` or ``name:key=value:key=value``; ``num_mc`` is the default of those that have such a
-    setting.
+    """``name`` or ``name:key=value:key=value``, where a name may be ``where:factory``; ``num_mc``
+    is the default of those that have such a setting.
     """
-    name, *settings = spec.split(":")
-    chosen = {"name": name, **parse_overrides(settings)}
-    if name in ESTIMATORS and "num_mc" in inspect.signature(ESTIMATORS[name]).parameters:
-        chosen.setdefault("num_mc", num_mc)
+    words = spec.split(":")
+    name = ":".join(word for word in words if "=" not in word)
     try:
+        chosen = {"name": name, **parse_overrides(word for word in words if "=" in word)}
+        if "num_mc" in inspect.signature(factory_of(chosen, ESTIMATORS, "estimator")).parameters:
+            chosen.setdefault("num_mc", num_mc)
         return component(chosen, ESTIMATORS, "estimator")
     except ValueError as error:
         raise ValueError(f"--estimators {spec}: {error}") from None
+
+
+def _check_references(task: Task, examples: Sequence[Example], keep: float) -> None:
+    for example in examples:
+        if task.reference(example) is None:
+            raise ValueError(
+                f"--keep {keep}: problem {example.id} has no known reference answer to take "
+                "anchors from"
+            )
 
 
 def _anchored_rollout(args: VarianceArguments, parts: Parts) -> tuple[Rollout, list[bool], int]:
@@ -125,12 +136,8 @@ def _anchored_rollout(args: VarianceArguments, parts: Parts) -> tuple[Rollout, l
             "run": {"seed": args.seed},
         }
     )
-    for example in examples if args.keep else []:
-        if task.reference(example) is None:
-            raise ValueError(
-                f"--keep {args.keep}: problem {example.id} has no known reference answer to take "
-                "anchors from"
-            )
+    if args.keep:
+        _check_references(task, examples, args.keep)
     problems = Problems(recipe, task, tokenizer, denoiser.max_length)
     anchors = Anchors(recipe, problems, denoiser)
     given = []

@@ -8,6 +8,7 @@ is the identity: hidden states are logits.
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -62,7 +63,8 @@ class ToyDenoiser:
     ) -> ToyDenoiser:
         """A joint with standard normal log-weights, in fp64."""
         weights = torch.randn(num_tokens**length, generator=generator, dtype=torch.float64)
-        return cls(weights, num_tokens=num_tokens, length=length, **options)  # pyright: ignore[reportArgumentType]
+        kwargs: dict[str, Any] = {"num_tokens": num_tokens, "length": length, **options}
+        return cls(weights, **kwargs)
 
     def log_joint(self) -> Float[Tensor, " N"]:
         """log p of each of ``completions``, nats."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -76,20 +76,7 @@ class UnmaskRLModel(LM):
         changes its settings.
         """
         super().__init__()
-        unknown = decode.keys() - set(DECODE)
-        if unknown:
-            raise ValueError(
-                f"--model_args: unknown {sorted(unknown)[0]!r}; decode settings are "
-                f"{', '.join(DECODE)}"
-            )
-        if dtype not in (*DTYPES, "auto"):
-            raise ValueError(
-                f"--model_args: dtype {dtype!r} is not one of {', '.join(DTYPES)}, auto"
-            )
-        if not str(batch_size).isdigit() or int(batch_size) < 1:
-            raise ValueError(
-                f"--batch_size {batch_size!r}: this model needs a whole number of at least 1"
-            )
+        _check_arguments(decode, dtype, batch_size)
         set_threads(threads)
         path = asset(pretrained)
         self.name = pretrained
@@ -251,6 +238,20 @@ def cut(text: str, stops: Sequence[str]) -> str:
     """The text before the first occurrence of any stop string."""
     ends = [text.find(stop) for stop in stops if stop]
     return text[: min((end for end in ends if end >= 0), default=len(text))]
+
+
+def _check_arguments(decode: Mapping[str, Any], dtype: str, batch_size: int | str) -> None:
+    unknown = decode.keys() - set(DECODE)
+    if unknown:
+        raise ValueError(
+            f"--model_args: unknown {sorted(unknown)[0]!r}; decode settings are {', '.join(DECODE)}"
+        )
+    if dtype not in (*DTYPES, "auto"):
+        raise ValueError(f"--model_args: dtype {dtype!r} is not one of {', '.join(DTYPES)}, auto")
+    if not str(batch_size).isdigit() or int(batch_size) < 1:
+        raise ValueError(
+            f"--batch_size {batch_size!r}: this model needs a whole number of at least 1"
+        )
 
 
 def main() -> int:

@@ -20,14 +20,12 @@ from typing import Any
 
 import yaml
 
+from .schema import Recipe
+
 RECIPES = Path(__file__).parent
 PARTS = RECIPES / "parts"
-
-
 SMALL = "small/common"
 SMALL_METHOD = "small/method"
-# how a composed recipe is written
-ORDER = "model task prior decode estimator advantage loss sampler optimizer train run eval".split()
 
 
 def recipe_names() -> list[str]:
@@ -162,9 +160,8 @@ def _compose(name: str) -> dict[str, Any]:
     own = _own_settings(given, method)
     parts = [*(read_mapping(part_path(*part)) for part in below), given, own]
     result = functools.reduce(_merged, parts, {})
-    return {
-        key: result[key] for key in sorted(result.keys() - {"methods", "about"}, key=ORDER.index)
-    }
+    ordered = [key for key in (*Recipe.model_fields, *result) if key in result]
+    return {key: result[key] for key in ordered if key not in ("methods", "about")}
 
 
 def _own_settings(task: dict[str, Any], method: str) -> dict[str, Any]:

@@ -210,7 +210,8 @@ def _descriptors_kept(changed: list[str]) -> Iterator[None]:
             os.close(copy)
             if getattr(streams[number], "closed", False):
                 name = {1: "stdout", 2: "stderr"}[number]
-                stream = open(number, "w", encoding="utf-8", buffering=1, closefd=False)  # noqa: SIM115 (it stays)
+                how: dict[str, Any] = {"encoding": "utf-8", "buffering": 1, "closefd": False}
+                stream = open(number, "w", **how)  # noqa: SIM115
                 setattr(sys, name, stream)
                 changed.append(f"sys.{name}")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -41,11 +41,17 @@ def told(task: str, what: str, hint: str = "") -> Iterator[None]:
 
 def tell_errors(task: Any) -> None:
     """Put ``told`` around the methods of one task object, for all who ask it from now on."""
-    for what in _ASKED:
-        method = getattr(task, what, None)
-        if callable(method):
-            with suppress(AttributeError):  # an object that takes no attributes stays as it is
-                object.__setattr__(task, what, _telling(task.name, what, method))
+    methods = {what: getattr(task, what, None) for what in _ASKED}
+    telling = {k: _telling(task.name, k, method) for k, method in methods.items() if method}
+    if hasattr(task, "__dict__"):
+        for what, method in telling.items():
+            object.__setattr__(task, what, method)
+        return
+    # slots take no attributes: such a task gets a class of its own
+    kind = type(task)
+    members = {what: staticmethod(method) for what, method in telling.items()}
+    own = type(kind.__name__, (kind,), {"__slots__": (), "__module__": kind.__module__, **members})
+    object.__setattr__(task, "__class__", own)
 
 
 def _telling(task: str, what: str, method: Callable[..., Any]) -> Callable[..., Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
@@ -16,7 +17,8 @@ class PlainConsole(Console):
     """
 
     def __init__(self, **options: object) -> None:
-        super().__init__(**{"markup": False, "emoji": False, "highlight": False, **options})  # type: ignore[arg-type]
+        plain: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False, **options}
+        super().__init__(**plain)
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -33,10 +34,10 @@ from unmaskrl.training.setup import open_model
 IDS = torch.arange(24).reshape(2, 12) % 7
 
 
-def adapted(rank: int = 2, **settings: object) -> tuple[ModelDenoiser, torch.Tensor]:
+def adapted(rank: int = 2, **settings: Any) -> tuple[ModelDenoiser, torch.Tensor]:
     denoiser = tiny_llada()
     before = denoiser.logits(IDS).detach()
-    add_lora(denoiser.model, torch.Generator().manual_seed(1), rank=rank, alpha=4.0, **settings)  # type: ignore[arg-type]
+    add_lora(denoiser.model, torch.Generator().manual_seed(1), rank=rank, alpha=4.0, **settings)
     return denoiser, before
 
 

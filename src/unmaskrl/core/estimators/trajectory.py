@@ -77,8 +77,7 @@ def trajectory(
         )
         return replace(views, ids=torch.where(dropped[:, None], mask_id, views.ids))
 
-    whole = p_mask_prompt == 0
-    drawn = DRAW if whole else None  # rollouts saw the whole prompt
+    whole = p_mask_prompt == 0  # as rollouts saw it
 
     def fits(gen_length: int, block_length: int, calls: int) -> None:
         if (num_segments or 0) > calls:
@@ -92,7 +91,7 @@ def trajectory(
         weighted_sum,
         lambda gen_length, nfe, has_exit: count(nfe),
         num_shared=int(whole),
-        probability_of=drawn,
+        probability_of=DRAW if whole else None,
         follows_steps=True,
         exact_event=True,
         hides_prompt=p_mask_prompt > 0,

@@ -256,7 +256,8 @@ def run_blocks(
     """
     for block in blocks:
         if recompute and torch.is_grad_enabled():
-            x = checkpoint(block, x, rotary, mask, use_reentrant=False, preserve_rng_state=False)  # type: ignore[assignment]
+            run: Any = checkpoint  # typed for outputs of any kind
+            x = run(block, x, rotary, mask, use_reentrant=False, preserve_rng_state=False)
         else:
             x = block(x, rotary, mask)
     return x

@@ -43,7 +43,8 @@ _MISSING = "the task math needs math-verify to compare answers: pip install 'unm
 # powers of brackets are expanded, unions and bars are tried against each other, powers of powers
 # and long numbers explode.
 _WILD = re.compile(
-    r"\\(?:sum|prod|[io]*int|lim|[dt]?binom)|[0-9]{16}|\^(?:\{[^{}]*\^|\{?-?[0-9]{4}|[0-9a-zA-Z]\^)|[0-9]{3}!|[!)}\]]!"
+    r"\\(?:sum|prod|[io]*int|lim|[dt]?binom)|[0-9]{16}|\^(?:\{[^{}]*\^|\{?-?[0-9]{4}|[0-9a-zA-Z]\^)"
+    r"|[0-9]{3}!|[!)}\]]!"
     r"|[)}\]]\^\{?-?[0-9]{2}|(?:\)[^()]*\(.*){4}|(?:\\cup.*){4}|(?:\|.*){7}|(?:\^.*){9}"
 )
 _JOINED = re.compile(r"[0-9.] [0-9.]")

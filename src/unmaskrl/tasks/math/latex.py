@@ -23,7 +23,8 @@ _BLANK = re.compile(
 )
 _DROPPED = re.compile(
     r"(?<!\\)\\(?:left|right|[bB]igg?[lr]?|displaystyle|textstyle|limits)(?![A-Za-z])"
-    r"|\\?\$|\\?%|\^(?:\{(?:\\circ|\\degree)\}|\\circ(?![A-Za-z]))|\\degree(?![A-Za-z])|(?<!\\)\\[()\[\]]"
+    r"|\\?\$|\\?%|\^(?:\{(?:\\circ|\\degree)\}|\\circ(?![A-Za-z]))"
+    r"|\\degree(?![A-Za-z])|(?<!\\)\\[()\[\]]"
 )
 _WORDS = re.compile(
     r"\\(?:text|mbox|mathrm|textbf|textit|textrm|mathbf|mathit|textnormal)\{([^{}]*)\}"
@@ -311,7 +312,8 @@ def _encloses(text: str, start: str, end: str) -> bool:
 
 _VARIABLE = rf"(?P<var>{_SINGLE})"
 _BETWEEN_BOUNDS = re.compile(
-    rf"(?P<low>[^<>\u2264\u2265]+)(?P<first>[<\u2264]){_VARIABLE}(?P<second>[<\u2264])(?P<high>[^<>\u2264\u2265]+)"
+    rf"(?P<low>[^<>\u2264\u2265]+)(?P<first>[<\u2264]){_VARIABLE}(?P<second>[<\u2264])"
+    rf"(?P<high>[^<>\u2264\u2265]+)"
 )
 _ONE_BOUND = re.compile(rf"{_VARIABLE}(?P<sign>[<>\u2264\u2265])(?P<bound>[^<>\u2264\u2265]+)")
 _BOUND_FIRST = re.compile(rf"(?P<bound>[^<>\u2264\u2265]+)(?P<sign>[<>\u2264\u2265]){_VARIABLE}")

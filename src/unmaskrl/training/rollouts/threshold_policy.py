@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,9 +65,9 @@ class Sampler:
                 "set decode.gamma=0.1, or train a head with sampler.mode=joint or sampler"
             )
         if head is None:
-            model = denoiser.model.config
-            d_model: int = model.d_model  # pyright: ignore[reportAssignmentType, reportAttributeAccessIssue]
-            head = ThresholdHead(d_model, t.gammas, start=t.start, width=t.width, floor=t.floor)
+            config: Any = denoiser.model.config
+            sizes = {"start": t.start, "width": t.width, "floor": t.floor}
+            head = ThresholdHead(config.d_model, t.gammas, **sizes)
             head = head.init_weights(named_generator(recipe.run.seed, "threshold")).to(
                 denoiser.device
             )

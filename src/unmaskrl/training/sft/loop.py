@@ -62,15 +62,15 @@ def run_sft(
     force: bool = False,
     progress: Progress | None = None,
     stop_at: int | None = None,
-) -> Path:
+) -> SupervisedRun:
     """Train, log to ``metrics.jsonl``, checkpoint, and write the model folder ``model/``; returns
-    the run's folder.
+    the run as it ended.
 
     ``stop_at`` ends after that many steps with the schedule of the whole run, to compare with its
     log.
     """
 
-    def go_on(run: SupervisedRun) -> Path:
+    def go_on(run: SupervisedRun) -> SupervisedRun:
         with saved_if_stopped(run, run.progress):
             while run.step < (stop_at or recipe.train.steps):
                 do_step(run)
@@ -78,7 +78,7 @@ def run_sft(
             if run.step == recipe.train.steps:
                 save(run, run.progress)  # from which a longer run can go on
         save_models(run, recipe.eval_decode)
-        return run.out
+        return run
 
     start = partial(begin, recipe, partial(build_run, recipe), resume=resume, force=force)
     return conduct(recipe, start, go_on, resume=resume, progress=progress)
