@@ -168,8 +168,15 @@ def test_recipes_and_folders_of_the_other_kind_are_one_line(
 ) -> None:
     out = tmp_path / "run"
     assert main(["sft", "mini-base", *SMALL, "train.steps=1", f"run.out={out}"]) == 0
-    for words in (["train", str(out), "--resume"], ["train", "mini-base"], ["sft", "sudoku-mini"]):
+    supervised = "this is a supervised recipe (it has data:); run it by unmaskrl sft"
+    rl = "this is a recipe of RL (it has task:); run it by unmaskrl train"
+    for words, said in (
+        (["train", str(out), "--resume"], supervised),
+        (["check", "mini-base"], supervised),
+        (["sft", "sudoku-mini"], rl),
+    ):
         capsys.readouterr()
         assert main(words) == 2
-        lines = capsys.readouterr().err.splitlines()
-        assert lines[-1].startswith("unmaskrl: error: ") and "Traceback" not in " ".join(lines)
+        assert capsys.readouterr().err == f"unmaskrl: error: {said}\n"
+    assert main(["report", str(out)]) == 0
+    assert "A supervised run." in (out / "report.html").read_text()

@@ -36,6 +36,8 @@ def init_command(args: InitArguments) -> int:
 
 def _check_new(folder: Path) -> None:
     """Nothing of the user's is written over: the folder is empty, or not there."""
+    if folder.is_symlink() and not folder.exists():
+        raise ValueError(f"{folder} is a link to nothing; name a new folder")
     if not folder.exists():
         return
     if not folder.is_dir():

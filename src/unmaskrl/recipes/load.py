@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import types
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Union, get_args, get_origin
 
 import yaml
@@ -87,6 +87,7 @@ def _read(name_or_path: str, overrides: Iterable[str]) -> dict[str, Any]:
 def _validated(data: dict[str, Any], kind: type[Section]) -> Any:
     """A config of the right keys and types; whether they fit together is not looked at."""
     _refuse_moved(data)
+    _refuse_other_kind(data, kind)
     _check_keys(data, kind, "")
     try:
         return kind.model_validate(data)
@@ -94,6 +95,14 @@ def _validated(data: dict[str, Any], kind: type[Section]) -> Any:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "recipe"
         raise ValueError(f"{where}: {first['msg'].lower()}, got {first['input']!r}") from None
+
+
+def _refuse_other_kind(data: Mapping[str, Any], kind: type[Section]) -> None:
+    """ValueError for a supervised recipe where one of RL is wanted, and the other way round."""
+    if kind is Recipe and "data" in data and "task" not in data:
+        raise ValueError("this is a supervised recipe (it has data:); run it by unmaskrl sft")
+    if kind is SFTRecipe and "task" in data and "data" not in data:
+        raise ValueError("this is a recipe of RL (it has task:); run it by unmaskrl train")
 
 
 def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:

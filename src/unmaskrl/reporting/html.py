@@ -62,6 +62,8 @@ def write_report(run: Path) -> Path:
 
 
 def _unfinished(run: StoredRun) -> str:
+    if "data" in run.config:
+        return "A supervised run. What was measured at its end is in eval.json."
     steps = [int(x) for row in run.metrics if (x := step_of(row)) is not None]
     return (
         "This run has no final evaluation; "

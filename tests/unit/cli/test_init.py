@@ -44,8 +44,10 @@ def test_the_current_folder_will_do(
 def test_what_is_there_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "own_task.py").write_text("mine")
     before = contents(tmp_path)
+    (tmp_path / "link").symlink_to("nowhere")
     for folder, said in (
-        (tmp_path, "is not empty (own_task.py); name a new folder"),
+        (tmp_path, "is not empty (link, own_task.py); name a new folder"),
+        (tmp_path / "link", "is a link to nothing; name a new folder"),
         (tmp_path / "own_task.py", "is a file; name a new folder"),
         (tmp_path / "own_task.py" / "in", "own_task.py"),
     ):
@@ -53,6 +55,7 @@ def test_what_is_there_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixtu
         out, err = capsys.readouterr()
         assert out == "" and err.startswith("unmaskrl: error: ") and err.count("\n") == 1
         assert said in err
+    (tmp_path / "link").unlink()
     assert contents(tmp_path) == before
 
 
