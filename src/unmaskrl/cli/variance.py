@@ -97,10 +97,11 @@ def _estimator(spec: str, num_mc: int) -> Estimator:
     """``name`` or ``name:key=value:key=value``, where a name may be ``where:factory``; ``num_mc``
     is the default of those that have such a setting.
     """
-    words = spec.split(":")
-    name = ":".join(word for word in words if "=" not in word)
+    first, *settings = spec.split(":")
+    is_place = first not in ESTIMATORS and settings and "=" not in settings[0]
+    name = f"{first}:{settings.pop(0)}" if is_place else first
     try:
-        chosen = {"name": name, **parse_overrides(word for word in words if "=" in word)}
+        chosen = {"name": name, **parse_overrides(settings)}
         if "num_mc" in inspect.signature(factory_of(chosen, ESTIMATORS, "estimator")).parameters:
             chosen.setdefault("num_mc", num_mc)
         return component(chosen, ESTIMATORS, "estimator")
