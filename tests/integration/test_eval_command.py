@@ -6,9 +6,7 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import sys
-import time
 import types
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.integration.test_commands import refused, run
+from tests.runs import num_lines, start, wait_until
 from unmaskrl.evaluation.evaluate import wilson
 
 EVAL = "eval mini --task countdown --threads 1".split()
@@ -30,18 +29,10 @@ TWO_WAYS = [
 
 def kill_when(path: Path, lines: int, *argv: str) -> None:
     """Start a command and SIGKILL it as soon as a file has so many lines."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "unmaskrl.cli", *argv],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 240
-    while process.poll() is None and time.monotonic() < deadline:
-        if path.exists() and path.read_bytes().count(b"\n") >= lines:
-            break
-        time.sleep(0.002)
+    process = start(argv)
+    wait_until(lambda: num_lines(path) >= lines, process)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.communicate()
     assert path.exists(), "the command ended before it could be killed"
 
 

@@ -21,6 +21,7 @@ from tests.runs import (
     CODES,
     assert_same_run,
     ended,
+    fresh,
     hear_signals,
     num_lines,
     rows,
@@ -103,7 +104,7 @@ def test_a_stopped_process_resumes_where_it_was(
 ) -> None:
     """No checkpoint is due by save_every: the signal writes it."""
     out = tmp_path / "run"
-    process = start(words(out), "unmaskrl.cli")
+    process = fresh(words(out))
     wait_until(lambda: num_lines(out / "metrics.jsonl") >= 2, process)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
