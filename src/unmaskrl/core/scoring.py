@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from .block_causal import BlockCausal, hidden_beside_clean
 from .decoding.sample import row_chunks
 from .denoiser import Denoiser
 from .estimators.base import Estimator
@@ -42,7 +43,9 @@ def token_logps(
     """The estimator's log-likelihood per action token (nats), reduced over its views; one backward
     pass (``view_logps``).
     """
-    return estimator.reduce(view_logps(denoiser, rollout, views), views)
+    work = _Work.of(rollout, views, estimator)
+    logps = work.score(denoiser, slice(None)).reshape(views.ids.shape)
+    return estimator.reduce(logps, views)
 
 
 @torch.no_grad()
@@ -53,7 +56,8 @@ def frozen_token_logps(
     reference policy.
     """
     return estimator.reduce(
-        _chunked_view_logps(denoiser, _Work.of(rollout, views), views, max_canvases), views
+        _chunked_view_logps(denoiser, _Work.of(rollout, views, estimator), views, max_canvases),
+        views,
     )
 
 
@@ -63,7 +67,7 @@ def live_token_logps(
     """Values of ``token_logps`` as a pass with gradient computes them, ``max_canvases`` canvases'
     activations at a time.
     """
-    work = _Work.of(rollout, views)
+    work = _Work.of(rollout, views, estimator)
     return estimator.reduce(
         _chunked_view_logps(denoiser, work, views, max_canvases, graph=True), views
     )
@@ -84,7 +88,7 @@ def frozen_token_logps_over(
     together = Views(
         ids=torch.cat([v.ids for v in views], 1), weight=torch.cat([v.weight for v in views], 1)
     )
-    work = _Work.of(rollout, together)
+    work = _Work.of(rollout, together, estimator)
     parts = _chunked_view_logps(denoiser, work, together, max_canvases).split(
         [v.ids.shape[1] for v in views], 1
     )
@@ -110,7 +114,7 @@ def backward_in_chunks(
     which is skipped when all canvases fit. ``frozen()`` gives the denoiser for the passes without
     gradient, and asks for them even if all canvases fit.
     """
-    work = _Work.of(rollout, views)
+    work = _Work.of(rollout, views, estimator)
     if work.num_canvases == 0:  # other ranks may have some
         with nullcontext() if frozen is None else frozen():
             return loss_fn(torch.zeros_like(rollout.behavior_logps))
@@ -145,16 +149,18 @@ def count_canvases(rollout: Rollout, views: Views) -> int:
 
 def replay_views(rollout: Rollout, mask_id: int) -> Views:
     """The rollout's own latents: view t is the canvas before call t, scored at the tokens that call
-    t revealed.
+    t revealed; for block-causal denoisers, every block before the t-th call that ran it.
 
     Their summed log-probs equal ``behavior_logps`` if scoring is sampling; max |difference| is a
     health metric.
     """
+    step = rollout.local_step
+    drawn = (rollout.decoded_step > 0) & (rollout.decoded_step <= rollout.nfe[:, None])
     ids = []
     weight = []
-    for call in range(1, max(1, int(rollout.nfe.max())) + 1):  # one empty view if nothing was drawn
-        ids.append(rollout.latent(torch.full_like(rollout.nfe, call - 1), mask_id))
-        weight.append(((rollout.decoded_step == call) & (call <= rollout.nfe)[:, None]).float())
+    for call in range(1, max(1, int((step * drawn).max())) + 1):  # one empty view without draws
+        ids.append(torch.where(step < call, rollout.ids, mask_id))
+        weight.append(((step == call) & drawn).float())
     return Views(ids=torch.stack(ids, 1), weight=torch.stack(weight, 1))
 
 
@@ -192,26 +198,36 @@ class _Work:
     rollout: Rollout
     used: Bool[Tensor, "BM L"]
     ids: Int[Tensor, "C L"]
+    clean: Int[Tensor, "C L"]  # the finished canvases, where the denoiser is block-causal
     attention: Bool[Tensor, "C L"]
     pair: Int[Tensor, " N"]  # the N (row, view) pairs that score anything, sorted by their canvas
     canvas: Int[Tensor, " N"]
 
     @classmethod
-    def of(cls, rollout: Rollout, views: Views) -> _Work:
-        """Sort out the canvases of ``views``."""
+    def of(cls, rollout: Rollout, views: Views, estimator: Estimator | None = None) -> _Work:
+        """Sort out the canvases of ``views``; ValueError where they mean nothing."""
+        if rollout.block_length is not None and estimator and not estimator.blockwise:
+            raise ValueError(
+                "the estimator's views mean nothing for a block-causal model, whose blocks see "
+                "earlier blocks clean; use trajectory, elbo, espo, two_mean_field, or mean_field "
+                "with p_mask_prompt=0"
+            )
         used = (views.weight != 0).flatten(0, 1)
         num_views = views.ids.shape[1]
         pairs = used.any(-1).nonzero().squeeze(-1)
+        noisy = views.ids.flatten(0, 1)[pairs]
         attention = rollout.attention_mask[pairs // num_views]
-        both = torch.cat([views.ids.flatten(0, 1)[pairs], attention.long()], 1)
+        clean = noisy if rollout.block_length is None else rollout.ids[pairs // num_views]
+        both = torch.cat([noisy, clean, attention.long()], 1)
         distinct, canvas = both.unique(dim=0, return_inverse=True) if len(both) else (both, pairs)
         order = canvas.argsort(stable=True)
-        length = views.ids.shape[2]
+        ids, clean, attention = distinct.split(views.ids.shape[2], 1)
         return cls(
             rollout,
             used,
-            distinct[:, :length],
-            distinct[:, length:].bool(),
+            ids,
+            clean,
+            attention.bool(),
             pairs[order],
             canvas[order],
         )
@@ -231,16 +247,28 @@ class _Work:
         inside = (self.canvas >= start) & (self.canvas < stop)
         pair = self.pair[inside]
         canvas = self.canvas[inside] - start
-        attention = self.attention[chunk]
-        hidden = denoiser.hidden(self.ids[chunk], None if bool(attention.all()) else attention)
+        hidden, column = self._hidden(denoiser, chunk)
         n, position = self.used[pair].nonzero(as_tuple=True)
         num_views = len(self.used) // max(1, len(self.rollout.ids))
         targets = self.rollout.ids[pair[n] // num_views, position]
         logps = target_logps(
-            denoiser, hidden[canvas[n], position], targets, self.rollout.temperature
+            denoiser, hidden[canvas[n], position - column], targets, self.rollout.temperature
         )
         result = torch.zeros(self.used.shape, dtype=logps.dtype, device=logps.device)
         return result.index_put((pair[n], position), logps)
+
+    def _hidden(self, denoiser: Denoiser, chunk: slice) -> tuple[Float[Tensor, "C T D"], int]:
+        """Hidden states of these canvases, and the column of the first one."""
+        attention = self.attention[chunk]
+        length = self.rollout.block_length
+        if length is None:
+            whole = None if bool(attention.all()) else attention
+            return denoiser.hidden(self.ids[chunk], whole), 0
+        assert isinstance(denoiser, BlockCausal)
+        # from where the block may begin that a prompt shares with its completion
+        start = max(0, attention.shape[1] - self.rollout.gen_length - length + 1)
+        hidden = hidden_beside_clean(denoiser, self.ids[chunk], self.clean[chunk], attention, start)
+        return hidden, start
 
 
 def target_logps(

@@ -8,11 +8,14 @@ is the identity: hidden states are logits.
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from .block_causal import block_positions, block_visible
 
 
 class ToyDenoiser:
@@ -100,3 +103,92 @@ class ToyDenoiser:
     ) -> Float[Tensor, "B L V"]:
         """Same as ``hidden``."""
         return self.hidden(ids, attention_mask)
+
+
+class BlockToy:
+    """A block-causal denoiser whose conditionals are explicit: every completion of a few tokens can
+    be enumerated.
+
+    logits(t) = bias[position of t, own token] + tanh(sum over visible s of
+    table[position of t, position of s, token of s]). ``head`` is the identity. Tokens are
+    0..``num_tokens`` - 1, then the mask; the first of them may be EOS. Its cache stores ids, of
+    which keys and values would be functions.
+    """
+
+    def __init__(
+        self,
+        generator: torch.Generator,
+        *,
+        block_length: int = 2,
+        num_tokens: int = 3,
+        max_length: int = 16,
+        eos_id: int | None = None,
+    ) -> None:
+        self.block_length: int | None = block_length
+        self.mask_id = num_tokens
+        self.pad_id = num_tokens + 1
+        self.eos_id = num_tokens + 1 if eos_id is None else eos_id
+        self.vocab_size = num_tokens + 2
+        shape = (max_length, max_length, self.vocab_size, self.vocab_size)
+        self.table = torch.randn(shape, generator=generator, dtype=torch.float64)
+        self.bias = torch.randn(
+            (max_length, self.vocab_size, self.vocab_size), generator=generator, dtype=torch.float64
+        )
+        # only ordinary tokens are drawn
+        self.bias[..., num_tokens:] = -1e9
+
+    def hidden_under(
+        self,
+        ids: Int[Tensor, "B T"],
+        positions: Int[Tensor, "B T"],
+        visible: Bool[Tensor, "B T S"],
+        cache: Any = None,
+        columns: Int[Tensor, "B T"] | None = None,
+    ) -> Float[Tensor, "B T V"]:
+        """Logits of T tokens (``block_causal.BlockCausal``)."""
+        keys = ids
+        places = positions
+        if cache is not None:
+            cache.ids.scatter_(1, columns, ids)
+            cache.positions.scatter_(1, columns, positions)
+            keys = cache.ids[:, : visible.shape[2]]
+            places = cache.positions[:, : visible.shape[2]]
+        seen = self.table[positions[:, :, None], places[:, None], keys[:, None]]
+        return self.bias[positions, ids] + (seen * visible[..., None]).sum(2).tanh()
+
+    def new_cache(self, rows: int, columns: int) -> ToyCache:
+        """A cache of ids and positions."""
+        return ToyCache(*torch.zeros((2, rows, columns), dtype=torch.int64))
+
+    def hidden(
+        self, ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"] | None = None
+    ) -> Float[Tensor, "B L V"]:
+        """Logits on whole canvases, pads apart."""
+        assert self.block_length is not None
+        real = torch.ones_like(ids, dtype=torch.bool) if attention_mask is None else attention_mask
+        positions = block_positions(real)
+        blocks = positions // self.block_length
+        return self.hidden_under(ids, positions, block_visible(blocks, blocks, real))
+
+    def head(self, hidden: Float[Tensor, "*R V"]) -> Float[Tensor, "*R V"]:
+        """The identity."""
+        return hidden
+
+    def logits(
+        self, ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"] | None = None
+    ) -> Float[Tensor, "B L V"]:
+        """Same as ``hidden``."""
+        return self.hidden(ids, attention_mask)
+
+
+@dataclass(slots=True)
+class ToyCache:
+    """Which tokens stand in the cache's columns."""
+
+    ids: Int[Tensor, "B L"]
+    positions: Int[Tensor, "B L"]
+
+    def keep(self, index: Int[Tensor, " A"]) -> None:
+        """Drop all other rows."""
+        self.ids = self.ids[index]
+        self.positions = self.positions[index]

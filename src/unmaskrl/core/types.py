@@ -92,6 +92,9 @@ class Rollout:
     ``completion_mask``: True up to and including the first EOS or end-of-turn token. ``exact``: the
     revealed positions did not depend on the drawn tokens, so the product of behavior probabilities
     is the rollout's probability. ``pieces``: how ids read, for display only, if the denoiser says.
+    ``block_length``: that of a block-causal denoiser, None for full attention. Such a rollout ends
+    with ``block_length`` - 1 more columns, which complete each row's last block and are no part of
+    the completion (``block_causal.completed``); ``gen_length`` counts them.
     """
 
     ids: Int[Tensor, "B L"]
@@ -109,6 +112,7 @@ class Rollout:
     temperature: float
     exact: bool
     pieces: Callable[[Sequence[int]], list[str]] | None = None
+    block_length: int | None = None
 
     def __repr__(self) -> str:
         calls = float(finest(self.nfe).mean())
@@ -135,7 +139,8 @@ class Rollout:
     @property
     def anchor_mask(self) -> Bool[Tensor, "B L"]:
         """Given completion tokens (spatial pruning)."""
-        return self.fixed_mask & completion_columns(self.ids, self.gen_length)
+        completion = completion_columns(self.ids, self.gen_length)
+        return self.fixed_mask & completion & self.attention_mask
 
     @property
     def action_mask(self) -> Bool[Tensor, "B L"]:
@@ -153,9 +158,44 @@ class Rollout:
             & (self.decoded_step == self.exit_step[:, None])
         )
 
+    @property
+    def block_ids(self) -> Int[Tensor, "B L"]:
+        """Which block each token is in, counted from the row's first real token; all 0 for full
+        attention.
+        """
+        positions = (self.attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+        return positions // self.block_length if self.block_length else positions * 0
+
+    @property
+    def local_step(self) -> Int[Tensor, "B L"]:
+        """Which of the calls that ran a token's block revealed it, from 1; 0 = given.
+
+        For full attention it is ``decoded_step``. A block is finished before the next is begun, so
+        that its calls follow each other.
+        """
+        if self.block_length is None:
+            return self.decoded_step
+        blocks = self.block_ids
+        far = torch.iinfo(torch.int64).max
+        decoded = self.decoded_step
+        first = torch.full_like(decoded, far).scatter_reduce(
+            1, blocks, torch.where(decoded > 0, decoded, far), "amin"
+        )
+        return torch.where(decoded > 0, decoded - first.gather(1, blocks) + 1, 0)
+
     def latent(self, step: Int[Tensor, " B"], mask_id: int) -> Int[Tensor, "B L"]:
-        """z_s: the canvas after ``step`` calls, z_s = where(decoded_step <= s, ids, mask_id)."""
-        return torch.where(self.decoded_step <= step[:, None], self.ids, mask_id)
+        """z_s: the canvas after ``step`` calls, z_s = where(local_step <= s, ids, mask_id): every
+        block after so many of its own calls, for block-causal denoisers.
+        """
+        return torch.where(self.local_step <= step[:, None], self.ids, mask_id)
+
+    @property
+    def num_local_steps(self) -> Int[Tensor, " B"]:
+        """Calls of each row's longest block; for full attention, of the row (``nfe``)."""
+        if self.block_length is None:
+            return self.nfe
+        drawn = self.decoded_step <= self.nfe[:, None]
+        return (self.local_step * drawn).amax(-1)
 
     def rows(self, index: Tensor) -> Rollout:
         """The rows at ``index``, in that order."""

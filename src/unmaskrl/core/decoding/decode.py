@@ -8,6 +8,9 @@ a row that has decided ceil(exit_at * f) of its f open tokens fills all others i
 row whose tokens up to the first EOS are all decided leaves the batch: nothing after it can change
 what is before it, and later tokens are no part of the completion.
 
+Block-causal denoisers (``block_causal``) have blocks of their own, counted from each row's first
+token, and run the active block alone over cached keys and values; the law is the same.
+
 Adaptive rules (eb, threshold, factor) take the place of the quota: how much of the active block a
 call reveals follows from the row's ``gamma``. Otherwise the count of denoiser calls of a row
 without EOS is ``planned_calls``.
@@ -20,21 +23,23 @@ call. The flag itself is read once, after the loop.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import pad
 
+from ..block_causal import BlockCausal, CachedBlocks, block_length_of, completed
 from ..denoiser import Denoiser, end_ids
 from ..finite import NotFiniteError, where_from
 from ..precision import finest, finest_dtype
 from ..rng import counter_uniform, draw_seed
-from ..types import Canvas, Rollout, first_eos_mask, is_any
+from ..types import Canvas, Rollout, completion_columns, first_eos_mask, is_any
 from .sample import confidence_at_one, draw, drawn_confidence, masked_log_softmax, row_chunks
-from .select import PROBABILITY, RULES, Rule
+from .schedule import check_decode, exit_counts, named
+from .select import Rule
 
 _TOKEN_STREAM = 0
 _ORDER_STREAM = 1
@@ -55,6 +60,7 @@ def decode(
     gamma: Gamma | None = None,
     stop_at_eos: bool = True,
     generator: torch.Generator | None = None,
+    cached: bool = True,
 ) -> Rollout:
     """Decode a canvas and record which call revealed each token, its log-probability (nats), and
     the calls per row.
@@ -65,108 +71,38 @@ def decode(
     call).
     ``temperature`` 0 is greedy. ``generator`` is needed if anything is random; one seed is drawn
     from it. ``stop_at_eos=False`` decodes every position, as LLaDA's published generate does.
-    Raises ValueError on bad settings, NotFiniteError (a ValueError) on logits that are not finite.
+    ``cached=False`` runs block-causal denoisers on whole canvases, with the same result. Raises
+    ValueError on bad settings, NotFiniteError (a ValueError) on logits that are not finite.
     """
     canvas.validate(denoiser.mask_id)
     fixed = gamma if isinstance(gamma, float | int) else None
-    rule = check_decode(canvas.gen_length, block_length, steps, select, temperature, exit_at, fixed)
+    grid = block_length_of(denoiser)
+    rule = check_decode(
+        canvas.gen_length, block_length, steps, select, temperature, exit_at, fixed, grid
+    )
     if (rule.prefix is None) != (gamma is None):
         raise ValueError(
-            f"select={_named(select)} needs gamma"
+            f"select={named(select)} needs gamma"
             if rule.prefix
-            else f"select={_named(select)} takes no gamma: it has a quota"
+            else f"select={named(select)} takes no gamma: it has a quota"
         )
     random = temperature > 0 or rule.is_random
     if random and generator is None:
         raise ValueError(
-            f"decoding with temperature {temperature} and select={_named(select)} is random: pass "
+            f"decoding with temperature {temperature} and select={named(select)} is random: pass "
             "generator="
         )
     seed = draw_seed(generator) if random and generator is not None else None
-    state = _State.start(canvas, gamma, exit_at)
-    for _ in range(canvas.gen_length + 1):  # every call reveals a token of every row in it
+    state = _State.start(denoiser, canvas, gamma, exit_at, cached)
+    for _ in range(state.canvas.gen_length + 1):  # every call reveals a token of every row in it
         if not (rows := state.active()).numel():
             break
         plan = _plan(state, rows, denoiser.mask_id, block_length, steps, rule.prefix is not None)
-        hidden = denoiser.hidden(
-            state.ids[rows], canvas.attention_mask[rows] if state.padded else None
-        )
-        if callable(gamma) and state.first:
-            state.gamma[rows] = gamma(hidden, rows).to(state.gamma.dtype)
-            state.broken |= state.gamma.isnan().any()
-        state.first = False
-        _reveal(denoiser, state, rows, plan, hidden, rule, temperature, seed)
+        hidden, column = state.hidden(denoiser, rows, gamma)
+        _reveal(denoiser, state, rows, plan, hidden, column, rule, temperature, seed)
         state.finish(rows, denoiser, stop_at_eos)
     state.check(denoiser)
     return state.rollout(denoiser, temperature, exact=not rule.needs_draw)
-
-
-def check_decode(
-    gen_length: int,
-    block_length: int,
-    steps: int,
-    select: str | Rule,
-    temperature: float,
-    exit_at: float | None,
-    gamma: float | None = None,
-) -> Rule:
-    """The rule named ``select``, or a ValueError that says which setting to change."""
-    if block_length < 1 or gen_length % block_length:
-        raise ValueError(f"block_length {block_length} does not divide gen_length {gen_length}")
-    if not 1 <= steps <= gen_length:
-        raise ValueError(
-            f"steps must be between 1 and gen_length {gen_length} (one token per call), got {steps}"
-        )
-    if temperature < 0:
-        raise ValueError(f"temperature must be >= 0, got {temperature}")
-    if exit_at is not None and not 0 <= exit_at <= 1:
-        raise ValueError(
-            "exit_at is the share of open tokens decided before the last call, in [0, 1]; got "
-            f"{exit_at}"
-        )
-    if isinstance(select, str) and select not in RULES:
-        raise ValueError(f"select must be one of {', '.join(RULES)}; got {select!r}")
-    rule = select if isinstance(select, Rule) else RULES[select]
-    unit = rule.unit
-    if gamma is not None and not 0 <= gamma <= (1 if unit == PROBABILITY else math.inf):
-        raise ValueError(f"gamma of select={_named(select)} is {unit}; got {gamma}")
-    return rule
-
-
-def _named(select: str | Rule) -> str:
-    return repr(select) if isinstance(select, str) else "a rule of your own"
-
-
-def planned_calls(
-    open_per_block: Sequence[int], gen_length: int, steps: int, exit_at: float | None = None
-) -> int:
-    """Denoiser calls of a row with these open tokens per block, if no EOS ends it early.
-
-    Without exit: sum_b ceil(n_b * steps / gen_length). With exit: the calls until keep =
-    ceil(exit_at * f) tokens are decided, plus 1 if f > keep.
-    """
-    total = sum(open_per_block)
-    keep = total if exit_at is None else exit_count(total, exit_at)
-    calls = 0
-    decided = 0
-    for n in open_per_block:
-        k = -(-n * steps // gen_length)
-        for i in range(k):
-            if decided >= keep:
-                break
-            decided += min(n // k + (i < n % k), keep - decided)
-            calls += 1
-    return calls + (total > keep)
-
-
-def exit_count(num_open: int, exit_at: float) -> int:
-    """ceil(exit_at * num_open), robust to binary fractions such as 0.7 * 10."""
-    return math.ceil(exit_at * num_open - 1e-9)
-
-
-def _exit_counts(num_open: Tensor, exit_at: float, gen_length: int) -> Int[Tensor, " B"]:
-    counts = [exit_count(n, exit_at) for n in range(gen_length + 1)]
-    return torch.tensor(counts, device=num_open.device)[num_open]
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +119,10 @@ class _Plan:
 @dataclass(slots=True)
 class _State:
     canvas: Canvas
+    gen_length: int  # of the completion; a block-causal canvas has columns beyond it
+    shift: Tensor  # tokens of each row in the block that its completion begins in
+    grid: int | None  # block length of a block-causal denoiser
+    blocks: CachedBlocks | None
     padded: bool
     ids: Tensor
     decoded_step: Tensor
@@ -200,13 +140,32 @@ class _State:
     first: bool = True
 
     @classmethod
-    def start(cls, canvas: Canvas, gamma: Gamma | None, exit_at: float | None) -> _State:
+    def start(
+        cls,
+        denoiser: Denoiser,
+        canvas: Canvas,
+        gamma: Gamma | None,
+        exit_at: float | None,
+        cached: bool,
+    ) -> _State:
+        gen_length = canvas.gen_length
+        grid = block_length_of(denoiser)
+        blocks = None
+        if grid is not None:
+            assert isinstance(denoiser, BlockCausal)
+            canvas = completed(canvas, grid, denoiser.mask_id, denoiser.pad_id)
+            if cached:
+                blocks = CachedBlocks.of(denoiser, grid, canvas.attention_mask)
         open_mask = canvas.attention_mask & ~canvas.prompt_mask & ~canvas.fixed_mask
         num_open = open_mask.sum(-1)
         zeros = torch.zeros_like(num_open)
         given = finest(zeros) + (0.0 if gamma is None or callable(gamma) else gamma)
         return cls(
             canvas=canvas,
+            gen_length=gen_length,
+            shift=canvas.prompt_mask.sum(-1) % grid if grid else zeros.clone(),
+            grid=grid,
+            blocks=blocks,
             padded=not bool(canvas.attention_mask.all()),
             ids=canvas.ids.clone(),
             decoded_step=torch.zeros_like(canvas.ids),
@@ -216,7 +175,7 @@ class _State:
             nfe=zeros.clone(),
             exit_step=zeros.clone(),
             num_open=num_open,
-            keep=None if exit_at is None else _exit_counts(num_open, exit_at, canvas.gen_length),
+            keep=None if exit_at is None else exit_counts(num_open, exit_at, canvas.gen_length),
             done=num_open == 0,
             block=zeros - 1,
             block_open=zeros.clone(),
@@ -227,6 +186,35 @@ class _State:
 
     def active(self) -> Int[Tensor, " A"]:
         return (~self.done & ~self.broken).nonzero().squeeze(-1)
+
+    def hidden(
+        self, denoiser: Denoiser, rows: Tensor, gamma: Gamma | None
+    ) -> tuple[Float[Tensor, "A T D"], Int[Tensor, " A"]]:
+        """Hidden states of the next call and the column of each row's first one; the first call
+        tells ``gamma``.
+        """
+        ids = self.ids[rows]
+        column = torch.zeros_like(rows)
+        if self.blocks is not None and not self.first:
+            block = self.block[rows] + self.prompt_blocks[rows]
+            return self.blocks.go_on(ids, rows, block), self.blocks.column(rows, block)
+        if self.blocks is not None:
+            hidden = self.blocks.start(ids, rows, self.block[rows] + self.prompt_blocks[rows])
+            rest = ids.shape[1] - hidden.shape[1]
+            hidden = pad(hidden, (0, 0, 0, rest))
+        else:
+            hidden = denoiser.hidden(ids, self.canvas.attention_mask[rows] if self.padded else None)
+        if callable(gamma) and self.first:
+            length = ids.shape[1] - self.canvas.gen_length + self.gen_length
+            self.gamma[rows] = gamma(hidden[:, :length], rows).to(self.gamma.dtype)
+            self.broken |= self.gamma.isnan().any()
+        self.first = False
+        return hidden, column
+
+    @property
+    def prompt_blocks(self) -> Int[Tensor, " B"]:
+        """Blocks of each row before the one that its completion begins in."""
+        return self.canvas.prompt_mask.sum(-1) // (self.grid or 1)
 
     def check(self, denoiser: Denoiser) -> None:
         """NotFiniteError in one line if the loop ended for another reason than that all rows are
@@ -284,7 +272,8 @@ class _State:
         return Rollout(
             ids=self.ids,
             prompt_mask=self.canvas.prompt_mask,
-            completion_mask=first_eos_mask(self.ids, self.canvas.gen_length, *end_ids(denoiser)),
+            completion_mask=first_eos_mask(self.ids, self.canvas.gen_length, *end_ids(denoiser))
+            & ~completion_columns(self.ids, self.canvas.gen_length - self.gen_length),
             attention_mask=self.canvas.attention_mask,
             decoded_step=self.decoded_step,
             behavior_logps=self.behavior_logps,
@@ -297,6 +286,7 @@ class _State:
             temperature=temperature,
             exact=exact,
             pieces=getattr(denoiser, "pieces", None),
+            block_length=self.grid,
         )
 
 
@@ -311,10 +301,11 @@ def _plan(
     """Active block, quota (or all of the window, for adaptive rules) and exit of each active
     row.
     """
-    gen_length = state.canvas.gen_length
     open_mask = state.open(rows, mask_id)
-    offsets = torch.arange(gen_length, device=rows.device)
-    block = open_mask.long().argmax(-1) // block_length  # argmax: the first open position
+    shift = state.shift[rows]
+    offsets = shift[:, None] + torch.arange(state.canvas.gen_length, device=rows.device)
+    # argmax: the first open position
+    block = (shift + open_mask.long().argmax(-1)) // block_length
     window = open_mask & (offsets // block_length == block[:, None])
     fresh = block != state.block[rows]
     state.block[rows] = block
@@ -322,7 +313,7 @@ def _plan(
     state.block_calls[rows] = torch.where(fresh, 0, state.block_calls[rows])
     n = state.block_open[rows]
     i = state.block_calls[rows]
-    k = (n * steps + gen_length - 1) // gen_length
+    k = (n * steps + state.gen_length - 1) // state.gen_length
     count = window.sum(-1) if adaptive else n // k + (i < n % k)
     state.block_calls[rows] += 1
     exits = torch.zeros_like(fresh)
@@ -341,19 +332,23 @@ def _reveal(
     state: _State,
     rows: Tensor,
     plan: _Plan,
-    hidden: Float[Tensor, "A L D"],
+    hidden: Float[Tensor, "A T D"],
+    column: Int[Tensor, " A"],
     rule: Rule,
     temperature: float,
     seed: int | None,
 ) -> None:
-    """Choose the positions of this call, draw their tokens, and record them."""
-    start = hidden.shape[1] - state.canvas.gen_length
+    """Choose the positions of this call, draw their tokens, and record them.
+
+    ``column``: where each row's first hidden state belongs.
+    """
+    start = state.ids.shape[1] - state.canvas.gen_length
     r, c = plan.window.nonzero(as_tuple=True)
     row_ids = state.canvas.row_ids[rows]
     call = state.nfe[rows] + 1
     order = _uniform(seed, _ORDER_STREAM, row_ids[r], c)  # one order per row: no call in the key
     noise = _uniform(seed, _TOKEN_STREAM, row_ids[r], call[r], c)
-    hidden_RD = hidden[r, start + c]
+    hidden_RD = hidden[r, start + c - column[r]]
     scores, statistic, tokens, logps = _score_positions(
         denoiser, hidden_RD, rule, temperature, noise, order, c
     )

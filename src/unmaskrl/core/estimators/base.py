@@ -58,8 +58,10 @@ class Estimator(NamedTuple):
     decoding looked at drawn tokens. ``needs_updates``, what is hidden depends on the inner update.
     ``hides_prompt``, views hide prompt tokens. ``replays``, views are the rollout's own latents,
     which show what was decoded behind the first EOS. ``scores_visible``, tokens are scored that
-    their view shows. ``fits(gen_length, block_length, calls)`` raises ValueError where the
-    estimator's settings do not fit the decoding; ``calls`` are those of a rollout without anchors.
+    their view shows. ``blockwise``, its views mean the same where every block sees the blocks
+    before it clean (block-causal denoisers). ``fits(gen_length, block_length, calls)`` raises
+    ValueError where the estimator's settings do not fit the decoding; ``calls`` are those of a
+    rollout without anchors.
     """
 
     make_views: Callable[..., Views]
@@ -74,6 +76,7 @@ class Estimator(NamedTuple):
     hides_prompt: bool = False
     replays: bool = False
     scores_visible: bool = False
+    blockwise: bool = False
     fits: Callable[[int, int, int], None] = _fits_anything
 
 
@@ -144,11 +147,31 @@ def smallest(
     return candidates & (rank < count[:, None])
 
 
-def uniform_count(share: Float[Tensor, " B"], size: Int[Tensor, " B"]) -> Int[Tensor, " B"]:
+def uniform_count(share: Float[Tensor, "*N"], size: Int[Tensor, "*N"]) -> Int[Tensor, "*N"]:
     """n ~ U{1..size} from a uniform ``share``; 1 where size is 0. (A share of almost 1 may round
     up: clamped.)
     """
     return 1 + (share * size).floor().long().clamp(max=(size - 1).clamp(min=0))
+
+
+def block_sizes(candidates: Bool[Tensor, "B L"], blocks: Int[Tensor, "B L"]) -> Int[Tensor, "B L"]:
+    """How many candidates each token's block has."""
+    return torch.zeros_like(blocks).scatter_add(1, blocks, candidates.long()).gather(1, blocks)
+
+
+def smallest_in_blocks(
+    keys: Float[Tensor, "B L"],
+    candidates: Bool[Tensor, "B L"],
+    count: Int[Tensor, "B L"],
+    blocks: Int[Tensor, "B L"],
+) -> Bool[Tensor, "B L"]:
+    """The ``count`` candidates with the smallest keys, all in (-1, 1), of each token's block."""
+    order = (2 * blocks + keys).masked_fill(~candidates, float("inf")).argsort(-1)
+    rank = torch.empty_like(order)
+    rank.scatter_(-1, order, torch.arange(keys.shape[1], device=keys.device).expand_as(order))
+    before = torch.zeros_like(blocks).scatter_add(1, blocks, candidates.long())
+    before = (before.cumsum(-1) - before).gather(1, blocks)
+    return candidates & (rank - before < count)
 
 
 def largest(values: Int[Tensor, " B"]) -> int:

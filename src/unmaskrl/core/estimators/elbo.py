@@ -25,8 +25,9 @@ are averaged.
 never above that of independent counts. (With one uniform for all strata it can be: where log p has
 a period in n.) ``antithetic`` draws in pairs from one random order of C: its first n tokens, and
 its last |C| + 1 - n, so that every token is scored; strata are then strata of pairs, n up to (|C| +
-1) / 2. Both leave each mean as it is. ``visible`` is something else: the surrogate of STP's
-published code (see ``_published_views``).
+1) / 2. Both leave each mean as it is. For block-causal denoisers the order is one of each block's
+tokens, and counts, strata and pairs are of a block: one view covers them all. ``visible`` is
+something else: the surrogate of STP's published code (see ``_published_views``).
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..rng import draw_seed
+from ..rng import counter_uniform, draw_seed
 from ..types import Rollout, Views
 from .base import (
     ONLY,
@@ -42,10 +43,12 @@ from .base import (
     Update,
     any_order_candidates,
     any_order_views,
+    block_sizes,
     mask_view,
     position_uniform,
     row_uniform,
     smallest,
+    smallest_in_blocks,
     stack_views,
     uniform_count,
     weighted_sum,
@@ -96,6 +99,8 @@ def elbo(
                 hide_anchors,
             )
         candidates = any_order_candidates(rollout, hide_anchors)
+        if rollout.block_length is not None:
+            return _block_views(rollout, mask_id, candidates, seed, strata, stratified, antithetic)
         size = candidates.sum(-1)
         draws = []
         for k in range(strata):
@@ -112,7 +117,46 @@ def elbo(
         weighted_sum,
         lambda gen_length, nfe, has_exit: num_mc + (has_exit and not visible),
         scores_visible=visible,
+        blockwise=not visible,
     )
+
+
+def _block_views(
+    rollout: Rollout,
+    mask_id: int,
+    candidates: Tensor,
+    seed: int,
+    strata: int,
+    stratified: bool,
+    antithetic: bool,
+) -> Views:
+    """A count and a subset of every block's candidates by themselves: one view covers all blocks.
+
+    In the k-th view neighbouring blocks are in neighbouring strata, and each block is in every
+    stratum once.
+    """
+    blocks = rollout.block_ids
+    size = block_sizes(candidates, blocks)
+    num_draws = strata * (1 + antithetic)
+    ids = []
+    weights = []
+    for k in range(strata):
+        stream = (torch.full_like(blocks, _COUNT), torch.full_like(blocks, k))
+        share = counter_uniform(seed, *stream, rollout.row_ids[:, None].expand_as(blocks), blocks)
+        if stratified:
+            share = (share + (blocks + k) % strata) / strata
+        if antithetic:
+            share = share / 2
+        count = uniform_count(share, size)
+        keys = position_uniform(rollout, seed, _SUBSET, k)
+        draws = [(keys, count)]
+        if antithetic:
+            draws.append((-keys, (size + 1 - count).clamp(min=1)))
+        for order, number in draws:
+            subset = smallest_in_blocks(order, candidates, number, blocks)
+            ids.append(mask_view(rollout, subset, mask_id))
+            weights.append((subset & rollout.action_mask) * (size / (number * num_draws)))
+    return stack_views(ids, weights)
 
 
 def _published_views(

@@ -57,5 +57,8 @@ def espo(*, num_mc: int = 1, hide_anchors: bool = False) -> Estimator:
         return any_order_views(rollout, mask_id, draws)
 
     return Estimator(
-        make_views, weighted_sum, lambda gen_length, nfe, has_exit: 2 * num_mc + has_exit
+        make_views,
+        weighted_sum,
+        lambda gen_length, nfe, has_exit: 2 * num_mc + has_exit,
+        blockwise=True,
     )

@@ -54,6 +54,7 @@ def mean_field(
         num_shared=shared,
         probability_of=drawn,
         hides_prompt=p_mask_prompt > 0,
+        blockwise=p_mask_prompt == 0,
     )
 
 

@@ -12,6 +12,9 @@ arXiv 2509.21474; 1 is the mean field without prompt masks), ``shrink`` joins ev
 log-probability of the rollout. ``p_mask_prompt`` drops prompt tokens (d2: 0.15), which ends
 exactness. Views are true latents: what was decoded behind the first EOS is as visible as it was,
 and so are anchors (hence no ``hide_anchors``). One view per segment. Nats.
+
+For block-causal denoisers T counts the calls of a row's longest block, and every block is scored
+at its own k-th call at once: as many views as a block has calls, however long the completion.
 """
 
 from __future__ import annotations
@@ -71,10 +74,9 @@ def trajectory(
         dropped = rollout.prompt_mask & (
             position_uniform(rollout, draw_seed(generator)) < p_mask_prompt
         )
-        segments = range(count(largest(rollout.nfe)))
-        views = latent_views(
-            rollout, mask_id, [starts(segment, rollout.nfe) for segment in segments]
-        )
+        calls = rollout.num_local_steps
+        segments = range(count(largest(calls)))
+        views = latent_views(rollout, mask_id, [starts(segment, calls) for segment in segments])
         return replace(views, ids=torch.where(dropped[:, None], mask_id, views.ids))
 
     whole = p_mask_prompt == 0  # as rollouts saw it
@@ -96,6 +98,7 @@ def trajectory(
         exact_event=True,
         hides_prompt=p_mask_prompt > 0,
         replays=True,
+        blockwise=whole,
         fits=fits,
     )
 
@@ -104,10 +107,11 @@ def latent_views(rollout: Rollout, mask_id: int, starts: Sequence[Int[Tensor, " 
     """One view per segment: the latent after ``starts[k]`` calls, scored at what the calls up to
     ``starts[k + 1]`` revealed.
     """
+    step = rollout.local_step
     ids = []
     weights = []
-    for start, end in zip(starts, [*starts[1:], rollout.nfe], strict=True):
+    for start, end in zip(starts, [*starts[1:], rollout.num_local_steps], strict=True):
         ids.append(rollout.latent(start, mask_id))
-        inside = (rollout.decoded_step > start[:, None]) & (rollout.decoded_step <= end[:, None])
+        inside = (step > start[:, None]) & (step <= end[:, None])
         weights.append(rollout.action_mask & inside)
     return stack_views(ids, weights)

@@ -9,7 +9,8 @@ tau = 0 is the mean field (without prompt masks); exact at tokens of the calls 1
 ``num_times`` m draws m distinct times (ours; the paper has one): m + 1 latents, and with m >= T - 1
 the exact replay. No prompt masks: they would break importance weights. Anchors are as visible as
 they were (hence no ``hide_anchors``). m + 1 views, of which the fully masked one is shared by a
-group. Nats.
+group. Nats. For block-causal denoisers T counts the calls of the longest block, and tau is a time
+of every block.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ def two_mean_field(*, num_times: int = 1) -> Estimator:
         probability_of=DRAW,
         follows_steps=True,
         replays=True,
+        blockwise=True,
     )
 
 
@@ -48,10 +50,11 @@ def _distinct_times(rollout: Rollout, seed: int, num_times: int) -> torch.Tensor
     """(B, m) sorted times: a uniform m-subset of {0..T - 1}; where T < m, all of them and then T
     (whose segment is empty).
     """
-    most = max(num_times, largest(rollout.nfe))
+    calls = rollout.num_local_steps
+    most = max(num_times, largest(calls))
     call = torch.arange(most, device=rollout.ids.device)[None]
     keys = counter_uniform(seed, rollout.row_ids[:, None], call).masked_fill(
-        call >= rollout.nfe[:, None], float("inf")
+        call >= calls[:, None], float("inf")
     )
     order = keys.argsort(-1)[:, :num_times]
-    return torch.minimum(order, rollout.nfe[:, None]).sort(-1).values
+    return torch.minimum(order, calls[:, None]).sort(-1).values

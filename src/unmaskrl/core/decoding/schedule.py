@@ -1,0 +1,96 @@
+"""What a decoding's settings allow, and how many calls they plan."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from .select import PROBABILITY, RULES, Rule
+
+
+def check_decode(
+    gen_length: int,
+    block_length: int,
+    steps: int,
+    select: str | Rule,
+    temperature: float,
+    exit_at: float | None,
+    gamma: float | None = None,
+    grid: int | None = None,
+) -> Rule:
+    """The rule named ``select``, or a ValueError that says which setting to change.
+
+    ``grid``: the denoiser's own block length, if it is block-causal.
+    """
+    if grid is not None and block_length != grid:
+        raise ValueError(
+            f"block_length {block_length} is not the model's: it is block-causal, with blocks of "
+            f"{grid}; set block_length to {grid}"
+        )
+    if grid is not None and exit_at is not None and exit_at < 1:
+        raise ValueError(
+            f"exit_at {exit_at}: a block-causal model never sees masks in earlier blocks, so that "
+            "an exit over several blocks is off its training distribution; unset exit_at"
+        )
+    if grid is None and (block_length < 1 or gen_length % block_length):
+        raise ValueError(f"block_length {block_length} does not divide gen_length {gen_length}")
+    if not 1 <= steps <= gen_length:
+        raise ValueError(
+            f"steps must be between 1 and gen_length {gen_length} (one token per call), got {steps}"
+        )
+    if temperature < 0:
+        raise ValueError(f"temperature must be >= 0, got {temperature}")
+    if exit_at is not None and not 0 <= exit_at <= 1:
+        raise ValueError(
+            "exit_at is the share of open tokens decided before the last call, in [0, 1]; got "
+            f"{exit_at}"
+        )
+    if isinstance(select, str) and select not in RULES:
+        raise ValueError(f"select must be one of {', '.join(RULES)}; got {select!r}")
+    rule = select if isinstance(select, Rule) else RULES[select]
+    unit = rule.unit
+    if gamma is not None and not 0 <= gamma <= (1 if unit == PROBABILITY else math.inf):
+        raise ValueError(f"gamma of select={named(select)} is {unit}; got {gamma}")
+    return rule
+
+
+def named(select: str | Rule) -> str:
+    """A rule as it was asked for, in messages."""
+    return repr(select) if isinstance(select, str) else "a rule of your own"
+
+
+def planned_calls(
+    open_per_block: Sequence[int], gen_length: int, steps: int, exit_at: float | None = None
+) -> int:
+    """Denoiser calls of a row with these open tokens per block, if no EOS ends it early.
+
+    Without exit: sum_b ceil(n_b * steps / gen_length). With exit: the calls until keep =
+    ceil(exit_at * f) tokens are decided, plus 1 if f > keep.
+    """
+    total = sum(open_per_block)
+    keep = total if exit_at is None else exit_count(total, exit_at)
+    calls = 0
+    decided = 0
+    for n in open_per_block:
+        k = -(-n * steps // gen_length)
+        for i in range(k):
+            if decided >= keep:
+                break
+            decided += min(n // k + (i < n % k), keep - decided)
+            calls += 1
+    return calls + (total > keep)
+
+
+def exit_count(num_open: int, exit_at: float) -> int:
+    """ceil(exit_at * num_open), robust to binary fractions such as 0.7 * 10."""
+    return math.ceil(exit_at * num_open - 1e-9)
+
+
+def exit_counts(num_open: Tensor, exit_at: float, gen_length: int) -> Int[Tensor, " B"]:
+    """``exit_count`` of every row."""
+    counts = [exit_count(n, exit_at) for n in range(gen_length + 1)]
+    return torch.tensor(counts, device=num_open.device)[num_open]

@@ -1,0 +1,341 @@
+"""Block-causal decoding and scoring, against plain enumeration on compact rows without pads."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.conftest import rounded, seeded
+from unmaskrl.core import estimators
+from unmaskrl.core.block_causal import BlockCausal, CachedBlocks, hidden_beside_clean
+from unmaskrl.core.canvas import anchored_canvas, blank_canvas
+from unmaskrl.core.decoding import decode, planned_calls
+from unmaskrl.core.scoring import (
+    behavior_gap,
+    count_canvases,
+    frozen_token_logps,
+    replay_views,
+    token_logps,
+    view_logps,
+)
+from unmaskrl.core.toy import BlockToy
+from unmaskrl.core.types import Rollout
+
+PROMPTS = [[1], [1, 2], [2, 1, 1], [1, 2, 1, 2], [2, 2, 1, 0, 1, 2, 1]]
+SIZE = 100.0  # of sums of the toy's logits
+
+
+def toy(block_length: int, **options: Any) -> BlockToy:
+    return BlockToy(seeded(0), block_length=block_length, max_length=32, **options)
+
+
+def decoded(den: BlockToy, select: str = "entropy", gen_length: int = 9, **options: Any) -> Rollout:
+    canvas = blank_canvas(PROMPTS, gen_length=gen_length, denoiser=den)
+    settings: dict[str, Any] = {"steps": gen_length, "temperature": 1.0, **options}
+    if select == "eb":
+        settings["gamma"] = 0.5
+    return decode(
+        den,
+        canvas,
+        block_length=den.block_length or 0,
+        select=select,
+        generator=seeded(3),
+        **settings,
+    )
+
+
+def compact(rollout: Rollout, row: int) -> tuple[list[int], list[int], int]:
+    """Ids and calls of a row without its pads, and the length of its prompt."""
+    real = rollout.attention_mask[row]
+    return (
+        rollout.ids[row, real].tolist(),
+        rollout.decoded_step[row, real].tolist(),
+        int(rollout.prompt_mask[row].sum()),
+    )
+
+
+def logps_of(den: BlockToy, ids: list[int]) -> Tensor:
+    """log p of every token at every position of one row: the mask token can not be drawn."""
+    logits = den.logits(torch.tensor([ids]))[0].clone()
+    logits[:, den.mask_id] = float("-inf")
+    return logits.log_softmax(-1)
+
+
+def equal(ours: Tensor, theirs: Tensor) -> None:
+    for a, b in zip(ours.flatten().tolist(), theirs.flatten().tolist(), strict=True):
+        assert a == rounded(b, size=SIZE, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("block_length", [1, 2, 3, 4])
+@pytest.mark.parametrize("select", ["entropy", "confidence", "random", "left_to_right", "eb"])
+@pytest.mark.parametrize("steps", [3, 5, 9])
+def test_the_cache_changes_nothing(block_length: int, select: str, steps: int) -> None:
+    """Prompts of every remainder in one batch; rows that end early; a last block that is cut."""
+    den = toy(block_length, eos_id=0)
+    for stop in (True, False):
+        a, b = (
+            decoded(den, select, steps=steps, stop_at_eos=stop, cached=cached)
+            for cached in (True, False)
+        )
+        assert a.ids.equal(b.ids) and a.decoded_step.equal(b.decoded_step)
+        equal(a.behavior_logps, b.behavior_logps)
+
+
+def test_anchors_that_fill_whole_blocks_are_cached(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One row's next block is given, so that the call after runs three blocks."""
+    den = toy(2)
+    anchors = [{}, {0: 1, 1: 1, 4: 2, 5: 2, 6: 2}, {7: 1}, {2: 2, 3: 2}, dict.fromkeys(range(8), 1)]
+    canvas = anchored_canvas(PROMPTS, anchors, gen_length=8, denoiser=den)
+    options: dict[str, Any] = {
+        "block_length": 2,
+        "steps": 8,
+        "select": "margin",
+        "temperature": 1.0,
+    }
+    a, b = (
+        decode(den, canvas, generator=seeded(1), cached=cached, **options)
+        for cached in (True, False)
+    )
+    assert a.ids.equal(b.ids) and a.decoded_step.equal(b.decoded_step)
+    equal(a.behavior_logps, b.behavior_logps)
+    assert int(a.anchor_mask.sum()) == sum(map(len, anchors)), "pads are no anchors"
+    assert int(a.nfe[4]) == (len(PROMPTS[4]) + 8) % 2, "the rest of its last block alone"
+
+
+@pytest.mark.parametrize("keep_stale", [False, True])
+def test_a_finished_block_is_stored_clean(
+    keep_stale: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the clean run of a finished block the log-probabilities are wrong by far."""
+    den = toy(3)
+    honest = decoded(den, "left_to_right", cached=False)
+    if keep_stale:
+        go_on = CachedBlocks.go_on
+
+        def stale(self: CachedBlocks, ids: Tensor, rows: Tensor, block: Tensor) -> Tensor:
+            self.last[rows] = block
+            return go_on(self, ids, rows, block)
+
+        monkeypatch.setattr(CachedBlocks, "go_on", stale)
+    gap = (decoded(den, "left_to_right").behavior_logps - honest.behavior_logps).abs().max()
+    assert gap > 0.1 if keep_stale else gap < 1e-9
+
+
+@pytest.mark.parametrize("block_length", [2, 3])
+def test_tokens_are_drawn_from_their_block_over_finished_ones(block_length: int) -> None:
+    """Each recorded log-probability, from the row alone, cut behind the block."""
+    den = toy(block_length)
+    rollout = decoded(den, steps=5)
+    for row in range(len(PROMPTS)):
+        ids, calls, prompt = compact(rollout, row)
+        assert len(ids) % block_length == 0 and len(ids) >= prompt + 9
+        recorded = rollout.behavior_logps[row, rollout.attention_mask[row]]
+        for place in range(prompt, len(ids)):
+            end = (place // block_length + 1) * block_length
+            seen = [den.mask_id if calls[i] >= calls[place] else ids[i] for i in range(end)]
+            expected = logps_of(den, seen)[place, ids[place]]
+            assert float(recorded[place]) == rounded(
+                float(expected), size=SIZE, dtype=torch.float64
+            )
+
+
+def test_a_row_is_the_same_alone() -> None:
+    den = toy(4, eos_id=0)
+    together = decoded(den)
+    for row, prompt in enumerate(PROMPTS):
+        canvas = blank_canvas([prompt], gen_length=9, denoiser=den, row_ids=[row])
+        alone = decode(
+            den, canvas, block_length=4, steps=9, select="entropy", temperature=1.0,
+            generator=seeded(3),
+        )  # fmt: skip
+        real = together.attention_mask[row]
+        assert together.ids[row, real].equal(alone.ids[0, alone.attention_mask[0]])
+        assert together.nfe[row] == alone.nfe[0]
+
+
+@pytest.mark.parametrize("steps", [3, 4, 9])
+def test_calls_are_the_planned_ones_and_tokens_those_of_blocks(steps: int) -> None:
+    """A row runs its prompt and first block, then a block per call and each finished block once."""
+    den = toy(4)
+    run: list[int] = []
+    plain = den.hidden_under
+    den.hidden_under = lambda ids, *rest: run.append(ids.numel()) or plain(ids, *rest)  # type: ignore[method-assign]
+    rollout = decoded(den, steps=steps)
+    for row, prompt in enumerate(PROMPTS):
+        length = len(prompt) + 9
+        ends = [0, *range(-len(prompt) % 4 or 4, 13, 4)]
+        whole = -(-length // 4) * 4 - len(prompt)
+        sizes = [b - a for a, b in itertools.pairwise([e for e in ends if e < whole] + [whole])]
+        assert int(rollout.nfe[row]) == planned_calls(sizes, 9, steps)
+    alone = blank_canvas([[1, 2, 1, 2]], gen_length=8, denoiser=den)
+    run.clear()
+    row = decode(den, alone, block_length=4, steps=8, select="entropy")
+    assert int(row.nfe) == 8 and sum(run) == 8 + 3 * 4 + 8 + 3 * 4
+
+
+@pytest.mark.parametrize("block_length", [1, 2, 4])
+@pytest.mark.parametrize("select", ["entropy", "eb", "left_to_right"])
+def test_an_exact_likelihood_takes_as_many_passes_as_a_block_has_calls(
+    block_length: int, select: str
+) -> None:
+    den = toy(block_length, eos_id=0)
+    rollout = decoded(den, select)
+    est = estimators.trajectory()
+    views = est.make_views(rollout, den.mask_id, seeded(0))
+    assert views.ids.shape[1] == int(rollout.num_local_steps.max()) <= block_length
+    assert count_canvases(rollout, views) <= block_length * len(PROMPTS)
+    logps = token_logps(den, rollout, est, views)
+    equal(logps, rollout.behavior_logps * rollout.action_mask)
+    assert behavior_gap(den, rollout) < 1e-9
+    replayed = view_logps(den, rollout, replay_views(rollout, den.mask_id)).sum(1)
+    drawn = (rollout.decoded_step > 0) & (rollout.decoded_step <= rollout.nfe[:, None])
+    equal(replayed, rollout.behavior_logps * drawn)
+    all_times = estimators.two_mean_field(num_times=block_length)
+    views = all_times.make_views(rollout, den.mask_id, seeded(0))
+    equal(frozen_token_logps(den, rollout, all_times, views, max_canvases=3), logps)
+
+
+def test_probabilities_of_all_completions_sum_to_one() -> None:
+    """Two blocks of two, the first shared with the prompt: all V^4 ways to fill three and a cut
+    one.
+    """
+    den = toy(2)
+    canvas = blank_canvas([[1]], gen_length=3, denoiser=den)
+    one = decode(den, canvas, block_length=2, steps=3, select="left_to_right")
+    real = int(one.attention_mask.sum()) - 1
+    ways = torch.tensor(list(itertools.product(range(3), repeat=real)))
+    rollout = one.rows(torch.zeros(len(ways), dtype=torch.int64))
+    ids = rollout.ids.clone()
+    ids[:, 1 : 1 + real] = ways
+    rollout = replace(rollout, ids=ids, row_ids=torch.arange(len(ways)))
+    est = estimators.trajectory()
+    logps = token_logps(den, rollout, est, est.make_views(rollout, den.mask_id, seeded(0)))
+    assert real == 3 and float(logps.sum(-1).exp().sum()) == rounded(
+        1.0, size=1.0, dtype=torch.float64
+    )
+
+
+def exact_elbo(den: BlockToy, rollout: Rollout, row: int) -> float:
+    """The mean over all orders within each block, by subsets."""
+    ids, _, prompt = compact(rollout, row)
+    end = prompt + 4  # the completion, without the cut part of its last block
+    length = den.block_length or 0
+    total = 0.0
+    for block in range(prompt // length, -(-end // length)):
+        places = [i for i in range(block * length, (block + 1) * length) if prompt <= i < end]
+        cut = list(range(end, (block + 1) * length))
+        for n in range(1, len(places) + 1):
+            subsets = list(itertools.combinations(places, n))
+            for subset in subsets:
+                seen = [
+                    den.mask_id if i in subset or i in cut else ids[i]
+                    for i in range((block + 1) * length)
+                ]
+                logps = logps_of(den, seen)
+                total += sum(float(logps[i, ids[i]]) for i in subset) / n / len(subsets)
+    return total
+
+
+@pytest.mark.parametrize(
+    "est",
+    [
+        estimators.elbo(num_mc=2),
+        estimators.elbo(num_mc=1, stratified=False),
+        estimators.elbo(num_mc=4, antithetic=True),
+        estimators.espo(),
+    ],
+    ids=["elbo", "one", "antithetic", "espo"],
+)
+def test_the_elbo_is_that_of_each_block_given_the_blocks_before(est: Any) -> None:
+    den = toy(3)
+    rollout = decoded(den, gen_length=4)
+    copies = 4000
+    many = rollout.rows(torch.arange(len(PROMPTS)).repeat(copies))
+    many = replace(many, row_ids=torch.arange(len(many.ids)))
+    views = est.make_views(many, den.mask_id, seeded(2))
+    values = frozen_token_logps(den, many, est, views, max_canvases=10**6).sum(-1)
+    values = values.double().view(copies, len(PROMPTS))
+    for row in range(len(PROMPTS)):
+        error = float(values[:, row].std() / copies**0.5)
+        exact = exact_elbo(den, rollout, row)
+        assert abs(float(values[:, row].mean()) - exact) < 5 * error + 1e-9 * abs(exact)
+
+
+def test_a_view_is_counted_per_block() -> None:
+    """One draw of the ELBO scores at least one token of every block, with weight c / n."""
+    den = toy(4)
+    rollout = decoded(den)
+    views = estimators.elbo(num_mc=3).make_views(rollout, den.mask_id, seeded(1))
+    for row in range(len(PROMPTS)):
+        for block in set(rollout.block_ids[row, rollout.action_mask[row]].tolist()):
+            inside = (rollout.block_ids[row] == block) & rollout.action_mask[row]
+            size = int(inside.sum())
+            weight = views.weight[row][:, inside]
+            number = (weight > 0).sum(-1)
+            assert bool((number > 0).all()), "every view scores every block"
+            assert (weight.sum(-1) * 3).tolist() == pytest.approx([size] * 3)
+    assert bool(((views.ids == den.mask_id) >= (views.weight != 0)).all()), "scored means hidden"
+
+
+def test_the_mean_field_hides_a_block_and_sees_the_blocks_before() -> None:
+    den = toy(3)
+    rollout = decoded(den)
+    est = estimators.mean_field(p_mask_prompt=0.0)
+    views = est.make_views(rollout, den.mask_id, seeded(0))
+    ours = token_logps(den, rollout, est, views)
+    for row in range(len(PROMPTS)):
+        ids, _, prompt = compact(rollout, row)
+        first = int(rollout.attention_mask[row].long().argmax())
+        for place in range(prompt, prompt + 9):
+            block = place // 3
+            seen = [
+                den.mask_id if i >= max(prompt, 3 * block) else ids[i] for i in range(3 * block + 3)
+            ]
+            expected = float(logps_of(den, seen)[place, ids[place]])
+            assert float(ours[row, first + place]) == rounded(
+                expected, size=SIZE, dtype=torch.float64
+            )
+
+
+def test_nothing_leaks_between_blocks() -> None:
+    """A noisy token reaches its own block alone; a clean one the blocks behind its own."""
+    den = toy(3)
+    rollout = decoded(den)
+    ids = rollout.ids
+    blocks = rollout.block_ids
+    args = (rollout.attention_mask, 0)
+    plain = hidden_beside_clean(den, ids, ids, *args)
+    place = (2, 8)
+    for half in range(2):
+        changed = [ids, ids]
+        changed[half] = ids.clone()
+        changed[half][place] = den.mask_id
+        moved = (hidden_beside_clean(den, changed[0], changed[1], *args) - plain).abs().amax(-1) > 0
+        assert not bool(moved[[0, 1, 3, 4]].any()), "other rows"
+        reached = blocks[2][moved[2] & rollout.attention_mask[2]].unique().tolist()
+        own = int(blocks[place])
+        assert (
+            reached == [own]
+            if half == 0
+            else reached == list(range(own + 1, int(blocks[2].max()) + 1))
+        )
+
+
+def test_what_a_block_causal_model_refuses() -> None:
+    den = toy(4)
+    assert isinstance(den, BlockCausal)
+    canvas = blank_canvas(PROMPTS, gen_length=8, denoiser=den)
+    with pytest.raises(ValueError, match=r"block_length 8 is not the model's.*blocks of 4"):
+        decode(den, canvas, block_length=8, steps=8)
+    with pytest.raises(ValueError, match="exit over several blocks"):
+        decode(den, canvas, block_length=4, steps=8, exit_at=0.5)
+    rollout = decoded(den)
+    est = estimators.unigrpo()
+    views = est.make_views(rollout, den.mask_id, seeded(0))
+    with pytest.raises(ValueError, match="mean nothing for a block-causal model"):
+        token_logps(den, rollout, est, views)
