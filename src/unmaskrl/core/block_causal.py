@@ -74,6 +74,12 @@ def block_visible(
     return real[:, None] & (key_blocks[:, None] <= query_blocks[..., None])
 
 
+def tail_mask(attention_mask: Bool[Tensor, "B L"], block_length: int) -> Bool[Tensor, "B E"]:
+    """Which of ``block_length`` - 1 columns behind the canvas complete each row's last block."""
+    missing = -attention_mask.sum(-1, keepdim=True) % block_length
+    return torch.arange(block_length - 1, device=missing.device) < missing
+
+
 def completed(canvas: Canvas, block_length: int, mask_id: int, pad_id: int) -> Canvas:
     """The canvas with ``block_length`` - 1 more columns, in which every row's last block is whole.
 
@@ -82,8 +88,7 @@ def completed(canvas: Canvas, block_length: int, mask_id: int, pad_id: int) -> C
     Their number depends on no row, so that a row is the same in any batch.
     """
     extra = block_length - 1
-    tail = -canvas.attention_mask.sum(-1, keepdim=True) % block_length
-    inside = torch.arange(extra, device=tail.device) < tail
+    inside = tail_mask(canvas.attention_mask, block_length)
     return replace(
         canvas,
         ids=torch.cat([canvas.ids, torch.where(inside, mask_id, pad_id)], 1),

@@ -11,9 +11,10 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float, Float64
 from torch import Tensor
 
+from .block_causal import BlockCausal, block_length_of, completed, hidden_beside_clean
 from .decoding.sample import masked_log_softmax, row_chunks
 from .denoiser import Denoiser, end_ids
 from .finite import NotFiniteError, where_from
@@ -158,11 +159,12 @@ def predictability(
     answer.
 
     The scores of ``most_predictable`` (STP, stage 1): one call per row on a completion as long as
-    the longest reference. NotFiniteError if one is NaN.
+    the longest reference. A block-causal denoiser sees the reference in the blocks before, as it
+    will when it decodes. NotFiniteError if one is NaN.
     """
     gen_length = max(map(len, references))
     canvas = blank_canvas(prompts, gen_length=gen_length, denoiser=denoiser, device=device)
-    hidden = denoiser.hidden(canvas.ids, canvas.attention_mask)[:, -gen_length:]
+    hidden = _hidden_of_open(denoiser, canvas, references)
     result = []
     for row, reference in zip(hidden, references, strict=True):
         targets = torch.tensor(list(reference), dtype=torch.int64)
@@ -178,6 +180,24 @@ def predictability(
             )
         result.append(scores)
     return result
+
+
+def _hidden_of_open(
+    denoiser: Denoiser, canvas: Canvas, references: Sequence[Sequence[int]]
+) -> Float[Tensor, "B G D"]:
+    length = block_length_of(denoiser)
+    if length is None:
+        return denoiser.hidden(canvas.ids, canvas.attention_mask)[:, -canvas.gen_length :]
+    assert isinstance(denoiser, BlockCausal)
+    first = canvas.ids.shape[1] - canvas.gen_length
+    end = canvas.ids.shape[1]
+    canvas = completed(canvas, length, denoiser.mask_id, denoiser.pad_id)
+    clean = canvas.ids.clone()
+    for row, reference in zip(clean, references, strict=True):
+        row[first : first + len(reference)] = torch.tensor(list(reference), device=row.device)
+    start = max(0, first - length + 1)
+    hidden = hidden_beside_clean(denoiser, canvas.ids, clean, canvas.attention_mask, start)
+    return hidden[:, first - start : end - start]
 
 
 def _uniforms(length: int, seed: int, row_id: int) -> Float64[Tensor, " N"]:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from ..core.block_causal import block_length_of, completed
 from ..core.canvas import blank_canvas
 from ..core.estimators import elbo
 from ..core.finite import NotFiniteError, where_from
@@ -22,7 +23,7 @@ from ..core.precision import finest
 from ..core.rng import named_generator
 from ..core.rollouts import DecodeSettings, LocalRollouts
 from ..core.scoring import frozen_token_logps
-from ..core.types import Rollout, completion_columns
+from ..core.types import Rollout
 from ..models.denoiser import ModelDenoiser
 
 Pair = tuple[Sequence[int], Sequence[int]]
@@ -73,10 +74,13 @@ def greedy_matches(
         canvas = blank_canvas(
             contexts, gen_length=length, denoiser=denoiser, device=denoiser.device
         )
-        settings = DecodeSettings(block_length=length, steps=length, stop_at_eos=False)
-        ids = LocalRollouts(denoiser).sample(canvas, settings).ids
-        for i, decoded in zip(batch, ids[:, -length:].tolist(), strict=True):
-            result[i] = decoded == list(pairs[i][1])
+        block = block_length_of(denoiser) or length
+        settings = DecodeSettings(block_length=block, steps=length, stop_at_eos=False)
+        rollout = LocalRollouts(denoiser).sample(canvas, settings)
+        first = canvas.ids.shape[1] - length
+        decoded = rollout.ids[:, first : first + length].tolist()
+        for i, ids in zip(batch, decoded, strict=True):
+            result[i] = ids == list(pairs[i][1])
     return result
 
 
@@ -88,9 +92,15 @@ def given_rollout(denoiser: ModelDenoiser, pairs: Sequence[Pair]) -> Rollout:
     canvas = blank_canvas(
         [c for c, _ in pairs], gen_length=length, denoiser=denoiser, device=denoiser.device
     )
-    completion = completion_columns(canvas.ids, length).clone()
+    first = canvas.ids.shape[1] - length
+    block = block_length_of(denoiser)
+    if block is not None:
+        canvas = completed(canvas, block, denoiser.mask_id, denoiser.pad_id)
+    given = slice(first, first + length)
+    completion = torch.zeros_like(canvas.prompt_mask)
+    completion[:, given] = True
     ids = canvas.ids.clone()
-    ids[:, -length:] = torch.tensor(
+    ids[:, given] = torch.tensor(
         [list(answer) for _, answer in pairs], dtype=torch.int64, device=ids.device
     )
     zeros = torch.zeros(len(pairs), dtype=torch.int64, device=ids.device)
@@ -109,9 +119,10 @@ def given_rollout(denoiser: ModelDenoiser, pairs: Sequence[Pair]) -> Rollout:
         row_ids=names,
         group_ids=names,
         gamma=finest(zeros),
-        gen_length=length,
+        gen_length=canvas.gen_length,
         temperature=1.0,
         exact=True,
+        block_length=block,
     )
 
 

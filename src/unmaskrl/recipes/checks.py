@@ -27,6 +27,8 @@ def check_recipe(recipe: Recipe) -> Method:
     method = build_method(recipe)
     rule = method.rule
     check_decode(d.gen_length, d.block_length, d.steps, rule, d.temperature, d.exit_at, d.gamma)
+    if recipe.model.block_length is not None:
+        check_blocks(recipe, method, recipe.model.block_length)
     if rule.prefix is None and d.gamma is not None:
         raise ValueError(
             f"decode.gamma bounds the adaptive rules {ADAPTIVE}; select={d.select} has a quota: "
@@ -66,6 +68,22 @@ def check_recipe(recipe: Recipe) -> Method:
     _check_sampler(recipe, rule)
     _check_method(recipe, method)
     return method
+
+
+def check_blocks(recipe: Recipe, method: Method, grid: int | None) -> None:
+    """ValueError if a recipe does not fit a model whose blocks have ``grid`` tokens (None: full
+    attention).
+    """
+    d = recipe.decode
+    check_decode(
+        d.gen_length, d.block_length, d.steps, method.rule, d.temperature, d.exit_at, d.gamma, grid
+    )
+    if grid is not None and not method.estimator.blockwise:
+        raise ValueError(
+            f"estimator {recipe.estimator['name']}: its views mean nothing for a block-causal "
+            f"model (blocks of {grid}), whose blocks see earlier blocks clean; use trajectory, "
+            "elbo, espo, two_mean_field, or mean_field with p_mask_prompt=0"
+        )
 
 
 def check_supervised(recipe: SFTRecipe) -> None:

@@ -20,6 +20,7 @@ from ..models.loading import open_checkpoint, random_tiny, stand_in_folder, with
 from ..models.probe import check_probe, masked_accuracy
 from ..models.tokenizer import byte_tokenizer, encode_reference, load_tokenizer
 from ..models.weights import frozen_copy, start_average, trainable
+from ..recipes.checks import check_blocks
 from ..recipes.optimizers import make_optimizer
 from ..recipes.registry import build_method, make_task
 from ..recipes.schema import BaseModelConfig, Recipe, SFTRecipe
@@ -124,6 +125,8 @@ def _build_run(
     rows = {"train.prompts_per_step": recipe.train.prompts_per_step}
     shard = checked_shard(recipe, accelerator, rows)
     denoiser, tokenizer, folder = open_model(recipe.model, accelerator.device, recipe.run.seed)
+    method = build_method(recipe)
+    check_blocks(recipe, method, denoiser.block_length)
     task = make_task(recipe.task)
     problems = Problems(recipe, task, tokenizer, denoiser.max_length)
     named = [*recipe.train.reward_functions, *rewards]
@@ -133,7 +136,6 @@ def _build_run(
         task, tokenizer, problems.examples[0], functions, state=state, run_name=recipe.name
     )
     notes = [*problems.notes, *tried, *([] if resume else probe_model(recipe, denoiser, problems))]
-    method = build_method(recipe)
     gathered = (
         Gathered(denoiser.model, frozen_copy(denoiser))
         if shard != "none" and recipe.train.gather_rollout

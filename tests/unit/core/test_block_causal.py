@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.block_rows import PROMPTS, SIZE, compact, decoded, equal, exact_elbo, logps_of, toy
 from tests.conftest import rounded, seeded
 from unmaskrl.core import estimators
 from unmaskrl.core.block_causal import BlockCausal, CachedBlocks, hidden_beside_clean
-from unmaskrl.core.canvas import anchored_canvas, blank_canvas
+from unmaskrl.core.canvas import anchored_canvas, blank_canvas, predictability
 from unmaskrl.core.decoding import decode, planned_calls
 from unmaskrl.core.scoring import (
     behavior_gap,
@@ -23,52 +24,6 @@ from unmaskrl.core.scoring import (
     token_logps,
     view_logps,
 )
-from unmaskrl.core.toy import BlockToy
-from unmaskrl.core.types import Rollout
-
-PROMPTS = [[1], [1, 2], [2, 1, 1], [1, 2, 1, 2], [2, 2, 1, 0, 1, 2, 1]]
-SIZE = 100.0  # of sums of the toy's logits
-
-
-def toy(block_length: int, **options: Any) -> BlockToy:
-    return BlockToy(seeded(0), block_length=block_length, max_length=32, **options)
-
-
-def decoded(den: BlockToy, select: str = "entropy", gen_length: int = 9, **options: Any) -> Rollout:
-    canvas = blank_canvas(PROMPTS, gen_length=gen_length, denoiser=den)
-    settings: dict[str, Any] = {"steps": gen_length, "temperature": 1.0, **options}
-    if select == "eb":
-        settings["gamma"] = 0.5
-    return decode(
-        den,
-        canvas,
-        block_length=den.block_length or 0,
-        select=select,
-        generator=seeded(3),
-        **settings,
-    )
-
-
-def compact(rollout: Rollout, row: int) -> tuple[list[int], list[int], int]:
-    """Ids and calls of a row without its pads, and the length of its prompt."""
-    real = rollout.attention_mask[row]
-    return (
-        rollout.ids[row, real].tolist(),
-        rollout.decoded_step[row, real].tolist(),
-        int(rollout.prompt_mask[row].sum()),
-    )
-
-
-def logps_of(den: BlockToy, ids: list[int]) -> Tensor:
-    """log p of every token at every position of one row: the mask token can not be drawn."""
-    logits = den.logits(torch.tensor([ids]))[0].clone()
-    logits[:, den.mask_id] = float("-inf")
-    return logits.log_softmax(-1)
-
-
-def equal(ours: Tensor, theirs: Tensor) -> None:
-    for a, b in zip(ours.flatten().tolist(), theirs.flatten().tolist(), strict=True):
-        assert a == rounded(b, size=SIZE, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("block_length", [1, 2, 3, 4])
@@ -220,27 +175,6 @@ def test_probabilities_of_all_completions_sum_to_one() -> None:
     )
 
 
-def exact_elbo(den: BlockToy, rollout: Rollout, row: int) -> float:
-    """The mean over all orders within each block, by subsets."""
-    ids, _, prompt = compact(rollout, row)
-    end = prompt + 4  # the completion, without the cut part of its last block
-    length = den.block_length or 0
-    total = 0.0
-    for block in range(prompt // length, -(-end // length)):
-        places = [i for i in range(block * length, (block + 1) * length) if prompt <= i < end]
-        cut = list(range(end, (block + 1) * length))
-        for n in range(1, len(places) + 1):
-            subsets = list(itertools.combinations(places, n))
-            for subset in subsets:
-                seen = [
-                    den.mask_id if i in subset or i in cut else ids[i]
-                    for i in range((block + 1) * length)
-                ]
-                logps = logps_of(den, seen)
-                total += sum(float(logps[i, ids[i]]) for i in subset) / n / len(subsets)
-    return total
-
-
 @pytest.mark.parametrize(
     "est",
     [
@@ -264,6 +198,24 @@ def test_the_elbo_is_that_of_each_block_given_the_blocks_before(est: Any) -> Non
         error = float(values[:, row].std() / copies**0.5)
         exact = exact_elbo(den, rollout, row)
         assert abs(float(values[:, row].mean()) - exact) < 5 * error + 1e-9 * abs(exact)
+
+
+def test_most_predictable_scores_see_the_reference_in_blocks_before() -> None:
+    den = toy(3)
+    prompts = PROMPTS[:3]
+    references = [[1, 2, 0, 1, 2], [2, 2, 0], [0, 1, 1, 2]]
+    scores = predictability(den, prompts, references)
+    for prompt, reference, row in zip(prompts, references, scores, strict=True):
+        ids = [*prompt, *reference]
+        for i, score in enumerate(row):
+            place = len(prompt) + i
+            block = place // 3
+            seen = [
+                den.mask_id if at >= max(len(prompt), 3 * block) else ids[at]
+                for at in range(3 * block + 3)
+            ]
+            expected = float(logps_of(den, seen)[place, ids[place]])
+            assert score == rounded(expected, size=SIZE, dtype=torch.float64)
 
 
 def test_a_view_is_counted_per_block() -> None:

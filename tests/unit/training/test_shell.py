@@ -25,7 +25,7 @@ from unmaskrl.training.folder.config import check_changes, read_config
 from unmaskrl.training.folder.run_folder import cut_log
 from unmaskrl.training.rollouts.anchors import Anchors
 from unmaskrl.training.rollouts.problems import Problems
-from unmaskrl.training.sft.loop import masked_loss
+from unmaskrl.training.sft.loss import masked_loss
 from unmaskrl.utils.files import read_jsonl
 
 

@@ -56,6 +56,7 @@ def batch_state(batch: Batch) -> dict[str, Any]:
         "gen_length": batch.rollout.gen_length,
         "temperature": batch.rollout.temperature,
         "exact": batch.rollout.exact,
+        "block_length": batch.rollout.block_length,
     }
 
 
@@ -67,6 +68,7 @@ def restore_batch(tensors: dict[str, Tensor], state: dict[str, Any], device: tor
         k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)
     }
     rollout |= {key: state[key] for key in ("gen_length", "temperature", "exact")}
+    rollout["block_length"] = state.get("block_length")  # absent in older checkpoints
     choices = {
         k.removeprefix("choices/"): v for k, v in tensors.items() if k.startswith("choices/")
     }

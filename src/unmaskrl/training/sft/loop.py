@@ -18,9 +18,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
 
-from ...core.decoding.sample import row_chunks
 from ...core.rng import named_generator
 from ...models.denoiser import ModelDenoiser
 from ...models.families.llada import LLaDA, LLaDAConfig
@@ -39,6 +37,7 @@ from ..saving import is_late, save, saved_if_stopped
 from ..setup import begin, checked_shard, open_model
 from ..state import Training
 from .data import SFTData, encode_mixture
+from .loss import masked_loss
 
 
 @dataclass(slots=True, kw_only=True)
@@ -158,47 +157,6 @@ def update(run: SupervisedRun) -> dict[str, float]:
     run.optimizer.step()
     update_average(run.average, model, run.recipe.train.ema)
     return row
-
-
-def masked_loss(
-    denoiser: ModelDenoiser,
-    prompts: Tensor,
-    prompt_mask: Tensor,
-    completions: Tensor,
-    generator: torch.Generator,
-    own: slice = slice(None),
-) -> Tensor:
-    """Mean over rows of the mean cross-entropy (nats per token) over n masked tokens, n ~ U{1..G},
-    stratified over rows.
-
-    Of the ``own`` rows: the losses of parts of a batch sum to that of the whole, masks included.
-    """
-    batch, gen_length = completions.shape
-    share = (torch.arange(batch) + torch.rand((), generator=generator)) / batch
-    count = 1 + (share * gen_length).long().clamp(max=gen_length - 1)
-    rank = (
-        torch.rand(batch, gen_length, generator=generator, dtype=torch.float64)
-        .argsort(-1)
-        .argsort(-1)
-    )
-    count = count[own].to(completions.device)
-    masked = rank[own].to(completions.device) < count[:, None]
-    prompts = prompts[own]
-    prompt_mask = prompt_mask[own]
-    completions = completions[own]
-    ids = torch.cat([prompts, torch.where(masked, denoiser.mask_id, completions)], 1)
-    attention = torch.cat([prompt_mask, torch.ones_like(masked)], 1)
-    hidden = denoiser.hidden(ids, None if bool(attention.all()) else attention)[:, -gen_length:]
-    weight = (1.0 / count / batch)[:, None].expand_as(masked)[masked]
-    hidden_RD = hidden[masked]
-    targets = completions[masked]
-    total = hidden.new_zeros(())
-    for rows in row_chunks(len(targets), denoiser.vocab_size):
-        logits = denoiser.head(hidden_RD[rows])
-        wide = logits if logits.dtype == torch.float64 else logits.float()
-        loss = nn.functional.cross_entropy(wide, targets[rows], reduction="none")
-        total = total + (loss * weight[rows]).sum()
-    return total
 
 
 def new_model(recipe: SFTRecipe, device: torch.device) -> tuple[ModelDenoiser, Any]:
