@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ..utils.files import json_text, write_whole
 from .denoiser import ModelDenoiser
 from .families import MaskPredictor
+from .families.cache import Cache
 from .weights import trainable, whole
 
 _NAME = "default"  # peft's name of a model's only adapter
@@ -40,6 +41,18 @@ class WithoutAdapters(ModelDenoiser):
         """Hidden states of the frozen weights alone."""
         with adapters_off(self.model):
             return self.inner.hidden(ids, attention_mask)
+
+    def hidden_under(
+        self,
+        ids: Int[Tensor, "B T"],
+        positions: Int[Tensor, "B T"],
+        visible: Bool[Tensor, "B T S"],
+        cache: Cache | None = None,
+        columns: Int[Tensor, "B T"] | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        """The frozen weights' alone."""
+        with adapters_off(self.model):
+            return self.inner.hidden_under(ids, positions, visible, cache, columns)
 
 
 def add_lora(

@@ -10,7 +10,7 @@ transformer: x = x + attention(norm(x)); x = x + mlp(norm(x)).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, TypeVar
@@ -303,7 +303,9 @@ class BlockCausalModel(MaskPredictor):
             raise ValueError("a cache needs columns (B, T): where keys and values are written")
         if torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters()):
             raise ValueError("a cache holds no gradients: call hidden_under under torch.no_grad()")
-        return self._body(ids, positions, visible, cache, columns)
+        seen = visible.shape[-1]
+        keeps = [partial(cache.put, i, columns, seen) for i in range(len(self.blocks))]
+        return self._body(ids, positions, visible, keeps)
 
     def _in_chunks(self, ids: Tensor, positions: Tensor, visible: Tensor) -> Tensor:
         """On a CPU in rows of ``cpu_chunk`` tokens."""
@@ -315,21 +317,16 @@ class BlockCausalModel(MaskPredictor):
         return torch.cat([self._body(*part) for part in zip(*parts, strict=True)])
 
     def _body(
-        self,
-        ids: Tensor,
-        positions: Tensor,
-        visible: Tensor,
-        cache: Cache | None = None,
-        columns: Tensor | None = None,
+        self, ids: Tensor, positions: Tensor, visible: Tensor, keeps: Sequence[Keep] = ()
     ) -> Tensor:
         # Softmax over nothing is NaN in some kernels, and NaN spreads through weights' gradients.
         mask = visible | ~visible.any(-1, keepdim=True)
         x = self._parts[self.embedding](ids)
         rotary = rotary_at(positions, self.config.rotary_dim, self.config.rope_theta, x)
-        if cache is None:
+        if not keeps:
             x = run_blocks(self.blocks, x, rotary, mask, self.recompute)
-        for index, layer in enumerate(self.blocks if cache is not None else ()):
-            x = layer(x, rotary, mask, partial(cache.put, index, columns, mask.shape[-1]))
+        for keep, layer in zip(keeps, self.blocks, strict=False):
+            x = layer(x, rotary, mask, keep)
         return self._parts["norm"](x)
 
     def head(self, hidden: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:

@@ -17,6 +17,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from .cache import Cache
+
 # On CPU a batch runs in chunks of about this many tokens, so that activations stay in the cache:
 # 10-50 % faster at d_model 128, forward and backward; the optimum is flat between 1,000 and 3,000
 # tokens.
@@ -122,6 +124,23 @@ class MaskPredictor(nn.Module):
         are not attended.
         """
         raise NotImplementedError
+
+    def hidden_under(
+        self,
+        ids: Int[Tensor, "B T"],
+        positions: Int[Tensor, "B T"],
+        visible: Bool[Tensor, "B T S"],
+        cache: Cache | None = None,
+        columns: Int[Tensor, "B T"] | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        """Hidden states under a visibility that the caller states, for families with a
+        ``block_length``; see ``families/block.py``.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no block_length")
+
+    def new_cache(self, rows: int, columns: int) -> Cache:
+        """An empty cache, for families with a ``block_length``."""
+        raise NotImplementedError(f"{type(self).__name__} has no block_length")
 
     def head(self, hidden: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
         """Logits at chosen rows of ``hidden``."""

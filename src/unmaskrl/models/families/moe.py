@@ -116,6 +116,11 @@ class Mixture(nn.Module):
         self.experts = nn.ModuleList([SwiGLU(d_model, width) for _ in range(experts)])
         self.shared_experts = SwiGLU(d_model, width * shared) if shared else None
 
+    @property
+    def learns(self) -> bool:
+        """Whether the experts' weights are trained."""
+        return any(p.requires_grad for p in self.experts[0].parameters())
+
     def forward(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
         flat = x.flatten(0, -2)
         chosen, weights = self.gate(flat)
@@ -125,7 +130,7 @@ class Mixture(nn.Module):
         parts = flat[order // chosen.shape[-1]].split(counts)
         # experts without tokens get a gradient of zeros: ranks that share their weights must agree
         # on which have one, and so must one process and two
-        all_of_them = torch.is_grad_enabled() and self.experts[0].up_proj.weight.requires_grad
+        all_of_them = torch.is_grad_enabled() and self.learns
         outputs = [
             expert(part)
             for expert, part in zip(self.experts, parts, strict=True)
