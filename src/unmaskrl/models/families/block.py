@@ -241,9 +241,11 @@ class BlockCausalModel(MaskPredictor):
 
     def init_weights(self, generator: torch.Generator, std: float = 0.02) -> BlockCausalModel:
         """Draw all weights on the generator's device: N(0, std), before residuals std / sqrt(2
-        n_layers).
+        n_layers); routers' biases become 0.
         """
         draw_weights(self, generator, std, self.config.n_layers, self.residual)
+        for buffer in self.buffers():
+            buffer.zero_()
         return self
 
     def new_cache(self, rows: int, columns: int) -> Cache:

@@ -126,6 +126,8 @@ class TransformerConfig:
                 raise ValueError(
                     f"{cls.name} config has {key}={values[item.name]!r}; expected {item.type}"
                 )
+            if str(item.type) == "float" and item.name in values:
+                values[item.name] = float(values[item.name])
         return cls(**values, raw=dict(raw))
 
     def to_dict(self) -> dict[str, Any]:
