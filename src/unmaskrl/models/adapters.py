@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -66,13 +67,14 @@ def add_lora(
     """Freeze the model and put adapters on its linear layers (float32 at least; A uniform, B zero:
     nothing changes yet).
 
-    Returns the adapted layers' names. ValueError if a target is no linear layer of a block, or peft
+    ``targets`` None: those that the model's class names, else all. Experts and routers stay as they
+    are. Returns the adapted layers' names. ValueError if a target is no linear layer of a block, or peft
     is not installed.
     """
     peft = _import("peft", "lora")
-    names = linear_names(model)
+    names = [n for n in linear_names(model) if not any(p in n for p in model.not_adapted)]
     kinds = sorted({name.rpartition(".")[2] for name in names})
-    wanted = set(targets or kinds)
+    wanted = set(targets or model.adapted or kinds)
     if unknown := wanted - set(kinds):
         raise ValueError(
             f"model.lora.targets: no linear layer is called {sorted(unknown)[0]!r}; the blocks "
@@ -174,6 +176,7 @@ def save_adapter(
     if not write:
         return
     targets = sorted({name.rpartition(".")[2] for name, _ in lora_layers(model)})
+    never = "".join(rf"(?!.*{re.escape(part)})" for part in getattr(model, "not_adapted", ()))
     settings = {
         "peft_type": "LORA",
         # a folder is named whole: the adapter may be loaded from elsewhere
@@ -183,7 +186,7 @@ def save_adapter(
         "lora_alpha": alpha,
         "lora_dropout": 0.0,
         "bias": "none",
-        "target_modules": rf".*\.\d+\..*?({'|'.join(targets)})",
+        "target_modules": rf"{never}.*\.\d+\..*?({'|'.join(targets)})",
         "inference_mode": True,
     }
     folder.mkdir(parents=True, exist_ok=True)

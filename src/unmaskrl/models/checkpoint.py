@@ -58,13 +58,20 @@ def load_denoiser(
             f"{folder} is an adapter: unmaskrl.models.loading.open_checkpoint puts it on its base"
         )
     given = Given(mask_id=mask_id, eos_id=eos_id, block_length=block_length)
-    config, own = parse_config(
-        read_json(folder / CONFIG),
-        folder / CONFIG,
-        named_family(family, "family"),
-        given,
-        str(path),
-    )
+    return open_folder(folder, device, dtype, named_family(family, "family"), given, str(path))
+
+
+def open_folder(
+    folder: Path,
+    device: str | torch.device,
+    dtype: torch.dtype,
+    family: Family | None,
+    given: Given | None,
+    name: str,
+) -> ModelDenoiser:
+    """``load_denoiser`` of a folder, whose model was called ``name``."""
+    where = folder / CONFIG
+    config, own = parse_config(read_json(where), where, family, given, name)
     model = own.build(config)
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
     dtypes = _dtypes(expected, dtype, model.exact)

@@ -14,9 +14,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .family import GIVEN
+
 Config = TypeVar("Config", bound="TransformerConfig")
 _TYPES = {"int": (int,), "float": (float, int), "bool": (bool,)}
 _SIZES = ("d_model", "n_heads", "n_kv_heads", "n_layers", "mlp_hidden_size", "vocab_size")
+GIVEN_IN = {key: name for name, key in GIVEN.items()}
 # what config.json calls the sizes of a transformer of Qwen's kind
 QWEN_KEYS = {
     "d_model": "hidden_size",
@@ -74,8 +77,10 @@ class TransformerConfig:
         config: Any = self
         for name in ("mask_token_id", "eos_token_id", "pad_token_id"):
             if not 0 <= getattr(self, name) < config.embedding_size:
+                setting = GIVEN_IN.get(name)
                 raise ValueError(
                     f"{name} {getattr(self, name)} is not in 0..{config.embedding_size - 1}"
+                    + (f"; model.{setting} sets another" if setting else "")
                 )
 
     def check_heads(self) -> None:
