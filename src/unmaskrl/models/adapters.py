@@ -67,9 +67,9 @@ def add_lora(
     """Freeze the model and put adapters on its linear layers (float32 at least; A uniform, B zero:
     nothing changes yet).
 
-    ``targets`` None: those that the model's class names, else all. Experts and routers stay as they
-    are. Returns the adapted layers' names. ValueError if a target is no linear layer of a block, or peft
-    is not installed.
+    ``targets`` None: those that the model's class names, else all; never experts. Returns the
+    adapted layers' names. ValueError if a target is no linear layer of a block, or peft is not
+    installed.
     """
     peft = _import("peft", "lora")
     names = [n for n in linear_names(model) if not any(p in n for p in model.not_adapted)]

@@ -10,9 +10,8 @@ transformer: x = x + attention(norm(x)); x = x + mlp(norm(x)).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -20,7 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from .cache import Cache
+from .cache import Cache, LayerCache
 from .common import (
     QWEN_KEYS,
     RMSNorm,
@@ -35,8 +34,6 @@ from .family import MaskPredictor
 
 Config = TypeVar("Config", bound="BlockConfig")
 GIVEN = {**IDS, "block_length": "block_size"}  # what a user may give, and its key in config.json
-# keys and values (B, T, K, C) -> those that are attended to, (B, K, S, C)
-Keep = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def block_positions(attention_mask: Bool[Tensor, "B L"]) -> Int[Tensor, "B L"]:
@@ -127,20 +124,20 @@ def attend(
     v: Float[Tensor, "B T K C"],
     rotary: tuple[Tensor, Tensor],
     mask: Bool[Tensor, "B T S"],
-    keep: Keep | None = None,
+    cache: LayerCache | None = None,
 ) -> Float[Tensor, "B T HC"]:
     """Attention over rotated queries and keys; K key heads serve H query heads.
 
-    ``keep`` puts keys and values into a cache and returns those to attend to. Every row of ``mask``
-    must see something.
+    With a ``cache`` they are put into it, and S counts its columns. Every row of ``mask`` must see
+    something.
     """
     q = _rotate_part(q, rotary)
     k = _rotate_part(k, rotary)
     shared = q.shape[2] // k.shape[2]
-    if keep is not None:
+    if cache is not None:
         # a few queries against a long cache: the queries of a key head become rows, so that the
         # cache is not copied once per query head
-        keys, values = keep(k, v)
+        keys, values = cache.put(k, v, mask.shape[-1])
         rows = q.unflatten(2, (-1, shared)).permute(0, 2, 3, 1, 4).flatten(2, 3)
         seen = mask[:, None, None].expand(-1, 1, shared, -1, -1).flatten(2, 3)
         out = F.scaled_dot_product_attention(rows, keys, values, attn_mask=seen)
@@ -193,9 +190,9 @@ class Layer(nn.Module):
         x: Tensor,
         rotary: tuple[Tensor, Tensor],
         mask: Tensor,
-        keep: Keep | None = None,
+        cache: LayerCache | None = None,
     ) -> Tensor:
-        x = x + getattr(self, self.name)(self.input_layernorm(x), rotary, mask, keep)
+        x = x + getattr(self, self.name)(self.input_layernorm(x), rotary, mask, cache)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -305,9 +302,7 @@ class BlockCausalModel(MaskPredictor):
             raise ValueError("a cache needs columns (B, T): where keys and values are written")
         if torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters()):
             raise ValueError("a cache holds no gradients: call hidden_under under torch.no_grad()")
-        seen = visible.shape[-1]
-        keeps = [partial(cache.put, i, columns, seen) for i in range(len(self.blocks))]
-        return self._body(ids, positions, visible, keeps)
+        return self._body(ids, positions, visible, cache.layers(columns))
 
     def _in_chunks(self, ids: Tensor, positions: Tensor, visible: Tensor) -> Tensor:
         """On a CPU in rows of ``cpu_chunk`` tokens."""
@@ -319,16 +314,16 @@ class BlockCausalModel(MaskPredictor):
         return torch.cat([self._body(*part) for part in zip(*parts, strict=True)])
 
     def _body(
-        self, ids: Tensor, positions: Tensor, visible: Tensor, keeps: Sequence[Keep] = ()
+        self, ids: Tensor, positions: Tensor, visible: Tensor, caches: Sequence[LayerCache] = ()
     ) -> Tensor:
         # Softmax over nothing is NaN in some kernels, and NaN spreads through weights' gradients.
         mask = visible | ~visible.any(-1, keepdim=True)
         x = self._parts[self.embedding](ids)
         rotary = rotary_at(positions, self.config.rotary_dim, self.config.rope_theta, x)
-        if not keeps:
+        if not caches:
             x = run_blocks(self.blocks, x, rotary, mask, self.recompute)
-        for keep, layer in zip(keeps, self.blocks, strict=False):
-            x = layer(x, rotary, mask, keep)
+        for cache, layer in zip(caches, self.blocks, strict=False):
+            x = layer(x, rotary, mask, cache)
         return self._parts["norm"](x)
 
     def head(self, hidden: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:

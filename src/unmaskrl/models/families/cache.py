@@ -5,10 +5,30 @@ whose.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+
+class LayerCache(NamedTuple):
+    """Keys and values of one layer, and where a pass writes its own: ``rows`` (B, 1) and
+    ``columns`` (B, T).
+    """
+
+    keys: Tensor
+    values: Tensor
+    rows: Tensor
+    columns: Tensor
+
+    def put(
+        self, k: Float[Tensor, "B T K C"], v: Float[Tensor, "B T K C"], seen: int
+    ) -> tuple[Float[Tensor, "B K S C"], Float[Tensor, "B K S C"]]:
+        """Write keys and values; returns those of the first ``seen`` columns."""
+        self.keys[self.rows, :, self.columns] = k
+        self.values[self.rows, :, self.columns] = v
+        return self.keys[:, :, :seen], self.values[:, :, :seen]
 
 
 @dataclass(slots=True)
@@ -65,18 +85,8 @@ class Cache:
             for layer, tensor in enumerate(tensors):
                 tensors[layer] = tensor.index_select(0, index)
 
-    def put(
-        self,
-        layer: int,
-        columns: Int[Tensor, "B T"],
-        seen: int,
-        k: Float[Tensor, "B T K C"],
-        v: Float[Tensor, "B T K C"],
-    ) -> tuple[Float[Tensor, "B K S C"], Float[Tensor, "B K S C"]]:
-        """Write keys and values at ``columns``; returns those of the first ``seen`` columns."""
+    def layers(self, columns: Int[Tensor, "B T"]) -> list[LayerCache]:
+        """Every layer's part, to be written at ``columns``."""
         rows = torch.arange(len(columns), device=columns.device)[:, None]
-        keys = self.keys[layer]
-        values = self.values[layer]
-        keys[rows, :, columns] = k
-        values[rows, :, columns] = v
-        return keys[:, :, :seen], values[:, :, :seen]
+        both = zip(self.keys, self.values, strict=True)
+        return [LayerCache(keys, values, rows, columns) for keys, values in both]

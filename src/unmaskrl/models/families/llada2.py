@@ -20,7 +20,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from .block import GIVEN, BlockCausalModel, BlockConfig, Keep, Layer, attend
+from .block import GIVEN, BlockCausalModel, BlockConfig, Layer, attend
+from .cache import LayerCache
 from .common import RMSNorm, SwiGLU
 from .family import Family
 from .moe import EXPERT_COUNTS, EXPERTS, Mixture, Router, check_experts, grouped_sigmoid_choice
@@ -132,13 +133,13 @@ class _Attention(nn.Module):
         self.key_layernorm = RMSNorm(self.head_dim, config.rms_norm_eps)
 
     def forward(
-        self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor, keep: Keep | None
+        self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor, cache: LayerCache | None
     ) -> Tensor:
         heads = self.query_key_value(x).unflatten(-1, (-1, self.head_dim))
         q, k, v = heads.split(self.heads, -2)
         q = self.query_layernorm(q)
         k = self.key_layernorm(k)
-        return self.dense(attend(q, k, v, rotary, mask, keep))
+        return self.dense(attend(q, k, v, rotary, mask, cache))
 
 
 class LLaDA2(BlockCausalModel):

@@ -21,7 +21,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from .block import GIVEN, BlockCausalModel, BlockConfig, Keep, Layer, attend
+from .block import GIVEN, BlockCausalModel, BlockConfig, Layer, attend
+from .cache import LayerCache
 from .common import RMSNorm, SwiGLU
 from .family import Family
 from .moe import EXPERT_COUNTS, EXPERTS, Mixture, Router, check_experts, softmax_choice
@@ -66,13 +67,13 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
 
     def forward(
-        self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor, keep: Keep | None
+        self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor, cache: LayerCache | None
     ) -> Tensor:
         heads = (-1, self.head_dim)
         q = self.q_norm(self.q_proj(x).unflatten(-1, heads))
         k = self.k_norm(self.k_proj(x).unflatten(-1, heads))
         v = self.v_proj(x).unflatten(-1, heads)
-        return self.o_proj(attend(q, k, v, rotary, mask, keep))
+        return self.o_proj(attend(q, k, v, rotary, mask, cache))
 
 
 class SDAR(BlockCausalModel):
