@@ -97,8 +97,8 @@ class Router(nn.Module):
         exact = self.expert_bias
         super()._apply(fn, recurse)
         now = self.expert_bias
-        if exact is not None and now is not None and now.dtype.itemsize < exact.dtype.itemsize:
-            self.expert_bias = exact.to(now.device)
+        if exact is not None and now is not None and now.dtype.itemsize < 4:
+            self.expert_bias = exact.to(now.device, torch.float32)
         return self
 
 
