@@ -53,7 +53,9 @@ def test_llada2_states_no_ids_and_no_block() -> None:
     config = read(raw)
     ids = (config.mask_token_id, config.eos_token_id, config.pad_token_id)
     assert ids == (156895, 156892, 156892) and config.block_length == 32
-    assert config.rotary_dim == 64 and read({**raw, "partial_rotary_factor": None}).rotary_dim == 128
+    assert (
+        config.rotary_dim == 64 and read({**raw, "partial_rotary_factor": None}).rotary_dim == 128
+    )
     assert config.to_dict() == raw
 
 
@@ -64,14 +66,16 @@ def test_what_is_given_counts_and_is_written(family: str) -> None:
     written = config.to_dict()
     assert (written["mask_token_id"], written["eos_token_id"], written["block_size"]) == (7, 8, 16)
     assert read(written) == config
-    with pytest.raises(ValueError, match="mask_token_id 999999 is not in .*; model.mask_id sets"):
+    with pytest.raises(ValueError, match=r"mask_token_id 999999 is not in .*; model.mask_id sets"):
         read(released(family), mask_id=999999)
     with pytest.raises(ValueError, match="block_size is 0; expected at least 1"):
         read(released(family), block_length=0)
 
 
 def test_full_attention_has_no_block_to_give() -> None:
-    with pytest.raises(ValueError, match="model.block_length: llada has none .its attention is fu"):
+    with pytest.raises(
+        ValueError, match=r"model.block_length: llada has none .its attention is fu"
+    ):
         read(released("llada"), block_length=4)
     assert read(released("llada"), mask_id=5).mask_token_id == 5
     assert u.load_denoiser(u_assets("mini")).block_length is None
@@ -205,7 +209,7 @@ def without_ids(family: str, folder: Path) -> None:
 
 def test_a_model_without_ids_loads_with_them_and_is_saved_with_them(tmp_path: Path) -> None:
     without_ids("llada2_moe", tmp_path)
-    with pytest.raises(ValueError, match="mask_token_id 156895 is not in 0..29; model.mask_id"):
+    with pytest.raises(ValueError, match=r"mask_token_id 156895 is not in 0..29; model.mask_id"):
         u.load_denoiser(tmp_path)
     den = u.load_denoiser(tmp_path, mask_id=27, eos_id=28, block_length=5)
     assert (den.mask_id, den.eos_id, den.pad_id, den.block_length) == (27, 28, 28, 5)
@@ -227,7 +231,7 @@ def chat_model(family: str, folder: Path) -> None:
 
 def test_load_takes_them_too(tmp_path: Path) -> None:
     chat_model("llada2_moe", tmp_path)
-    with pytest.raises(ValueError, match="model.mask_id"):
+    with pytest.raises(ValueError, match=r"model\.mask_id"):
         u.load(tmp_path, device="cpu")
     model = u.load(tmp_path, device="cpu", mask_id=0, eos_id=1, block_length=8)
     den = model.denoiser

@@ -123,13 +123,12 @@ def attend(
     k: Float[Tensor, "B T K C"],
     v: Float[Tensor, "B T K C"],
     rotary: tuple[Tensor, Tensor],
-    mask: Bool[Tensor, "B T S"],
+    mask: Float[Tensor, "B 1 T S"],
     cache: LayerCache | None = None,
 ) -> Float[Tensor, "B T HC"]:
     """Attention over rotated queries and keys; K key heads serve H query heads.
 
-    With a ``cache`` they are put into it, and S counts its columns. Every row of ``mask`` must see
-    something.
+    With a ``cache`` they are put into it, and S counts its columns. ``mask`` is added to scores.
     """
     q = _rotate_part(q, rotary)
     k = _rotate_part(k, rotary)
@@ -139,7 +138,7 @@ def attend(
         # cache is not copied once per query head
         keys, values = cache.put(k, v, mask.shape[-1])
         rows = q.unflatten(2, (-1, shared)).permute(0, 2, 3, 1, 4).flatten(2, 3)
-        seen = mask[:, None, None].expand(-1, 1, shared, -1, -1).flatten(2, 3)
+        seen = mask[:, :, None].expand(-1, 1, shared, -1, -1).flatten(2, 3)
         out = F.scaled_dot_product_attention(rows, keys, values, attn_mask=seen)
         out = out.unflatten(2, (shared, -1)).permute(0, 3, 1, 2, 4)
         return out.flatten(2)
@@ -147,8 +146,20 @@ def attend(
     if shared > 1:
         k, v = (t.repeat_interleave(shared, 2) for t in (k, v))
     keys, values = (t.transpose(1, 2) for t in (k, v))
-    out = F.scaled_dot_product_attention(q.transpose(1, 2), keys, values, attn_mask=mask[:, None])
+    out = F.scaled_dot_product_attention(q.transpose(1, 2), keys, values, attn_mask=mask)
     return out.transpose(1, 2).flatten(2)
+
+
+def _added_to_scores(visible: Bool[Tensor, "B T S"], dtype: torch.dtype) -> Tensor:
+    """0 where a token is seen and -inf elsewhere, (B, 1, T, S): made once, because torch would make
+    and keep one per layer of a boolean mask. A token that sees nothing sees all.
+    """
+    # Softmax over nothing is NaN in some kernels, and NaN spreads through weights' gradients.
+    hidden = ~visible & visible.any(-1, keepdim=True)
+    size = visible.shape[-1]
+    # rows begin at multiples of 16 numbers: CUDA's kernel would copy others
+    mask = visible.new_zeros((*visible.shape[:2], -(-size // 16) * 16), dtype=dtype)
+    return mask[..., :size].masked_fill_(hidden, -torch.inf)[:, None]
 
 
 def _rotate_part(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
@@ -316,9 +327,8 @@ class BlockCausalModel(MaskPredictor):
     def _body(
         self, ids: Tensor, positions: Tensor, visible: Tensor, caches: Sequence[LayerCache] = ()
     ) -> Tensor:
-        # Softmax over nothing is NaN in some kernels, and NaN spreads through weights' gradients.
-        mask = visible | ~visible.any(-1, keepdim=True)
         x = self._parts[self.embedding](ids)
+        mask = _added_to_scores(visible, x.dtype)
         rotary = rotary_at(positions, self.config.rotary_dim, self.config.rope_theta, x)
         if not caches:
             x = run_blocks(self.blocks, x, rotary, mask, self.recompute)

@@ -188,14 +188,23 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
+class Undrawn(nn.Linear):
+    """A linear layer whose weights are not drawn as it is made: for thousands that takes seconds,
+    and a model's weights are drawn or read later.
+    """
+
+    def reset_parameters(self) -> None:
+        """Leave the memory as it is."""
+
+
 class SwiGLU(nn.Module):
     """down(silu(gate(x)) * up(x)), without biases."""
 
     def __init__(self, d_model: int, width: int) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(d_model, width, bias=False)
-        self.up_proj = nn.Linear(d_model, width, bias=False)
-        self.down_proj = nn.Linear(width, d_model, bias=False)
+        self.gate_proj = Undrawn(d_model, width, bias=False)
+        self.up_proj = Undrawn(d_model, width, bias=False)
+        self.down_proj = Undrawn(width, d_model, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))

@@ -94,6 +94,9 @@ class MaskPredictor(nn.Module):
     adapted: tuple[str, ...] = ()
     # parts of the names of modules whose linear layers never have one (experts: too many)
     not_adapted: tuple[str, ...] = ()
+    # with experts: those that a token goes to, and its inner values in all of them together
+    experts_per_token: int = 0
+    inner_size: int = 0
     # how the names of tensors end that are float32 at least, on disk and in memory
     exact: tuple[str, ...] = ()
     # None: a batch is one pass, as ranks with sharded weights need it

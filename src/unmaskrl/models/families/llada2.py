@@ -151,6 +151,12 @@ class LLaDA2(BlockCausalModel):
     not_adapted: tuple[str, ...] = (EXPERTS,)
     exact: tuple[str, ...] = ("expert_bias",)
 
+    def __init__(self, config: LLaDA2Config) -> None:
+        super().__init__(config)
+        self.experts_per_token = config.top_experts
+        of_experts = (config.top_experts + config.shared_experts) * config.expert_size
+        self.inner_size = max(of_experts, config.mlp_hidden_size)
+
     def layer(self, index: int) -> Layer:
         """Attention, and SwiGLU or experts."""
         c = self.config

@@ -129,6 +129,11 @@ class SDARMoe(BlockCausalModel):
     adapted: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
     not_adapted: tuple[str, ...] = (EXPERTS,)
 
+    def __init__(self, config: SDARMoeConfig) -> None:
+        super().__init__(config)
+        self.experts_per_token = config.top_experts
+        self.inner_size = config.top_experts * config.expert_size
+
     def layer(self, index: int) -> Layer:
         """Attention and experts."""
         c = self.config
