@@ -214,10 +214,14 @@ def saved_per_token(shape: ModelShape, s: Setup) -> tuple[float, float]:
     full = not s.rank
     fused = s.cuda and hasattr(torch.ops.aten, "_fused_rms_norm_backward")
     # not fused: x and, if the norm's own weight is trained, x / rms, both in fp32 at least
-    norm = d * b + 4 if fused else d * wide * (1 + full) + wide
+    def normed(width: int) -> float:
+        return width * b + 4 if fused else width * wide * (1 + full) + wide
+
+    norm = normed(d)
     q = shape.heads
-    kept = 2 * q + 2 * shape.kv if shape.block_length is None else 5 * q + shape.kv
-    attention = kept * b + shape.n_heads * wide
+    attention = (2 * q + 2 * shape.kv) * b + shape.n_heads * wide
+    if shape.block_length is not None:
+        attention = 4 * q * b + shape.n_heads * wide + normed(q) + normed(shape.kv)
     experts = 2 * shape.experts * d * b
     read = {READS[role] for role in (READS if full else s.roles)}
     # the attention keeps its own output
