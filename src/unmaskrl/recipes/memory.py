@@ -213,6 +213,7 @@ def saved_per_token(shape: ModelShape, s: Setup) -> tuple[float, float]:
     wide = max(s.dtype, 4)
     full = not s.rank
     fused = s.cuda and hasattr(torch.ops.aten, "_fused_rms_norm_backward")
+
     # not fused: x and, if the norm's own weight is trained, x / rms, both in fp32 at least
     def normed(width: int) -> float:
         return width * b + 4 if fused else width * wide * (1 + full) + wide

@@ -73,9 +73,7 @@ def test_what_is_given_counts_and_is_written(family: str) -> None:
 
 
 def test_full_attention_has_no_block_to_give() -> None:
-    with pytest.raises(
-        ValueError, match=r"model.block_length: llada has none .its"
-    ):
+    with pytest.raises(ValueError, match=r"model.block_length: llada has none .its"):
         read(released("llada"), block_length=4)
     assert read(released("llada"), mask_id=5).mask_token_id == 5
     assert u.load_denoiser(u_assets("mini")).block_length is None
