@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from tests.conftest import seeded, tiny_llada
+from tests.conftest import same_maths, seeded, tiny_llada
+from tests.unit.models.block_models import decode_greedily, random_ids, small
 from unmaskrl.core.canvas import blank_canvas
 from unmaskrl.core.decoding import decode
 from unmaskrl.models.weights import frozen_copy, whole
@@ -29,6 +30,7 @@ def main(out: str) -> None:
     dist.init_process_group("gloo")
     rank = dist.get_rank()
     report = {mode: run(mode, rank) for mode in ("lockstep", "gathered")}
+    report["blocks"] = run_blocks(rank)
     Path(out, f"rank{rank}.json").write_text(json.dumps(report))
     dist.barrier()
     dist.destroy_process_group()
@@ -74,6 +76,28 @@ def run(mode: str, rank: int) -> dict[str, object]:
         "passes": len(passes),
         "gradient": total,
     }
+
+
+def run_blocks(rank: int) -> dict[str, object]:
+    """Experts and a cache, sharded: other tokens and another number of calls on each rank."""
+    denoiser = small("sdar_moe")
+    alone = small("sdar_moe")
+    shard_blocks(denoiser.model, "fsdp")
+    policy = Lockstep.of(denoiser)
+    prompt = random_ids(1, 5, rank)[0]
+    want = decode_greedily(alone, prompt, 3 + 8 * rank, cached=True)
+    got = decode_greedily(policy, prompt, 3 + 8 * rank, cached=True)
+    finish_lockstep(policy)
+    for ids in (random_ids(1, 2, 0), random_ids(1, 2, 1)):
+        alone.hidden(ids).sum().backward()  # few tokens: most experts have none
+    denoiser.hidden(random_ids(1, 2, rank)).sum().backward()
+    sharded = dict(denoiser.model.blocks.named_parameters())
+    same = True
+    for name, parameter in alone.model.blocks.named_parameters():
+        grad = sharded[name].grad
+        assert grad is not None and parameter.grad is not None
+        same = same and same_maths(whole(grad), parameter.grad, size=100)
+    return {"equal": torch.equal(want[0], got[0]), "gradients": same}
 
 
 if __name__ == "__main__":

@@ -49,3 +49,8 @@ def test_very_different_lengths(reports: dict[str, list[dict]], mode: str) -> No
     assert long["passes"] == long["calls"]
     assert short["passes"] == (long if mode == "lockstep" else short)["calls"]
     assert long["gradient"] == pytest.approx(short["gradient"]) and long["gradient"] > 0
+
+
+def test_experts_and_caches_on_sharded_weights(reports: dict[str, list[dict]]) -> None:
+    """Ranks whose tokens go to other experts add up the same gradients as one process."""
+    assert reports["blocks"] == [{"equal": True, "gradients": True}] * 2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -44,7 +44,8 @@ def finish_sft(recipe: SFTRecipe, out: Path, console: Console) -> None:
     m = recipe.model
     parts = [part for part in recipe.data if part.task["name"] in recipe.eval_decode]
     if parts:
-        model = load(folder, dtype=m.dtype, family=m.family, quantize=m.quantize)
+        given = asdict(m.given)  # an adapter's base has its own config.json
+        model = load(folder, dtype=m.dtype, family=m.family, quantize=m.quantize, **given)
     for part in parts:
         settings = recipe.eval_decode[part.task["name"]]
         task: Task = make_task(part.task, "data.task")

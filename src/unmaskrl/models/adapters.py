@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from ..utils.files import json_text, write_whole
 from .denoiser import ModelDenoiser
 from .families import MaskPredictor
+from .families.cache import Cache
 from .weights import trainable, whole
 
 _NAME = "default"  # peft's name of a model's only adapter
@@ -41,6 +43,18 @@ class WithoutAdapters(ModelDenoiser):
         with adapters_off(self.model):
             return self.inner.hidden(ids, attention_mask)
 
+    def hidden_under(
+        self,
+        ids: Int[Tensor, "B T"],
+        positions: Int[Tensor, "B T"],
+        visible: Bool[Tensor, "B T S"],
+        cache: Cache | None = None,
+        columns: Int[Tensor, "B T"] | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        """The frozen weights' alone."""
+        with adapters_off(self.model):
+            return self.inner.hidden_under(ids, positions, visible, cache, columns)
+
 
 def add_lora(
     model: MaskPredictor,
@@ -53,13 +67,14 @@ def add_lora(
     """Freeze the model and put adapters on its linear layers (float32 at least; A uniform, B zero:
     nothing changes yet).
 
-    Returns the adapted layers' names. ValueError if a target is no linear layer of a block, or peft
-    is not installed.
+    ``targets`` None: those that the model's class names, else all; never experts. Returns the
+    adapted layers' names. ValueError if a target is no linear layer of a block, or peft is not
+    installed.
     """
     peft = _import("peft", "lora")
-    names = linear_names(model)
+    names = [n for n in linear_names(model) if not any(p in n for p in model.not_adapted)]
     kinds = sorted({name.rpartition(".")[2] for name in names})
-    wanted = set(targets or kinds)
+    wanted = set(targets or model.adapted or kinds)
     if unknown := wanted - set(kinds):
         raise ValueError(
             f"model.lora.targets: no linear layer is called {sorted(unknown)[0]!r}; the blocks "
@@ -161,6 +176,7 @@ def save_adapter(
     if not write:
         return
     targets = sorted({name.rpartition(".")[2] for name, _ in lora_layers(model)})
+    never = "".join(rf"(?!.*{re.escape(part)})" for part in getattr(model, "not_adapted", ()))
     settings = {
         "peft_type": "LORA",
         # a folder is named whole: the adapter may be loaded from elsewhere
@@ -170,7 +186,7 @@ def save_adapter(
         "lora_alpha": alpha,
         "lora_dropout": 0.0,
         "bias": "none",
-        "target_modules": rf".*\.\d+\..*?({'|'.join(targets)})",
+        "target_modules": rf"{never}.*\.\d+\..*?({'|'.join(targets)})",
         "inference_mode": True,
     }
     folder.mkdir(parents=True, exist_ok=True)

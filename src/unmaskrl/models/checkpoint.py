@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..core.finite import NotFiniteError, first_not_finite
 from ..utils.files import json_text, read_json, write_whole
 from .denoiser import ModelDenoiser
-from .families import Family, named_family, parse_config
+from .families import Family, Given, named_family, parse_config
 from .hub import ADAPTER, CONFIG, checkpoint_folder
 
 WEIGHTS = "model.safetensors"
@@ -38,26 +38,44 @@ def load_denoiser(
     dtype: torch.dtype = torch.float32,
     revision: str | None = None,
     family: str | Family | None = None,
+    *,
+    mask_id: int | None = None,
+    eos_id: int | None = None,
+    block_length: int | None = None,
 ) -> ModelDenoiser:
     """Load a checkpoint (config.json and safetensors) in eval mode: a folder, or a hub id at
     ``revision``; no remote code.
 
     ``family``: the one that reads it, if it is none of the shipped ones (``module:factory``).
-    Tensors are read one by one into ``dtype`` on ``device``: there are never two copies. ValueError
-    if there is no such checkpoint, the family or a setting is not supported, or the tensors do not
-    fit.
+    ``mask_id``, ``eos_id``, ``block_length``: in place of what config.json says, or does not say;
+    a saved model has them in its own. Tensors are read one by one into ``dtype`` on ``device``:
+    there are never two copies. ValueError if there is no such checkpoint, the family or a setting
+    is not supported, or the tensors do not fit.
     """
     folder = checkpoint_folder(path, revision)
     if (folder / ADAPTER).is_file() and not (folder / CONFIG).is_file():
         raise ValueError(
             f"{folder} is an adapter: unmaskrl.models.loading.open_checkpoint puts it on its base"
         )
-    config, own = parse_config(
-        read_json(folder / CONFIG), folder / CONFIG, named_family(family, "family")
-    )
+    given = Given(mask_id=mask_id, eos_id=eos_id, block_length=block_length)
+    return open_folder(folder, device, dtype, named_family(family, "family"), given, str(path))
+
+
+def open_folder(
+    folder: Path,
+    device: str | torch.device,
+    dtype: torch.dtype,
+    family: Family | None,
+    given: Given | None,
+    name: str,
+) -> ModelDenoiser:
+    """``load_denoiser`` of a folder, whose model was called ``name``."""
+    where = folder / CONFIG
+    config, own = parse_config(read_json(where), where, family, given, name)
     model = own.build(config)
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    tensors = _read_tensors(folder, expected, torch.device(device), dtype, own.derived)
+    dtypes = _dtypes(expected, dtype, model.exact)
+    tensors = _read_tensors(folder, expected, torch.device(device), dtypes, own.derived)
     model.load_state_dict(tensors, assign=True)
     return ModelDenoiser.from_model(model.eval())
 
@@ -82,13 +100,11 @@ def save_model(
     state = model.state_dict() if tensors is None else tensors
     _refuse_not_finite(target, state)
     target.mkdir(parents=True, exist_ok=True)
-    sizes = {name: t.numel() * (dtype or t.dtype).itemsize for name, t in state.items()}
+    own = _dtypes(state, dtype, getattr(model, "exact", ()))
+    sizes = {name: t.numel() * own[name].itemsize for name, t in state.items()}
     shards = _shards(sizes, max_shard_bytes)
     for file, names in shards.items():
-        part_of = {
-            name: state[name].detach().to("cpu", dtype or state[name].dtype).contiguous()
-            for name in names
-        }
+        part_of = {name: state[name].detach().to("cpu", own[name]).contiguous() for name in names}
         _refuse_not_finite(target, part_of if dtype else {})  # float16 ends at 65,504
         write_whole(
             target / file,
@@ -111,6 +127,19 @@ def save_model(
     for old in (target / WEIGHTS, target / INDEX, *target.glob(SHARDS)):
         if old.name not in keep:
             old.unlink(missing_ok=True)
+
+
+def _dtypes(
+    tensors: Mapping[str, Any], dtype: torch.dtype | None, exact: tuple[str, ...]
+) -> dict[str, torch.dtype]:
+    """What each tensor is converted to (None: kept); those of the ``exact`` endings are float32 at
+    least.
+    """
+    wide = {name: dtype or t.dtype for name, t in tensors.items()}
+    return {
+        name: torch.promote_types(to, torch.float32) if name.endswith(exact) else to
+        for name, to in wide.items()
+    }
 
 
 def _refuse_not_finite(folder: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -187,7 +216,7 @@ def _read_tensors(
     folder: Path,
     expected: dict[str, torch.Size],
     device: torch.device,
-    dtype: torch.dtype,
+    dtypes: Mapping[str, torch.dtype],
     derived: tuple[str, ...],
 ) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
@@ -203,7 +232,7 @@ def _read_tensors(
                     if name in expected:
                         # A copy: tensors on the mapped file are not aligned, so sums may round
                         # differently.
-                        tensors[name] = handle.get_tensor(name).to(device, dtype, copy=True)
+                        tensors[name] = handle.get_tensor(name).to(device, dtypes[name], copy=True)
         except SafetensorError as error:
             raise ValueError(f"{file} is damaged ({error}); download or save it again") from None
     missing = [name for name in expected if name not in tensors]

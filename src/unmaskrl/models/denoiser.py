@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .families import FamilyConfig, MaskPredictor
+from .families.cache import Cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,11 +57,31 @@ class ModelDenoiser:
         """Positions of the model: prompt and completion together."""
         return self.model.config.max_sequence_length
 
+    @property
+    def block_length(self) -> int | None:
+        """Tokens of a block of a block-causal model; None: its attention is full."""
+        return self.model.block_length
+
     def hidden(
         self, ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"] | None = None
     ) -> Float[Tensor, "B L D"]:
         """Hidden states after the final norm."""
         return self.model.hidden(ids, attention_mask)
+
+    def hidden_under(
+        self,
+        ids: Int[Tensor, "B T"],
+        positions: Int[Tensor, "B T"],
+        visible: Bool[Tensor, "B T S"],
+        cache: Cache | None = None,
+        columns: Int[Tensor, "B T"] | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        """A block-causal model's hidden states under a visibility of the caller's."""
+        return self.model.hidden_under(ids, positions, visible, cache, columns)
+
+    def new_cache(self, rows: int, columns: int) -> Cache:
+        """A block-causal model's empty cache."""
+        return self.model.new_cache(rows, columns)
 
     def head(self, hidden: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
         """Logits at chosen rows of ``hidden``."""

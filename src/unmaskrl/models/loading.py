@@ -19,10 +19,11 @@ from ..utils.files import read_json
 from ..utils.torch_setup import DTYPES, pick_device
 from .adapter_folder import Base, base_of, put_on
 from .adapters import quantize_blocks
-from .checkpoint import load_denoiser, stored_dtype
+from .checkpoint import open_folder, stored_dtype
 from .denoiser import ModelDenoiser
 from .families import (
     Family,
+    Given,
     MaskPredictor,
     known_config,
     known_names,
@@ -87,13 +88,17 @@ def load(
     revision: str | None = None,
     family: str | Family | None = None,
     quantize: str | None = None,
+    mask_id: int | None = None,
+    eos_id: int | None = None,
+    block_length: int | None = None,
 ) -> Model:
     """Model, tokenizer, decode settings and threshold head of a shipped name, a folder, a run's
     folder (its final model) or a hub id.
 
     ``device``: auto (a GPU if there is one), cpu, cuda, mps. ``dtype``: float32, bfloat16, float64
     or auto (what the checkpoint has). ``family``: what reads it, if it is none of the shipped ones
-    (``module:factory``). ``quantize="nf4"``: 4-bit blocks (bitsandbytes). ValueError in one line if
+    (``module:factory``). ``quantize="nf4"``: 4-bit blocks (bitsandbytes). ``mask_id``, ``eos_id``,
+    ``block_length``: in place of what config.json says, or does not say. ValueError in one line if
     it cannot be loaded.
     """
     if isinstance(dtype, str) and dtype not in (*DTYPES, "auto"):
@@ -104,8 +109,10 @@ def load(
     wanted = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
     if wanted == torch.float64 and finest_dtype(place) != torch.float64:
         raise ValueError(f"dtype: {place.type} has no float64; use float32 or bfloat16")
+    given = Given(mask_id=mask_id, eos_id=eos_id, block_length=block_length)
+    own = named_family(family, "family")
     denoiser, tokenizer, folder = open_checkpoint(
-        path, "cpu" if quantize else place, wanted, revision, named_family(family, "family")
+        path, "cpu" if quantize else place, wanted, revision, own, given
     )
     if quantize:
         quantize_blocks(denoiser.model, place, next(denoiser.model.parameters()).dtype)
@@ -133,22 +140,24 @@ def open_checkpoint(
     dtype: torch.dtype | None = torch.float32,
     revision: str | None = None,
     family: Family | None = None,
+    given: Given | None = None,
 ) -> tuple[ModelDenoiser, Any, Path]:
     """Denoiser, tokenizer and folder of a checkpoint: a shipped name, a folder (a run's too) or a
     hub id.
 
-    ``dtype`` None: what the checkpoint has. ``family`` None: found by config.json's model_type. An
-    adapter is put on the base that it names,
-    and the tokenizer is the base's.
+    ``dtype`` None: what the checkpoint has. ``family`` None: found by config.json's model_type.
+    ``given``: in place of what config.json says. An adapter is put on the base that it names, and
+    the tokenizer is the base's.
     """
     folder = checkpoint_folder(asset(str(path)), revision)
     base = base_of(folder)
     if base is not None:
-        return _open_adapter(folder, base, device, dtype, family)
+        return _open_adapter(folder, base, device, dtype, family, given)
     # the family first: what else is wrong depends on it
-    parse_config(read_json(folder / CONFIG), folder / CONFIG, family)
-    tokenizer = load_tokenizer(folder, family=family)
-    denoiser = load_denoiser(folder, device, dtype or stored_dtype(folder), family=family)
+    name = str(path)
+    config, _ = parse_config(read_json(folder / CONFIG), folder / CONFIG, family, given, name)
+    tokenizer = load_tokenizer(folder, family=family, config=config)
+    denoiser = open_folder(folder, device, dtype or stored_dtype(folder), family, given, name)
     return with_end_ids(denoiser, tokenizer), tokenizer, folder
 
 
@@ -158,10 +167,11 @@ def _open_adapter(
     device: str | torch.device,
     dtype: torch.dtype | None,
     family: Family | None,
+    given: Given | None,
 ) -> tuple[ModelDenoiser, Any, Path]:
     try:
         denoiser, tokenizer, base_folder = open_checkpoint(
-            base.path, device, dtype, base.revision, family
+            base.path, device, dtype, base.revision, family, given
         )
     except ValueError as error:
         raise ValueError(
@@ -190,7 +200,10 @@ def stand_in_folder(path: str) -> Path | None:
 
 
 def random_tiny(
-    path_or_family: str, generator: torch.Generator, family: Family | None = None
+    path_or_family: str,
+    generator: torch.Generator,
+    family: Family | None = None,
+    given: Given | None = None,
 ) -> MaskPredictor:
     """A random model with 2 layers of width 64 and every other setting of the config.json in a
     folder; downloads nothing.
@@ -208,7 +221,8 @@ def random_tiny(
             f"random_init=tiny: {path_or_family} is neither a folder with a {CONFIG} nor a model "
             f"known by name ({known})"
         )
-    config, family = parse_config(raw, folder / CONFIG if local else path_or_family, family)
+    where = folder / CONFIG if local else path_or_family
+    config, family = parse_config(raw, where, family, given, path_or_family)
     config = config.tiny()
     if stand_in_folder(path_or_family) is None:
         t = byte_tokenizer()

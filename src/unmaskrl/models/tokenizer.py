@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..utils.files import json_text, read_json
-from .families import FAMILIES, Family
+from .families import FAMILIES, Family, FamilyConfig
 from .hub import CONFIG, TOKENIZER_PATTERNS, checkpoint_folder
 
 if TYPE_CHECKING:
@@ -121,14 +121,17 @@ def _write_tokenizer(
 
 
 def load_tokenizer(
-    path: str | os.PathLike[str], revision: str | None = None, family: Family | None = None
+    path: str | os.PathLike[str],
+    revision: str | None = None,
+    family: Family | None = None,
+    config: FamilyConfig | None = None,
 ) -> Any:
     """The transformers fast tokenizer of a folder, or of a hub id at ``revision``; no remote code.
 
     Without a tokenizer.json, vocab.json and merges.txt are read by the class that the model's
     family names (``family``, or by the model_type of the folder's config.json), Qwen2's if there is
-    no model. If the folder holds a model's config.json, the two must agree (``check_tokenizer``).
-    ValueError otherwise.
+    no model. If the folder holds a model's config.json, the two must agree (``check_tokenizer``);
+    ``config`` is what was made of that, if something was given in its place. ValueError otherwise.
     """
     folder = checkpoint_folder(path, revision, TOKENIZER_PATTERNS)
     if not has_tokenizer(folder):
@@ -139,7 +142,7 @@ def load_tokenizer(
     main = "tokenizer.json" if (folder / "tokenizer.json").is_file() else "vocab.json"
     for name in (main, "tokenizer_config.json"):
         read_json(folder / name)
-    model = _model_of(folder, family)
+    model = _model_of(folder, family, config)
     try:
         tokenizer = _reader(main, folder, model).from_pretrained(folder, local_files_only=True)
     except Exception as error:  # tokenizers raises plain Exceptions
@@ -164,7 +167,7 @@ class _Model:
     slow_tokenizer: str | None
 
 
-def _model_of(folder: Path, family: Family | None) -> _Model | None:
+def _model_of(folder: Path, family: Family | None, config: FamilyConfig | None) -> _Model | None:
     """From config.json as its family reads it; of a family that is not known, by the usual keys."""
     if not (folder / CONFIG).is_file():
         return None
@@ -173,7 +176,7 @@ def _model_of(folder: Path, family: Family | None) -> _Model | None:
     if own is None:
         size = raw.get("embedding_size") or raw.get("vocab_size")
         return _Model(raw.get("mask_token_id"), size, None)
-    config = own.config(raw, folder / CONFIG)
+    config = config or own.config(raw, folder / CONFIG)
     return _Model(config.mask_token_id, config.embedding_size, own.slow_tokenizer)
 
 

@@ -102,7 +102,8 @@ def described_model(model: ModelConfig) -> tuple[FamilyConfig, Family]:
     none.
     """
     family = named_family(model.family)
-    return parse_config(model_config(model.path, family), f"model.path {model.path}", family)
+    raw = model_config(model.path, family)
+    return parse_config(raw, f"model.path {model.path}", family, model.given, model.path)
 
 
 def count_parameters(module: nn.Module) -> int:

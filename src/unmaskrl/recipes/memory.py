@@ -13,15 +13,14 @@ from dataclasses import dataclass, replace
 from math import ceil
 
 import torch
-from torch import nn
 
 from ..core.decoding.sample import CHUNK_ELEMENTS
-from ..models.families import Family, FamilyConfig
 from ..utils.torch_setup import DTYPES
-from .cost import count_parameters, described_model, step_cost
+from .cost import described_model, step_cost
 from .optimizers import state_share
 from .registry import Method, build_method
 from .schema import ModelConfig, Recipe
+from .shape import READS, ModelShape, adapted_layers
 
 GIB = 2**30
 CARDS = {"80 GB": 80.0, "24 GB": 24.0}  # GiB: vendors' GB of memory are binary
@@ -30,84 +29,6 @@ BYTES = {"float64": 8, "float32": 4, "bfloat16": 2}
 NF4_BYTES = 0.5 + 4 / 64  # a 4-bit weight, and one fp32 scale per 64 of them
 CPU_TOKENS = 2048  # models/families runs a batch in parts of about so many tokens on CPU
 ASSUMED_PROMPT = 256  # tokens, where no tokenizer is at hand to count them
-# What a block's linear layers read, by their role (``families.family.ROLES``): x1 and x2 are the
-# outputs of the two norms.
-_READS = {
-    "q": "x1",
-    "k": "x1",
-    "v": "x1",
-    "out": "attention",
-    "gate": "x2",
-    "up": "x2",
-    "down": "product",
-}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelShape:
-    """Sizes that memory depends on; ``vocab`` is the width of the logits."""
-
-    d_model: int
-    n_layers: int
-    n_heads: int
-    kv: int  # width of the keys, and of the values
-    mlp: int
-    vocab: int
-    parameters: int
-    tied: bool
-    linears: tuple[tuple[str, str], ...]  # name and role of a block's linear layers
-
-    @classmethod
-    def of(cls, config: FamilyConfig, family: Family) -> ModelShape:
-        """Measured on the family's module, which is built without memory; ValueError if not all
-        linear layers have a role.
-        """
-        missing = _READS.keys() - set(family.linears.values())
-        if missing:
-            raise ValueError(
-                f"family {family.model_type}: linears names no layer for {sorted(missing)[0]!r}; "
-                f"a memory plan needs {', '.join(_READS)}"
-            )
-        module = family.build(config)
-        sizes = {
-            family.linears[name.rpartition(".")[2]]: layer
-            for name, layer in module.blocks[0].named_modules()
-            if isinstance(layer, nn.Linear)
-        }
-        inside = {id(p) for p in module.blocks.parameters()}
-        outer = [p for p in module.parameters() if id(p) not in inside and p.ndim == 2]
-        return cls(
-            d_model=config.d_model,
-            n_layers=len(module.blocks),
-            n_heads=config.n_heads,
-            kv=sizes["k"].out_features,
-            mlp=sizes["down"].in_features,
-            vocab=config.embedding_size,
-            parameters=count_parameters(module),
-            tied=len(outer) == 1,
-            linears=tuple(family.linears.items()),
-        )
-
-    def linear(self, role: str) -> tuple[int, int]:
-        """Inputs and outputs of one of a block's linear layers."""
-        d = self.d_model
-        other = {
-            "k": (d, self.kv),
-            "v": (d, self.kv),
-            "gate": (d, self.mlp),
-            "up": (d, self.mlp),
-            "down": (self.mlp, d),
-        }
-        return other.get(role, (d, d))
-
-    @property
-    def block_weights(self) -> int:
-        """Weights of a block's linear layers."""
-        return sum(a * b for a, b in map(self.linear, _READS))
-
-    def adapter_parameters(self, rank: int, roles: tuple[str, ...]) -> int:
-        """rank * (inputs + outputs), summed over the adapted layers."""
-        return self.n_layers * rank * sum(sum(self.linear(role)) for role in roles)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +58,7 @@ class Setup:
     train_rows: int
     eval_rows: int
     cuda: bool
+    doubled: bool = False  # canvases are scored as [noisy ; clean]
 
     @classmethod
     def of(
@@ -178,12 +100,18 @@ class Setup:
             canvases=max(1, ceil(step_cost(recipe, method).new / t.num_iterations / processes)),
             scored=gen * (t.group_size if shared else 1),
             length=prompt_tokens + gen,
+            doubled=shape.block_length is not None,
             gen_length=gen,
             window=recipe.decode.block_length if recipe.decode.exit_at is None else gen,
             train_rows=rows,
             eval_rows=min(e.batch_size, max(e.size, e.size_during)),
             cuda=cuda,
         )
+
+    @property
+    def scored_length(self) -> int:
+        """Tokens of a canvas's pass when it is scored."""
+        return self.length * (2 if self.doubled else 1)
 
     @property
     def alive(self) -> int:
@@ -197,7 +125,7 @@ class Setup:
 
     def together(self, tokens: int) -> int:
         """How many of a batch's tokens pass through the body at once."""
-        return tokens if self.cuda else min(tokens, max(CPU_TOKENS, self.length))
+        return tokens if self.cuda else min(tokens, max(CPU_TOKENS, self.scored_length))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,9 +154,8 @@ def memory_plan(shape: ModelShape, s: Setup) -> Plan:
     # of the blocks; embedding, last norm and head stay whole
     part = 1 / s.processes if sharded else 1.0
     outer = shape.vocab * shape.d_model * (1 if shape.tied else 2) + shape.d_model
-    body = (shape.parameters - outer) * s.dtype - shape.n_layers * shape.block_weights * (
-        s.dtype - NF4_BYTES
-    ) * s.nf4
+    body = (shape.parameters - outer) * s.dtype
+    body -= shape.in_linears * (s.dtype - NF4_BYTES) * s.nf4
     weights = outer * s.dtype + body
     adapters = shape.adapter_parameters(s.rank, s.roles) * part
     trained, size = (
@@ -237,7 +164,7 @@ def memory_plan(shape: ModelShape, s: Setup) -> Plan:
         else (outer + (shape.parameters - outer) * part, s.dtype)
     )
     head = shape.vocab * shape.d_model * s.dtype
-    largest = shape.d_model * shape.mlp * s.dtype
+    largest = shape.largest * s.dtype
     stays = {
         "weights": outer * s.dtype + body * part,
         "adapters": adapters * s.adapter_dtype,
@@ -251,7 +178,7 @@ def memory_plan(shape: ModelShape, s: Setup) -> Plan:
         "gathered blocks": {"none": 0.0, "fsdp": 2 * body / shape.n_layers, "zero2": body}[s.shard],
         "largest layer out of 4 bits": largest * s.nf4,
     }
-    tokens = s.alive * s.length
+    tokens = s.alive * s.scored_length
     kept = saved_bytes(shape, s)
     recomputed = recomputed_bytes(shape, s)
     logits = chunk_elements(shape.vocab, s.alive * s.scored) * train_logits_bytes(s.dtype)
@@ -277,24 +204,33 @@ def saved_per_token(shape: ModelShape, s: Setup) -> tuple[float, float]:
     """Bytes that a block, and that a norm, keeps per token for the backward pass.
 
     Block: two norms; q, k, v, the attention's output and its log-sum-exp; what trained linear
-    layers read; silu's input and both factors of the product. An adapter keeps its ``rank`` numbers
-    and, if its input must be converted, that copy instead.
+    layers read; silu's input and both factors of the product. Block-causal: q and k before their
+    norms, and k and v once per query head. Experts: each one's input and output. An adapter keeps
+    its ``rank`` numbers and, if its input must be converted, that copy instead.
     """
     b = s.dtype
     d = shape.d_model
     wide = max(s.dtype, 4)
     full = not s.rank
     fused = s.cuda and hasattr(torch.ops.aten, "_fused_rms_norm_backward")
+
     # not fused: x and, if the norm's own weight is trained, x / rms, both in fp32 at least
-    norm = d * b + 4 if fused else d * wide * (1 + full) + wide
-    attention = (2 * d + 2 * shape.kv) * b + shape.n_heads * wide
-    read = {_READS[role] for role in (_READS if full else s.roles)}
+    def normed(width: int) -> float:
+        return width * b + 4 if fused else width * wide * (1 + full) + wide
+
+    norm = normed(d)
+    q = shape.heads
+    attention = (2 * q + 2 * shape.kv) * b + shape.n_heads * wide
+    if shape.block_length is not None:
+        attention = 4 * q * b + shape.n_heads * wide + normed(q) + normed(shape.kv)
+    experts = 2 * shape.experts * d * b
+    read = {READS[role] for role in (READS if full else s.roles)}
     # the attention keeps its own output
     width = {"x1": d, "x2": d, "product": shape.mlp, "attention": 0}
     converted = bool(s.rank) and s.adapter_dtype != b
     inputs = sum(width[name] for name in read) * b * (not converted)
     adapters = sum(s.rank + shape.linear(role)[0] * converted for role in s.roles) * s.adapter_dtype
-    return 2 * norm + attention + inputs + 3 * shape.mlp * b + adapters, norm
+    return 2 * norm + attention + inputs + 3 * shape.mlp * b + experts + adapters, norm
 
 
 def saved_bytes(shape: ModelShape, s: Setup) -> float:
@@ -307,7 +243,13 @@ def saved_bytes(shape: ModelShape, s: Setup) -> float:
     block = shape.d_model * s.dtype if s.checkpointing else block
     # hidden states; indices of rows, positions and targets
     scored = s.alive * s.scored * (shape.d_model * s.dtype + 8 * 5)
-    return s.alive * s.length * (shape.n_layers * block + norm + 8) + scored
+    seen = mask_bytes(shape, s, s.scored_length, s.scored_length) * s.alive
+    return s.alive * s.scored_length * (shape.n_layers * block + norm + 8) + scored + seen
+
+
+def mask_bytes(shape: ModelShape, s: Setup, tokens: int, columns: int) -> float:
+    """What one row's tokens see, as a boolean and as numbers; full attention has no such mask."""
+    return 0.0 if shape.block_length is None else tokens * columns * (1 + s.dtype)
 
 
 def recomputed_bytes(shape: ModelShape, s: Setup) -> float:
@@ -315,7 +257,7 @@ def recomputed_bytes(shape: ModelShape, s: Setup) -> float:
     activation checkpointing.
     """
     own = saved_per_token(shape, s)[0] - shape.d_model * s.dtype
-    return s.checkpointing * own * s.together(s.alive * s.length)
+    return s.checkpointing * own * s.together(s.alive * s.scored_length)
 
 
 def pass_bytes(shape: ModelShape, s: Setup, tokens: int) -> float:
@@ -325,8 +267,9 @@ def pass_bytes(shape: ModelShape, s: Setup, tokens: int) -> float:
     b = s.dtype
     d = shape.d_model
     kv = shape.kv
-    mlp = (2 * d + 3 * shape.mlp) * b + adapter_work(shape, s)
-    rotation = (3 * d + 2 * kv) * b + d * (3 * max(b, 4) + max(b, 4) * (b < 4))
+    q = shape.heads
+    mlp = (2 * d + 3 * shape.mlp + 2 * shape.experts * d) * b + adapter_work(shape, s)
+    rotation = (d + 2 * q + 2 * kv) * b + q * (3 * max(b, 4) + max(b, 4) * (b < 4))
     return max(mlp, rotation) * s.together(tokens)
 
 
@@ -348,14 +291,25 @@ def adapter_work(shape: ModelShape, s: Setup) -> int:
 
 def rollout_bytes(shape: ModelShape, s: Setup) -> float:
     """Working set of decoding ``rows`` canvases together: one block, the hidden states twice, one
-    chunk of logits.
+    chunk of logits. Block-causal: the cache, and a pass over the prompts or one block's tokens.
     """
     tokens = s.rows * s.length
+    if (block := shape.block_length) is not None:
+        columns = s.length + block
+        tokens = s.rows * max(s.length - s.gen_length, block)
+        seen = mask_bytes(shape, s, tokens, columns)
+        kept = shape.cache_bytes(s.rows, columns, s.rollout_dtype)
+        return kept + seen + pass_bytes(shape, s, tokens) + logits_bytes(shape, s)
     hidden = (tokens + s.rows * s.gen_length) * shape.d_model * s.dtype
-    # the model's logits; in fp32: the same, without the mask token, their log-softmax and that of
-    # the chunk before
-    logits = chunk_elements(shape.vocab, s.rows * s.window) * (s.dtype + 4 * max(s.dtype, 4))
-    return max(pass_bytes(shape, s, tokens), logits) + hidden
+    return max(pass_bytes(shape, s, tokens), logits_bytes(shape, s)) + hidden
+
+
+def logits_bytes(shape: ModelShape, s: Setup) -> float:
+    """One chunk of a rollout's logits: the model's; in fp32 the same, without the mask token, their
+    log-softmax and that of the chunk before.
+    """
+    elements = chunk_elements(shape.vocab, s.rows * s.window)
+    return elements * (s.dtype + 4 * max(s.dtype, 4))
 
 
 def chunk_elements(vocab: int, rows: int) -> int:
@@ -416,7 +370,7 @@ def smaller_settings(shape: ModelShape, s: Setup, limit: float) -> str:
     checkpoint = ("model.activation_checkpointing=true", {"checkpointing": True})
     shard = ("train.shard=fsdp", {"shard": "fsdp"})
     alone = ("train.gather_rollout=false", {"gather_rollout": False})
-    adapters = {"rank": 128, "roles": tuple(_READS), "reference": False}
+    adapters = {"rank": 128, "roles": adapted_layers(None, shape), "reference": False}
     lora = ("model.lora={rank: 128}", adapters)
     nf4 = ("model.quantize=nf4", {"nf4": True})
     ladder = [[], [checkpoint]]
@@ -441,18 +395,6 @@ def smaller_settings(shape: ModelShape, s: Setup, limit: float) -> str:
                 words = [f"eval.batch_size={rows}"] * (rows < s.eval_rows) + words
                 return " ".join([f"train.max_canvases={most}"] * (most < s.alive) + words)
     return ""
-
-
-def adapted_layers(targets: tuple[str, ...] | None, shape: ModelShape) -> tuple[str, ...]:
-    """The roles of ``model.lora.targets``; null: all linear layers of the blocks."""
-    known = dict(shape.linears)
-    unknown = [name for name in targets or () if name not in known]
-    if unknown:
-        raise ValueError(
-            f"model.lora.targets: {unknown[0]!r} is no linear layer of a block; known: "
-            f"{', '.join(known)}"
-        )
-    return tuple(dict.fromkeys(known[name] for name in targets or known))
 
 
 def model_shape(model: ModelConfig) -> ModelShape | None:

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ..core.rollouts import DecodeSettings
 from ..core.threshold_head import GAMMAS
+from ..models.families.family import Given
 
 Component = dict[str, Any]
 
@@ -30,7 +31,10 @@ class LoRAConfig(Section):
     )
     alpha: float = Field(default=64.0, gt=0, description="adapters are scaled by alpha / rank")
     targets: tuple[str, ...] | None = Field(
-        default=None, min_length=1, description="linear layers by name; null: all of the family's"
+        default=None,
+        min_length=1,
+        description="linear layers by name; null: the family's (all of the blocks, without "
+        "experts)",
     )
 
 
@@ -44,8 +48,18 @@ class BaseModelConfig(Section):
     revision: str | None = Field(default=None, description="branch, tag or commit of a hub id")
     family: str | None = Field(
         default=None,
-        description="what reads config.json and computes: llada, Dream, or 'module:factory' of "
-        "your own; null: by config.json's model_type",
+        description="what reads config.json and computes: llada, Dream, sdar, sdar_moe, "
+        "llada2_moe, or 'module:factory' of your own; null: by config.json's model_type",
+    )
+    mask_id: int | None = Field(
+        default=None,
+        ge=0,
+        description="the mask token's id, where config.json lacks it or is wrong; null: what it "
+        "says, or the family's own",
+    )
+    eos_id: int | None = Field(default=None, ge=0, description="the same for the end of text")
+    block_length: int | None = Field(
+        default=None, ge=1, description="the same for the block of a block-causal family"
     )
     random_init: Literal["tiny"] | None = Field(
         default=None,
@@ -64,6 +78,11 @@ class BaseModelConfig(Section):
     dtype: Literal["float32", "bfloat16", "float64"] = Field(
         default="float32", description="of weights and calls"
     )
+
+    @property
+    def given(self) -> Given:
+        """What is said of the model in place of its config.json."""
+        return Given(mask_id=self.mask_id, eos_id=self.eos_id, block_length=self.block_length)
 
 
 class ModelConfig(BaseModelConfig):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..core.denoiser import Denoiser, end_ids
+from .block_causal import check_block_causal
 from .require import close, nothing_drawn, require
 
 _ROWS = 3
@@ -19,8 +20,9 @@ def check_denoiser(denoiser: Denoiser) -> None:
     Row by row: a canvas alone, in a batch, and behind left pads gives the same hidden states up to
     rounding; the same call twice gives the same bits; a token changes what is said about an earlier
     position (a causal model fails); nothing is drawn from torch's global generator and ids are not
-    written to; gradients reach the weights of a denoiser that has any. That row l is about position
-    l cannot be seen from outside: ``unmaskrl train`` probes a trained model for it.
+    written to; gradients reach the weights of a denoiser that has any. One that states a
+    ``block_length`` sees no later block, and its cache changes nothing. That row l is about
+    position l cannot be seen from outside: ``unmaskrl train`` probes a trained model for it.
     """
     _check_ids(denoiser)
     ids = _canvases(denoiser)
@@ -39,10 +41,18 @@ def check_denoiser(denoiser: Denoiser) -> None:
                 f"row {row} alone is not what it is in a batch: rows must be independent",
             )
         _check_pads(denoiser, ids, hidden)
-        _check_sight(denoiser, ids, hidden)
+        if block_length(denoiser) != 1:  # blocks of one token are causal
+            _check_sight(denoiser, ids, hidden)
+        if block_length(denoiser) is not None:
+            check_block_causal(denoiser, ids[ids != denoiser.mask_id].unique())
     model = getattr(denoiser, "model", None)
     if isinstance(model, torch.nn.Module) and any(p.requires_grad for p in model.parameters()):
         require(denoiser.logits(ids).requires_grad, "no gradient reaches the weights")
+
+
+def block_length(denoiser: Denoiser) -> int | None:
+    """Tokens of a block; None: the attention is full."""
+    return getattr(denoiser, "block_length", None)
 
 
 def _check_ids(denoiser: Denoiser) -> None:

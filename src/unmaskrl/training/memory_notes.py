@@ -12,6 +12,7 @@ import torch
 from ..models.families import named_family, parse_config
 from ..models.hub import asset
 from ..models.tokenizer import has_tokenizer, load_tokenizer
+from ..recipes.cost import described_model
 from ..recipes.memory import ASSUMED_PROMPT, GIB, ModelShape, Setup, verdict
 from ..recipes.registry import make_task
 from ..recipes.schema import Recipe
@@ -62,7 +63,8 @@ def prompt_tokens(recipe: Recipe) -> tuple[int, bool]:
     if not Path(path).is_dir() or not has_tokenizer(Path(path)):
         return ASSUMED_PROMPT, False
     try:
-        tokenizer = load_tokenizer(path, family=named_family(recipe.model.family))
+        config, family = described_model(recipe.model)
+        tokenizer = load_tokenizer(path, family=family, config=config)
         return longest_prompt(
             Problems(recipe, make_task(recipe.task), tokenizer, sys.maxsize)
         ), True

@@ -269,9 +269,13 @@ def _open_base(
     dtype = DTYPES[model.dtype]
     family = named_family(model.family)
     if model.random_init is None:
-        return open_checkpoint(model.path, device, dtype, model.revision, family)
+        return open_checkpoint(model.path, device, dtype, model.revision, family, model.given)
     folder = stand_in_folder(asset(model.path))
-    tokenizer = byte_tokenizer() if folder is None else load_tokenizer(folder, family=family)
     generator = named_generator(0, "random_init")
-    module = random_tiny(asset(model.path), generator, family).to(device, dtype)
+    module = random_tiny(asset(model.path), generator, family, model.given).to(device, dtype)
+    tokenizer = (
+        byte_tokenizer()
+        if folder is None
+        else load_tokenizer(folder, family=family, config=module.config)
+    )
     return with_end_ids(ModelDenoiser.from_model(module), tokenizer), tokenizer, folder

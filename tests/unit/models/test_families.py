@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,11 @@ from torch import Tensor
 
 from tests import own_family
 from tests.conftest import seeded, tiny_llada
+from tests.unit.models.block_models import small
 from unmaskrl.core.toy import ToyDenoiser
 from unmaskrl.models.denoiser import ModelDenoiser
 from unmaskrl.models.families import FAMILIES, named_family, parse_config
+from unmaskrl.models.families.block import block_positions
 from unmaskrl.testing import check_denoiser, check_family
 
 bag_family = own_family.family
@@ -80,6 +82,61 @@ def test_the_denoiser_checker_finds_wrong_ids(ids: dict[str, int], said: str) ->
         check_denoiser(replace(tiny_llada(), **ids))
 
 
+class EditedBlocks(ModelDenoiser):
+    """An SDAR that goes wrong in one way."""
+
+    def __init__(self, edit: str) -> None:
+        den = small("sdar")
+        super().__init__(**{f.name: getattr(den, f.name) for f in fields(ModelDenoiser)})
+        object.__setattr__(self, "edit", edit)
+
+    def hidden(self, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        if self.edit != "full":
+            return super().hidden(ids, attention_mask)
+        seen = torch.ones_like(ids, dtype=torch.bool) if attention_mask is None else attention_mask
+        visible = seen[:, None].expand(-1, ids.shape[1], -1)
+        return super().hidden_under(ids, block_positions(seen), visible)
+
+    def hidden_under(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        visible: Tensor,
+        cache: Any = None,
+        columns: Tensor | None = None,
+    ) -> Tensor:
+        if self.edit == "columns" and cache is None:
+            positions = torch.arange(ids.shape[1]).expand_as(ids)
+        if self.edit != "first" or cache is None or columns is None:
+            return super().hidden_under(ids, positions, visible, cache, columns)
+        tensors = (*cache.keys, *cache.values)
+        kept = [t.clone() for t in tensors]
+        hidden = super().hidden_under(ids, positions, visible, cache, columns)
+        if kept[0][0, 0, int(columns[0, 0])].any():  # what the first call wrote stays
+            for tensor, old in zip(tensors, kept, strict=True):
+                tensor.copy_(old)
+        return hidden
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        ("full", "the token at position 4 changes what is said about a block before"),
+        ("columns", "hidden_under goes by columns"),
+        ("first", "block 1 behind a cache is not what it is without one"),
+    ],
+)
+def test_the_denoiser_checker_finds_mistakes_of_blocks(edit: str, said: str) -> None:
+    with pytest.raises(AssertionError, match=said):
+        check_denoiser(EditedBlocks(edit))
+
+
+@pytest.mark.parametrize("block", [1, 3, 40])
+def test_denoisers_with_blocks_pass_the_checker(block: int) -> None:
+    check_denoiser(small("sdar", block, max_sequence_length=200))
+    check_denoiser(small("sdar", block, dtype=torch.bfloat16, max_sequence_length=200))
+
+
 def test_the_family_checker_finds_mistakes() -> None:
     bag = bag_family()
     with pytest.raises(AssertionError, match="there is no config to check"):
@@ -117,5 +174,5 @@ def test_a_family_reads_its_own_model_type_only() -> None:
         ValueError, match=r"here has model_type 'llada', and this family reads 'bag'"
     ):
         parse_config({"model_type": "llada"}, "here", bag)
-    with pytest.raises(ValueError, match=r"model_type 'bag'; shipped families: llada, Dream \("):
+    with pytest.raises(ValueError, match=r"'bag'; shipped families: llada, Dream, sdar, "):
         parse_config(dict(bag.released or {}), "here")

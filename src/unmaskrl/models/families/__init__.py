@@ -6,16 +6,24 @@ from typing import Any
 
 from ...utils.imports import is_outside, load_object
 from ...utils.text import nearest
-from . import dream, llada
+from . import dream, llada, llada2, sdar
 from .dream import Dream as Dream
 from .dream import DreamConfig as DreamConfig
 from .family import Family as Family
 from .family import FamilyConfig as FamilyConfig
+from .family import Given as Given
 from .family import MaskPredictor as MaskPredictor
 from .llada import LLaDA as LLaDA
 from .llada import LLaDAConfig as LLaDAConfig
+from .llada2 import LLaDA2 as LLaDA2
+from .llada2 import LLaDA2Config as LLaDA2Config
+from .sdar import SDAR as SDAR
+from .sdar import SDARConfig as SDARConfig
+from .sdar import SDARMoe as SDARMoe
+from .sdar import SDARMoeConfig as SDARMoeConfig
 
-FAMILIES = {family.model_type: family for family in (llada.FAMILY, dream.FAMILY)}
+_SHIPPED = (llada.FAMILY, dream.FAMILY, sdar.FAMILY, sdar.MOE_FAMILY, llada2.FAMILY)
+FAMILIES = {family.model_type: family for family in _SHIPPED}
 
 
 def named_family(name: str | Family | None, setting: str = "model.family") -> Family | None:
@@ -38,11 +46,15 @@ def named_family(name: str | Family | None, setting: str = "model.family") -> Fa
 
 
 def parse_config(
-    raw: dict[str, Any], where: object, family: Family | None = None
+    raw: dict[str, Any],
+    where: object,
+    family: Family | None = None,
+    given: Given | None = None,
+    name: str = "",
 ) -> tuple[FamilyConfig, Family]:
     """The config in a config.json and its family, found by its model_type unless it is given.
 
-    ValueError that names ``where`` it came from.
+    ``given``, ``name``: as of ``Family.config``. ValueError that names ``where`` it came from.
     """
     if family is None:
         kind = raw.get("model_type")
@@ -52,7 +64,7 @@ def parse_config(
                 "(another is named by model.family or --family, as my_module:factory)"
             )
         family = FAMILIES[kind]
-    return family.config(raw, where), family
+    return family.config(raw, where, given, name), family
 
 
 def known_config(hub_id: str, family: Family | None = None) -> dict[str, Any] | None:
@@ -61,8 +73,8 @@ def known_config(hub_id: str, family: Family | None = None) -> dict[str, Any] | 
     None if it is not known; ``family`` is one more to look at.
     """
     for one in (*FAMILIES.values(), *([family] if family else [])):
-        if one.released and (hub_id == one.model_type or hub_id.startswith(one.hub_ids or "\0")):
-            return dict(one.released)
+        if (known := one.known(hub_id)) is not None:
+            return known
     return None
 
 

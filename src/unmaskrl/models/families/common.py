@@ -14,9 +14,22 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .family import GIVEN
+
 Config = TypeVar("Config", bound="TransformerConfig")
 _TYPES = {"int": (int,), "float": (float, int), "bool": (bool,)}
 _SIZES = ("d_model", "n_heads", "n_kv_heads", "n_layers", "mlp_hidden_size", "vocab_size")
+GIVEN_IN = {key: name for name, key in GIVEN.items()}
+# what config.json calls the sizes of a transformer of Qwen's kind
+QWEN_KEYS = {
+    "d_model": "hidden_size",
+    "n_heads": "num_attention_heads",
+    "n_kv_heads": "num_key_value_heads",
+    "n_layers": "num_hidden_layers",
+    "mlp_hidden_size": "intermediate_size",
+    "max_sequence_length": "max_position_embeddings",
+    "weight_tying": "tie_word_embeddings",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +68,23 @@ class TransformerConfig:
         for name in (*_SIZES, "max_sequence_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{self.key(name)} is {getattr(self, name)}; expected at least 1")
+        self.check_heads()
+        if self.n_heads % self.n_kv_heads:
+            raise ValueError(
+                f"{self.key('n_heads')} {self.n_heads} must be a multiple of "
+                f"{self.key('n_kv_heads')} {self.n_kv_heads}"
+            )
+        config: Any = self
+        for name in ("mask_token_id", "eos_token_id", "pad_token_id"):
+            if not 0 <= getattr(self, name) < config.embedding_size:
+                setting = GIVEN_IN.get(name)
+                raise ValueError(
+                    f"{name} {getattr(self, name)} is not in 0..{config.embedding_size - 1}"
+                    + (f"; model.{setting} sets another" if setting else "")
+                )
+
+    def check_heads(self) -> None:
+        """Refuse a width of heads that cannot be rotated (ValueError)."""
         d = self.d_model
         h = self.n_heads
         if d % h or (d // h) % 2:
@@ -62,17 +92,6 @@ class TransformerConfig:
                 f"{self.key('d_model')} {d} / {self.key('n_heads')} {h} must be an even whole "
                 "number"
             )
-        if h % self.n_kv_heads:
-            raise ValueError(
-                f"{self.key('n_heads')} {h} must be a multiple of {self.key('n_kv_heads')} "
-                f"{self.n_kv_heads}"
-            )
-        config: Any = self
-        for name in ("mask_token_id", "eos_token_id", "pad_token_id"):
-            if not 0 <= getattr(self, name) < config.embedding_size:
-                raise ValueError(
-                    f"{name} {getattr(self, name)} is not in 0..{config.embedding_size - 1}"
-                )
 
     @classmethod
     def key(cls, name: str) -> str:
@@ -112,6 +131,8 @@ class TransformerConfig:
                 raise ValueError(
                     f"{cls.name} config has {key}={values[item.name]!r}; expected {item.type}"
                 )
+            if str(item.type) == "float" and item.name in values:
+                values[item.name] = float(values[item.name])
         return cls(**values, raw=dict(raw))
 
     def to_dict(self) -> dict[str, Any]:
@@ -165,6 +186,28 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class Undrawn(nn.Linear):
+    """A linear layer whose weights are not drawn as it is made: for thousands that takes seconds,
+    and a model's weights are drawn or read later.
+    """
+
+    def reset_parameters(self) -> None:
+        """Leave the memory as it is."""
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)), without biases."""
+
+    def __init__(self, d_model: int, width: int) -> None:
+        super().__init__()
+        self.gate_proj = Undrawn(d_model, width, bias=False)
+        self.up_proj = Undrawn(d_model, width, bias=False)
+        self.down_proj = Undrawn(width, d_model, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 def rotary_attention(
@@ -290,6 +333,22 @@ def draw_weights(
         parameter.normal_(
             0.0, std / math.sqrt(2 * num_layers) if into_residual else std, generator=generator
         )
+
+
+def with_plain_rope(raw: dict[str, Any]) -> dict[str, Any]:
+    """The config with ``rope_theta`` where it was before transformers 5 wrote it into
+    ``rope_parameters``.
+    """
+    new = raw.get("rope_parameters")
+    if (
+        not isinstance(new, dict)
+        or new.keys() != {"rope_type", "rope_theta"}
+        or new["rope_type"] != "default"
+    ):
+        return raw
+    return {key: value for key, value in raw.items() if key != "rope_parameters"} | {
+        "rope_theta": new["rope_theta"]
+    }
 
 
 def refuse_unsupported(

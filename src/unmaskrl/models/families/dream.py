@@ -27,13 +27,16 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from .common import (
+    QWEN_KEYS,
     RMSNorm,
+    SwiGLU,
     TransformerConfig,
     draw_weights,
     in_chunks,
     rotary_attention,
     rotary_table,
     run_blocks,
+    with_plain_rope,
 )
 from .family import Family, MaskPredictor
 
@@ -43,15 +46,7 @@ class DreamConfig(TransformerConfig):
     """Sizes and token ids of Dream, from Qwen2's names in config.json."""
 
     name: ClassVar[str] = "Dream"
-    keys: ClassVar[dict[str, str]] = {
-        "d_model": "hidden_size",
-        "n_heads": "num_attention_heads",
-        "n_kv_heads": "num_key_value_heads",
-        "n_layers": "num_hidden_layers",
-        "mlp_hidden_size": "intermediate_size",
-        "max_sequence_length": "max_position_embeddings",
-        "weight_tying": "tie_word_embeddings",
-    }
+    keys: ClassVar[dict[str, str]] = QWEN_KEYS
     supported: ClassVar[dict[str, tuple[Any, ...]]] = {
         "hidden_act": ("silu", None),
         "rope_scaling": (None,),
@@ -74,29 +69,13 @@ class DreamConfig(TransformerConfig):
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> DreamConfig:
         """Read config.json; ValueError on missing keys and on settings not computed here."""
-        config = super().from_dict(_with_plain_rope(raw))
+        config = super().from_dict(with_plain_rope(raw))
         if raw.get("head_dim") not in (None, config.head_dim):
             raise ValueError(
                 f"Dream config has head_dim={raw['head_dim']!r}; only {config.head_dim} is "
                 "supported"
             )
         return config
-
-
-def _with_plain_rope(raw: dict[str, Any]) -> dict[str, Any]:
-    """The config with ``rope_theta`` where it was before transformers 5 wrote it into
-    ``rope_parameters``.
-    """
-    new = raw.get("rope_parameters")
-    if (
-        not isinstance(new, dict)
-        or new.keys() != {"rope_type", "rope_theta"}
-        or new["rope_type"] != "default"
-    ):
-        return raw
-    return {key: value for key, value in raw.items() if key != "rope_parameters"} | {
-        "rope_theta": new["rope_theta"]
-    }
 
 
 class _Attention(nn.Module):
@@ -120,26 +99,13 @@ class _Attention(nn.Module):
         return self.o_proj(rotary_attention(q, k, v, self.head_dim, rotary, mask))
 
 
-class _MLP(nn.Module):
-    """SwiGLU."""
-
-    def __init__(self, config: DreamConfig) -> None:
-        super().__init__()
-        self.gate_proj = nn.Linear(config.d_model, config.mlp_hidden_size, bias=False)
-        self.up_proj = nn.Linear(config.d_model, config.mlp_hidden_size, bias=False)
-        self.down_proj = nn.Linear(config.mlp_hidden_size, config.d_model, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
-
-
 class _Layer(nn.Module):
     """Pre-norm attention and MLP, both residual."""
 
     def __init__(self, config: DreamConfig) -> None:
         super().__init__()
         self.self_attn = _Attention(config)
-        self.mlp = _MLP(config)
+        self.mlp = SwiGLU(config.d_model, config.mlp_hidden_size)
         self.input_layernorm = RMSNorm(config.d_model, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.d_model, config.rms_norm_eps)
 

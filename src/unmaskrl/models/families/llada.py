@@ -238,4 +238,5 @@ FAMILY = Family(
         "pad_token_id": 126081,
     },
     derived=("rotary_emb.inv_freq",),
+    architectures=("LLaDAModelLM",),  # LLaDA-MoE has the same model_type
 )

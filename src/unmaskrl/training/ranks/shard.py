@@ -28,6 +28,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor
 
 from ...models.denoiser import ModelDenoiser
+from ...models.families.cache import Cache
 from ...models.weights import trainable, whole
 
 
@@ -47,6 +48,7 @@ def shard_blocks(model: Any, mode: str) -> None:
         fully_shard(block, mesh=mesh, reshard_after_forward=mode == "fsdp")
     fully_shard(model, mesh=mesh, ignored_params=outside)
     register_fsdp_forward_method(model, "hidden")
+    register_fsdp_forward_method(model, "hidden_under")
     model.cpu_chunk = None  # batches cut into chunks would be calls that other ranks do not make
     for module in model.modules():
         if isinstance(module, FSDPModule):
@@ -64,6 +66,18 @@ class Lockstep(ModelDenoiser):
         """Tell the others that a call comes, and make it."""
         _someone_calls(self.device, True)
         return super().hidden(ids, attention_mask)
+
+    def hidden_under(
+        self,
+        ids: Int[Tensor, "B T"],
+        positions: Int[Tensor, "B T"],
+        visible: Bool[Tensor, "B T S"],
+        cache: Cache | None = None,
+        columns: Int[Tensor, "B T"] | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        """A call like any other: the blocks are gathered the same way."""
+        _someone_calls(self.device, True)
+        return super().hidden_under(ids, positions, visible, cache, columns)
 
 
 @torch.no_grad()

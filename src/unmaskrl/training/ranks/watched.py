@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ...models.denoiser import ModelDenoiser
+from ...models.families.cache import Cache
 from .shard import Lockstep
 
 
@@ -25,6 +26,18 @@ class Watched(ModelDenoiser):
         self.check()
         return super().hidden(ids, attention_mask)
 
+    def hidden_under(
+        self,
+        ids: Int[Tensor, "B T"],
+        positions: Int[Tensor, "B T"],
+        visible: Bool[Tensor, "B T S"],
+        cache: Cache | None = None,
+        columns: Int[Tensor, "B T"] | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        """Hidden states, or Abandoned."""
+        self.check()
+        return super().hidden_under(ids, positions, visible, cache, columns)
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class WatchedLockstep(Lockstep):
@@ -38,6 +51,18 @@ class WatchedLockstep(Lockstep):
         """Hidden states, or Abandoned before the others are told of a call."""
         self.check()
         return super().hidden(ids, attention_mask)
+
+    def hidden_under(
+        self,
+        ids: Int[Tensor, "B T"],
+        positions: Int[Tensor, "B T"],
+        visible: Bool[Tensor, "B T S"],
+        cache: Cache | None = None,
+        columns: Int[Tensor, "B T"] | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        """Hidden states, or Abandoned."""
+        self.check()
+        return super().hidden_under(ids, positions, visible, cache, columns)
 
 
 def watched(denoiser: ModelDenoiser, check: Callable[[], None]) -> ModelDenoiser:
