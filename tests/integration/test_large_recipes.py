@@ -14,12 +14,16 @@ import torch
 from tests.offline_tasks import GSM8K_ROWS, MATH_ROWS, write_rows
 from unmaskrl import load_denoiser
 from unmaskrl.models.families import Dream, LLaDA
+from unmaskrl.models.families.llada2 import LLaDA2
+from unmaskrl.models.families.sdar import SDAR
 from unmaskrl.models.loading import open_checkpoint
 from unmaskrl.models.tokenizer import EOS, MASK, build_byte_tokenizer
-from unmaskrl.recipes.cost import step_cost
+from unmaskrl.recipes.checks import check_blocks
+from unmaskrl.recipes.cost import model_grid, step_cost
 from unmaskrl.recipes.files import composed_names
-from unmaskrl.recipes.load import load_recipe
+from unmaskrl.recipes.load import load_method, load_recipe
 from unmaskrl.recipes.memory import Setup, memory_plan, model_shape
+from unmaskrl.recipes.schema import Recipe
 from unmaskrl.tasks import completion_text
 from unmaskrl.training.loop import train
 
@@ -36,7 +40,7 @@ TINY = (
 
 def test_names_are_all_combinations() -> None:
     names = composed_names()
-    assert len(names) == len(set(names)) == 2 * 4 * 4
+    assert len(names) == len(set(names)) == 2 * 4 * 4 + 4 * 4 * 5
     assert {
         "llada-8b-gsm8k-diffu_grpo",
         "llada-8b-countdown-stp",
@@ -47,7 +51,11 @@ def test_names_are_all_combinations() -> None:
         load_recipe("llada-8b-gsm8k-spt")
 
 
-@pytest.mark.parametrize("name", composed_names())
+FULL_ATTENTION = [n for n in composed_names() if n.startswith(("llada-8b-", "dream-7b-"))]
+BLOCKS = {"sdar-1.7b": 4, "sdar-4b": 4, "sdar-8b": 4, "llada2-mini": 32}
+
+
+@pytest.mark.parametrize("name", FULL_ATTENTION)
 def test_every_large_run_resolves_and_fits_80_gb(name: str) -> None:
     recipe = load_recipe(name)
     family, task, method = name.rsplit("-", 2)
@@ -63,11 +71,28 @@ def test_every_large_run_resolves_and_fits_80_gb(name: str) -> None:
         "diffpo": 8,
     }.get(method, 4)
     assert recipe.decode.temperature == (0.3 if task == "sudoku" else 0.9)
-    cost = step_cost(recipe)
-    assert cost.parameters > 7e9
+    assert step_cost(recipe).parameters > 7e9
+    assert fits(recipe, 80)
+
+
+@pytest.mark.parametrize("name", [n for n in composed_names() if n not in FULL_ATTENTION])
+def test_every_block_causal_run_resolves_and_fits_80_gb(name: str) -> None:
+    recipe, method = load_method(name, [])
+    family, task, _ = name.rsplit("-", 2)
+    assert recipe.decode.block_length == BLOCKS[family] == model_grid(recipe.model)
+    check_blocks(recipe, method, BLOCKS[family])
+    assert recipe.task["name"] == task and recipe.decode.exit_at is None
+    # an exact likelihood takes as many canvases a row as a block has calls, at most
+    rows = recipe.train.prompts_per_step * recipe.train.group_size
+    views = step_cost(recipe).new / recipe.train.num_iterations / rows
+    assert views <= BLOCKS[family]
+    assert fits(recipe, 80)
+
+
+def fits(recipe: Recipe, gigabytes: int) -> bool:
     shape = model_shape(recipe.model)
     assert shape is not None
-    assert memory_plan(shape, Setup.of(recipe, shape)).total < 0.9 * 80 * 2**30
+    return memory_plan(shape, Setup.of(recipe, shape)).total < 0.9 * gigabytes * 2**30
 
 
 @pytest.mark.parametrize(
@@ -79,6 +104,8 @@ def test_every_large_run_resolves_and_fits_80_gb(name: str) -> None:
         "llada-8b-sudoku-diffu_grpo",
         "dream-7b-gsm8k-diffpo",
         "dream-7b-countdown-stp",
+        "sdar-8b-gsm8k-dipo",
+        "llada2-mini-countdown-stp",
     ],
 )
 def test_a_rehearsal_without_a_download(
@@ -97,13 +124,16 @@ def test_a_rehearsal_without_a_download(
         if rows
         else ["task.train_size=8", "task.eval_size=4"]
     )
-    train(load_recipe(name, [*TINY, *data, f"run.out={tmp_path / 'run'}"]))
+    grid = BLOCKS.get(name.rsplit("-", 2)[0])
+    blocks = [f"decode.block_length={grid}", "decode.gen_length=32"] if grid else []
+    train(load_recipe(name, [*TINY, *data, *blocks, f"run.out={tmp_path / 'run'}"]))
     steps = [
         json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     ]
     assert len(steps) == 1 and all(step["health/behavior_gap"] < 0.2 for step in steps)
     model = load_denoiser(tmp_path / "run" / "model").model
-    assert isinstance(model, LLaDA if name.startswith("llada") else Dream)
+    kinds = {"llada-8b": LLaDA, "dream-7b": Dream, "sdar-8b": SDAR, "llada2-mini": LLaDA2}
+    assert isinstance(model, kinds[name.rsplit("-", 2)[0]])
     assert (tmp_path / "run" / "model" / "adapter" / "adapter_config.json").is_file()
 
 

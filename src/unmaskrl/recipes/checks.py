@@ -86,6 +86,18 @@ def check_blocks(recipe: Recipe, method: Method, grid: int | None) -> None:
         )
 
 
+def block_notes(recipe: Recipe, grid: int | None) -> list[str]:
+    """What a block-causal model makes of anchors."""
+    if grid is None or recipe.prior.name != "anchors":
+        return []
+    keep = recipe.prior.keep
+    return [
+        f"prior.keep={keep:g}: a block-causal model sees an anchor only from the anchor's own "
+        f"block on; at this share a block of {grid} tokens holds {keep * grid:.1f} that can help "
+        "it, and all anchors before it are as visible as any text"
+    ]
+
+
 def check_supervised(recipe: SFTRecipe) -> None:
     """ValueError if the parts of a supervised recipe do not fit together."""
     check_optimizer(recipe.optimizer)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,14 @@ from torch import nn
 from ..core.decoding import planned_calls
 from ..core.decoding.sample import CHUNK_ELEMENTS
 from ..models.adapter_folder import base_of
-from ..models.families import Family, FamilyConfig, known_config, named_family, parse_config
+from ..models.families import (
+    Family,
+    FamilyConfig,
+    MaskPredictor,
+    known_config,
+    named_family,
+    parse_config,
+)
 from ..models.hub import asset, checkpoint_folder
 from ..utils.files import read_json
 from .registry import Method, build_method
@@ -63,8 +73,13 @@ def step_cost(recipe: Recipe, method: Method | None = None) -> Cost:
     given = planned_calls(open_blocks(recipe, recipe.prior.keep), d.gen_length, steps, d.exit_at)
     estimator = method.estimator
     loss = method.loss
-    views = estimator.num_views(d.gen_length, blank, d.exit_at is not None and d.exit_at < 1)
-    shared = estimator.num_shared if recipe.prior.name == "none" else 0
+    grid = model_grid(recipe.model)
+    # what a trajectory has: a block-causal one, the calls of a block
+    latents = blank if grid is None else -(-grid * steps // d.gen_length)
+    views = estimator.num_views(d.gen_length, latents, d.exit_at is not None and d.exit_at < 1)
+    # the rollouts of a group share a canvas where nothing of the answer is seen
+    shares = recipe.prior.name == "none" and grid is None
+    shared = estimator.num_shared if shares else 0
     scored = rows * (views - shared) + t.prompts_per_step * shared
     vocab, parameters = model_size(recipe.model)
     targets = min(t.max_canvases, rows * views)
@@ -84,7 +99,7 @@ def step_cost(recipe: Recipe, method: Method | None = None) -> Cost:
 def open_blocks(recipe: Recipe, keep: float) -> list[int]:
     """Open tokens per block when a share ``keep`` of the completion is anchored, spread evenly."""
     d = recipe.decode
-    blocks = d.gen_length // d.block_length
+    blocks = -(-d.gen_length // d.block_length)
     fixed = int(keep * d.gen_length + 0.5)
     return [
         d.block_length - (fixed * (b + 1) // blocks - fixed * b // blocks) for b in range(blocks)
@@ -94,7 +109,25 @@ def open_blocks(recipe: Recipe, keep: float) -> list[int]:
 def model_size(model: ModelConfig) -> tuple[int, int]:
     """Width of the logits and number of parameters, from config.json alone."""
     config, family = described_model(model)
-    return config.embedding_size, count_parameters(family.build(config))
+    return config.embedding_size, count_parameters(empty_module(config, family))
+
+
+def model_grid(model: ModelConfig) -> int | None:
+    """Block length of a block-causal model, from config.json alone; None for full attention."""
+    config, family = described_model(model)
+    return empty_module(config, family).block_length
+
+
+def empty_module(config: FamilyConfig, family: Family) -> MaskPredictor:
+    """A module without memory, to be counted and not changed: one of many experts takes seconds to
+    build, empty as it is, and the last two are kept.
+    """
+    return _built(family.read, family.build, json.dumps(config.to_dict()))
+
+
+@functools.lru_cache(maxsize=2)
+def _built(read: Callable, build: Callable, config: str) -> MaskPredictor:
+    return build(read(json.loads(config)))
 
 
 def described_model(model: ModelConfig) -> tuple[FamilyConfig, Family]:

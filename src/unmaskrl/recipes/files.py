@@ -1,8 +1,10 @@
 """Shipped recipes: files by name, and runs composed of parts.
 
-Large ones: ``llada-8b-gsm8k-stp`` is ``parts/model/llada-8b.yaml``, ``parts/method/stp.yaml`` and
+Large ones: ``llada-8b-gsm8k-stp`` is ``parts/method/stp.yaml``, ``parts/model/llada-8b.yaml`` and
 ``parts/task/gsm8k.yaml`` merged in this order, so every model meets every task and method; a task
-may hold settings for some methods (``methods:``).
+may hold settings for some methods (``methods:``). The part of a block-causal model says its
+``decode.block_length``, and meets the methods that hold ``blocks:``, what changes there, or are
+``blocks_only``.
 
 Small ones: ``sudoku-mini-stp`` is ``parts/small/method/stp.yaml`` and
 ``parts/small/common/sudoku-mini.yaml``, whose ``methods:`` names the methods that it is composed
@@ -26,6 +28,7 @@ RECIPES = Path(__file__).parent
 PARTS = RECIPES / "parts"
 SMALL = "small/common"
 SMALL_METHOD = "small/method"
+_OF_PARTS = ("methods", "about", "blocks", "blocks_only")  # what parts say of themselves
 
 
 def recipe_names() -> list[str]:
@@ -53,12 +56,25 @@ def part_path(kind: str, name: str) -> Path:
     return PARTS / kind / f"{name}.yaml"
 
 
+@functools.cache
 def composed_names() -> list[str]:
     """Names of the large runs: MODEL-TASK-METHOD."""
     return [
-        "-".join(names)
-        for names in itertools.product(*map(part_names, ("model", "task", "method")))
+        f"{model}-{task}-{method}"
+        for model, task, method in itertools.product(*map(part_names, ("model", "task", "method")))
+        if _meet(read_mapping(part_path("model", model)), read_mapping(part_path("method", method)))
     ]
+
+
+def _meet(model: dict[str, Any], method: dict[str, Any]) -> bool:
+    """Whether a method is for this model: full attention, or block-causal."""
+    if _is_block_causal(model):
+        return "blocks" in method or "blocks_only" in method
+    return "blocks_only" not in method
+
+
+def _is_block_causal(model: dict[str, Any]) -> bool:
+    return "decode" in model
 
 
 def is_method(name: str) -> bool:
@@ -155,13 +171,15 @@ def _compose(name: str) -> dict[str, Any]:
         model = next(m for m in part_names("model") if name.startswith(f"{m}-"))
         task, _, method = name.removeprefix(f"{model}-").partition("-")
         task_kind = "task"
-        below = [("model", model), ("method", method)]
+        below = [("method", method), ("model", model)]
     given = read_mapping(part_path(task_kind, task))
     own = _own_settings(given, method)
-    parts = [*(read_mapping(part_path(*part)) for part in below), given, own]
-    result = functools.reduce(_merged, parts, {})
+    parts = [read_mapping(part_path(*part)) for part in below]
+    if task_kind == "task" and _is_block_causal(parts[1]):
+        parts.insert(1, parts[0].get("blocks", {}))
+    result = functools.reduce(_merged, [*parts, given, own], {})
     ordered = [key for key in (*Recipe.model_fields, *result) if key in result]
-    return {key: result[key] for key in ordered if key not in ("methods", "about")}
+    return {key: result[key] for key in ordered if key not in _OF_PARTS}
 
 
 def _own_settings(task: dict[str, Any], method: str) -> dict[str, Any]:

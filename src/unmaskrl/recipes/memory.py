@@ -78,7 +78,8 @@ class Setup:
         gen = recipe.decode.gen_length
         method = method or build_method(recipe)
         trained = m.dtype if m.lora is None or m.dtype == "float64" else "float32"
-        shared = bool(method.estimator.num_shared) and recipe.prior.name == "none"
+        shares = recipe.prior.name == "none" and shape.block_length is None
+        shared = bool(method.estimator.num_shared) and shares
         rows = ceil(t.prompts_per_step / processes) * t.group_size
         wants_base = method.loss.uses_ref or "most_predictable" in recipe.prior.select
         return cls(

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from ..models.families import Family, FamilyConfig, MaskPredictor
-from .cost import count_parameters
+from .cost import count_parameters, empty_module
 
 # What a block's linear layers read, by their role (``families.family.ROLES``): x1 and x2 are the
 # outputs of the two norms.
@@ -56,7 +56,7 @@ class ModelShape:
                 f"family {family.model_type}: linears names no layer for {sorted(missing)[0]!r}; "
                 f"a memory plan needs {', '.join(needed)}"
             )
-        module = family.build(config)
+        module = empty_module(config, family)
         layers = _linears(module, family)
         sizes: dict[str, tuple[int, int]] = {}
         adapted: dict[str, int] = {}

@@ -7,8 +7,8 @@ import sys
 import yaml
 from rich.table import Table
 
-from ...recipes.checks import warnings_for
-from ...recipes.cost import Cost, step_cost
+from ...recipes.checks import block_notes, check_blocks, warnings_for
+from ...recipes.cost import Cost, model_grid, step_cost
 from ...recipes.load import load_method
 from ...utils.plain_text import printable
 from ...utils.terminal import PlainConsole
@@ -28,6 +28,8 @@ def check_command(args: CheckArguments) -> int:
             f"unmaskrl: warning: {printable(note)}\n" for note in warnings_for(recipe, method)
         )
         return 0
+    grid = model_grid(recipe.model)
+    check_blocks(recipe, method, grid)
     console = PlainConsole()
     console.print(text, soft_wrap=True)
     cost = step_cost(recipe, method)
@@ -39,7 +41,7 @@ def check_command(args: CheckArguments) -> int:
         highlight=False,
     )
     print_memory(recipe, method, console, args.processes)
-    for note in warnings_for(recipe, method):
+    for note in [*warnings_for(recipe, method), *block_notes(recipe, grid)]:
         console.print(f"warning: {note}", style="yellow", highlight=False)
     return 0
 

@@ -113,7 +113,7 @@ def _sampled(
 
 def most_calls(decode: DecodeConfig) -> int:
     """The most denoiser calls that decoding a batch can take."""
-    blocks = [decode.block_length] * (decode.gen_length // decode.block_length)
+    blocks = [decode.block_length] * -(-decode.gen_length // decode.block_length)
     if selection_rule(decode.select).prefix is not None:
         return decode.gen_length  # a token per call, where the rule decides as it goes
     return planned_calls(blocks, decode.gen_length, decode.steps, decode.exit_at)
