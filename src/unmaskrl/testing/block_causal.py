@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..models.families.block import block_positions, block_visible
+from ..core.block_causal import BlockCausal, block_positions, block_visible
 from .require import close, require
 
 _BLOCKS = 3
@@ -20,6 +20,10 @@ def check_block_causal(denoiser: Any, ordinary: Tensor) -> None:
     ``ordinary``: two ids or more that canvases are filled with, on the denoiser's device.
     """
     block: int = denoiser.block_length
+    require(
+        isinstance(denoiser, BlockCausal),
+        f"block_length is {block}, and hidden_under or new_cache is missing",
+    )
     require(block >= 1, f"block_length is {block}; expected at least 1, or None: full attention")
     places = torch.arange(2 * _BLOCKS * block, device=ordinary.device).view(2, -1)
     ids = ordinary[(places * 5 + 1) % len(ordinary)]
@@ -46,7 +50,8 @@ def _check_later_blocks(denoiser: Any, ids: Tensor, hidden: Tensor, ordinary: Te
 def _check_visibility(denoiser: Any, ids: Tensor, hidden: Tensor) -> None:
     seen = torch.ones_like(ids, dtype=torch.bool)
     positions = block_positions(seen)
-    visible = block_visible(positions, seen, denoiser.block_length)
+    blocks = positions // denoiser.block_length
+    visible = block_visible(blocks, blocks, seen)
     require(
         close(denoiser.hidden_under(ids, positions, visible), hidden),
         "hidden_under with the visibility of blocks is not hidden",

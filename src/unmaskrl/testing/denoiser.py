@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..core.block_causal import block_length_of
 from ..core.denoiser import Denoiser, end_ids
 from .block_causal import check_block_causal
 from .require import close, nothing_drawn, require
@@ -41,18 +42,13 @@ def check_denoiser(denoiser: Denoiser) -> None:
                 f"row {row} alone is not what it is in a batch: rows must be independent",
             )
         _check_pads(denoiser, ids, hidden)
-        if block_length(denoiser) != 1:  # blocks of one token are causal
+        if block_length_of(denoiser) != 1:  # blocks of one token are causal
             _check_sight(denoiser, ids, hidden)
-        if block_length(denoiser) is not None:
+        if block_length_of(denoiser) is not None:
             check_block_causal(denoiser, ids[ids != denoiser.mask_id].unique())
     model = getattr(denoiser, "model", None)
     if isinstance(model, torch.nn.Module) and any(p.requires_grad for p in model.parameters()):
         require(denoiser.logits(ids).requires_grad, "no gradient reaches the weights")
-
-
-def block_length(denoiser: Denoiser) -> int | None:
-    """Tokens of a block; None: the attention is full."""
-    return getattr(denoiser, "block_length", None)
 
 
 def _check_ids(denoiser: Denoiser) -> None:

@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 import unmaskrl as u
 from tests.conftest import same_maths, seeded
 from tests.unit.models.block_models import FAMILIES, random_ids, small_model
+from unmaskrl.core.block_causal import block_positions, block_visible
 from unmaskrl.models.checkpoint import load_denoiser, save_model
 from unmaskrl.models.families import FAMILIES as SHIPPED
 from unmaskrl.models.families import Given, known_config, parse_config
-from unmaskrl.models.families.block import block_positions, block_visible
 from unmaskrl.models.loading import random_tiny
 from unmaskrl.models.tokenizer import build_byte_tokenizer, end_of_turn_ids, load_tokenizer
 
@@ -302,7 +302,7 @@ def test_layers_are_those_of_qwen3(family: str) -> None:
     ids = random_ids(3, 11)
     mask = torch.ones_like(ids, dtype=torch.bool)
     positions = block_positions(mask)
-    visible = block_visible(positions, mask, 4)[:, None]
+    visible = block_visible(positions // 4, positions // 4, mask)[:, None]
     with torch.no_grad():
         want = theirs.eval()(ids, attention_mask=visible, position_ids=positions).logits
         got = model(ids)

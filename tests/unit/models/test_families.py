@@ -14,10 +14,10 @@ from torch import Tensor
 from tests import own_family
 from tests.conftest import seeded, tiny_llada
 from tests.unit.models.block_models import small
+from unmaskrl.core.block_causal import block_positions
 from unmaskrl.core.toy import ToyDenoiser
 from unmaskrl.models.denoiser import ModelDenoiser
 from unmaskrl.models.families import FAMILIES, named_family, parse_config
-from unmaskrl.models.families.block import block_positions
 from unmaskrl.testing import check_denoiser, check_family
 
 bag_family = own_family.family

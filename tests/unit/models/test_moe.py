@@ -92,7 +92,8 @@ def test_the_sum_is_that_of_the_chosen_experts(built: Mixture) -> None:
         for e, w in zip(chosen[i].tolist(), weights[i], strict=True):
             want = want + w * built.experts[e](token)
         assert same_maths(y.flatten(0, 1)[i], want)
-    assert built(x[:, :0]).shape == (3, 0, 6)
+    with torch.no_grad():
+        assert built(x[:, :0]).shape == (3, 0, 6)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -129,13 +130,13 @@ def test_choices_are_made_in_float32_whatever_the_weights_are(built: Mixture) ->
     bias = built.gate.expert_bias
     assert bias is not None and bias.dtype == torch.float32
     bias += 7  # rounded to bfloat16 the scores would be lost in it
-    x = draw(300, 6).bfloat16()
+    x = draw(3000, 6).bfloat16()
     chosen, weights = built.gate(x)
     assert weights.dtype == torch.float32
     logits = x.double() @ built.gate.weight.double().T
     want, _ = grouped_sigmoid_choice(logits, bias.double(), 2, 4, 2, 2.5)
     same = (chosen.sort(-1).values == want.sort(-1).values).all(-1).double().mean()
-    assert same > 0.99
+    assert same > 0.999
     assert built.half().gate.expert_bias.dtype == torch.float32
 
 

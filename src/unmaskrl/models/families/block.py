@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from ...core.block_causal import block_positions, block_visible
 from .cache import Cache, LayerCache
 from .common import (
     QWEN_KEYS,
@@ -34,20 +35,6 @@ from .family import MaskPredictor
 
 Config = TypeVar("Config", bound="BlockConfig")
 GIVEN = {**IDS, "block_length": "block_size"}  # what a user may give, and its key in config.json
-
-
-def block_positions(attention_mask: Bool[Tensor, "B L"]) -> Int[Tensor, "B L"]:
-    """Index of each token in its row without pads; pads: 0."""
-    counted = attention_mask.long().cumsum(-1) - 1
-    return counted.where(attention_mask, counted.new_zeros(()))
-
-
-def block_visible(
-    positions: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"], block_length: int
-) -> Bool[Tensor, "B L L"]:
-    """Whether token t (second axis) sees token s (third): s is no pad and in no later block."""
-    block = positions // block_length
-    return (block[:, None, :] <= block[:, :, None]) & attention_mask[:, None, :]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +137,7 @@ def attend(
     return out.transpose(1, 2).flatten(2)
 
 
-def _added_to_scores(visible: Bool[Tensor, "B T S"], dtype: torch.dtype) -> Tensor:
+def added_to_scores(visible: Bool[Tensor, "B T S"], dtype: torch.dtype) -> Tensor:
     """0 where a token is seen and -inf elsewhere, (B, 1, T, S): made once, because torch would make
     and keep one per layer of a boolean mask. A token that sees nothing sees all.
     """
@@ -286,7 +273,8 @@ class BlockCausalModel(MaskPredictor):
             )
         seen = torch.ones_like(ids, dtype=torch.bool) if attention_mask is None else attention_mask
         positions = block_positions(seen)
-        return self._in_chunks(ids, positions, block_visible(positions, seen, self.block_length))
+        blocks = positions // self.block_length
+        return self._in_chunks(ids, positions, block_visible(blocks, blocks, seen))
 
     def hidden_under(
         self,
@@ -328,7 +316,7 @@ class BlockCausalModel(MaskPredictor):
         self, ids: Tensor, positions: Tensor, visible: Tensor, caches: Sequence[LayerCache] = ()
     ) -> Tensor:
         x = self._parts[self.embedding](ids)
-        mask = _added_to_scores(visible, x.dtype)
+        mask = added_to_scores(visible, x.dtype)
         rotary = rotary_at(positions, self.config.rotary_dim, self.config.rope_theta, x)
         if not caches:
             x = run_blocks(self.blocks, x, rotary, mask, self.recompute)

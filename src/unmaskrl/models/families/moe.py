@@ -137,6 +137,6 @@ class Mixture(nn.Module):
             if all_of_them or len(part)
         ]
         # back into the order of tokens: a sum over each token's experts, in a fixed order
-        own = torch.cat(outputs)[order.argsort()].unflatten(0, chosen.shape)
+        own = torch.cat([flat[:0], *outputs])[order.argsort()].unflatten(0, chosen.shape)
         y = (own * weights[..., None].to(own.dtype)).sum(1).view_as(x)
         return y if self.shared_experts is None else y + self.shared_experts(x)
