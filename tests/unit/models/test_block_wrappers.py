@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+import unmaskrl as u
 from tests.conftest import same_maths, seeded
 from tests.unit.models.block_models import decode_greedily, random_ids, small
+from tests.unit.models.test_block_families import chat_model
 from unmaskrl.models.adapter_folder import put_on
 from unmaskrl.models.adapters import (
     WithoutAdapters,
@@ -103,3 +105,15 @@ def test_a_recipe_gives_what_config_json_lacks() -> None:
         ModelConfig(block_length=0)
     with pytest.raises(ValueError, match=r"model\.block_length: llada has none"):
         open_model(ModelConfig(path="mini", block_length=4), "cpu")
+
+
+def test_an_adapter_loads_on_a_base_that_states_no_ids(tmp_path: Path) -> None:
+    chat_model("llada2_moe", tmp_path / "base")
+    given = {"mask_id": 0, "eos_id": 1, "block_length": 4}
+    den = u.load(tmp_path / "base", device="cpu", **given).denoiser
+    add_lora(den.model, seeded(), rank=2, alpha=4.0)
+    save_adapter(den.model, tmp_path / "adapter", str(tmp_path / "base"), rank=2, alpha=4.0)
+    again = u.load(tmp_path / "adapter", device="cpu", **given).denoiser
+    assert (again.mask_id, again.eos_id, again.block_length) == (0, 1, 4)
+    with pytest.raises(ValueError, match=r"cannot be loaded: .*model\.mask_id"):
+        u.load(tmp_path / "adapter", device="cpu")
