@@ -91,13 +91,8 @@ def elbo(
     ) -> Views:
         seed = draw_seed(generator)
         if visible:
-            return _published_views(
-                rollout,
-                mask_id,
-                [shares(rollout, seed, k) for k in range(strata)],
-                seed,
-                hide_anchors,
-            )
+            drawn = [shares(rollout, seed, k) for k in range(strata)]
+            return _published_views(rollout, mask_id, drawn, seed, hide_anchors)
         candidates = any_order_candidates(rollout, hide_anchors)
         if rollout.block_length is not None:
             return _block_views(rollout, mask_id, candidates, seed, strata, stratified, antithetic)
