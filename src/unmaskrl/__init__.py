@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .core import losses as losses
     from .core.advantages import group_mean as group_mean
     from .core.advantages import group_mean_std as group_mean_std
+    from .core.block_causal import BlockCausal as BlockCausal
     from .core.canvas import anchored_canvas as anchored_canvas
     from .core.canvas import blank_canvas as blank_canvas
     from .core.canvas import choose_anchors as choose_anchors
@@ -53,6 +54,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Canvas": "core.types:Canvas",
     "DecodeSettings": "core.rollouts:DecodeSettings",
+    "BlockCausal": "core.block_causal:BlockCausal",
     "Denoiser": "core.denoiser:Denoiser",
     "Estimator": "core.estimators:Estimator",
     "EvalResult": "evaluation.evaluate:EvalResult",

@@ -110,7 +110,7 @@ def test_private_notes_are_told_from_pages() -> None:
 
 
 PUBLIC = sorted(
-    "Canvas DecodeSettings Denoiser Estimator EvalResult Family Grade LocalRollouts "
+    "BlockCausal Canvas DecodeSettings Denoiser Estimator EvalResult Family Grade LocalRollouts "
     "LossOutputs MaskPredictor Model Rollout Rollouts Task TrainBatch Views anchored_canvas "
     "backward_in_chunks blank_canvas choose_anchors decode estimators evaluate group_mean "
     "group_mean_std load load_denoiser losses planned_calls rollout_html save_model tasks "
