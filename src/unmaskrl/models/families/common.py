@@ -268,7 +268,8 @@ def rotate(x: Float[Tensor, "B L H C"], rotary: tuple[Tensor, Tensor]) -> Float[
     cos, sin = rotary
     if torch.compiler.is_compiling():  # one kernel, which rounds once
         first, second = x.chunk(2, -1)
-        (cos_1, cos_2), (sin_1, sin_2) = cos.chunk(2, -1), sin.chunk(2, -1)
+        cos_1, cos_2 = cos.chunk(2, -1)
+        sin_1, sin_2 = sin.chunk(2, -1)
         halves = first * cos_1 + second * sin_1, second * cos_2 + first * sin_2
         return torch.cat([half.to(x.dtype) for half in halves], -1)
     turned: Any = _Rotation.apply(x, cos, sin)
