@@ -3,7 +3,7 @@ FROM pytorch/pytorch:2.7.1-cuda12.8-cudnn9-runtime
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY src ./src
-RUN pip install --no-cache-dir ".[train,lora,tasks]" && useradd --create-home trainer
+RUN pip install --no-cache-dir ".[train,tasks]" && useradd --create-home trainer
 USER trainer
 WORKDIR /work
 ENTRYPOINT ["unmaskrl"]

@@ -37,7 +37,6 @@ def test_an_adapter_is_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str
     """The three ways hold the same model; eval takes the run's folder, and its figures are those of
     the run's own end.
     """
-    pytest.importorskip("peft")
     runs = {
         save: run(tmp_path / save, "model.lora.rank=4", f"run.save={save}")
         for save in ("adapter", "merged", "both")

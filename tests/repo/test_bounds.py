@@ -19,6 +19,8 @@ FIRST = {
     "torch.nn.functional.pad": OLD,
     "torch.utils._python_dispatch.TorchDispatchMode": OLD,
     "torch.utils.checkpoint.checkpoint": OLD,
+    "torch._dynamo.backends.registry.lookup_backend": OLD,
+    "torch.utils._triton.has_triton": (2, 2),
     "torch.distributed.device_mesh.init_device_mesh": (2, 2),
     "torch.distributed.tensor.DTensor": (2, 5),
     "torch.distributed.tensor.distribute_tensor": (2, 5),

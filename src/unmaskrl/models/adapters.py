@@ -1,5 +1,5 @@
-"""Low-rank adapters by peft: y = W x + (alpha / rank) B A x, with W frozen; and 4-bit W by
-bitsandbytes.
+"""Low-rank adapters on a model: put on, switched off, merged, saved in peft's layout; and 4-bit
+weights by bitsandbytes.
 
 Only linear layers inside the module's ``blocks`` are adapted (LLaDA's output head is called ff_out,
 as the last layer of its blocks is: matching names by their end would adapt both).
@@ -25,9 +25,8 @@ from ..utils.files import json_text, write_whole
 from .denoiser import ModelDenoiser
 from .families import MaskPredictor
 from .families.cache import Cache
+from .low_rank import NAME, LowRankLinear
 from .weights import trainable, whole
-
-_NAME = "default"  # peft's name of a model's only adapter
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -68,10 +67,8 @@ def add_lora(
     nothing changes yet).
 
     ``targets`` None: those that the model's class names, else all; never experts. Returns the
-    adapted layers' names. ValueError if a target is no linear layer of a block, or peft is not
-    installed.
+    adapted layers' names. ValueError if a target is no linear layer of a block.
     """
-    peft = _import("peft", "lora")
     names = [n for n in linear_names(model) if not any(p in n for p in model.not_adapted)]
     kinds = sorted({name.rpartition(".")[2] for name in names})
     wanted = set(targets or model.adapted or kinds)
@@ -81,26 +78,17 @@ def add_lora(
             f"have {', '.join(kinds)}"
         )
     chosen = [name for name in names if name.rpartition(".")[2] in wanted]
-    settings = peft.LoraConfig(
-        r=rank, lora_alpha=alpha, target_modules=chosen, lora_dropout=0.0, bias="none"
-    )
     first = next(p for p in model.parameters() if p.is_floating_point())
-    device = first.device
-    dtype = torch.promote_types(first.dtype, torch.float32)
-    # peft draws from the global generator
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        peft.inject_adapter_in_model(settings, model)
+    kept = {"device": first.device, "dtype": torch.promote_types(first.dtype, torch.float32)}
     model.requires_grad_(False)
-    for name, layer in lora_layers(model):
-        a = layer.lora_A[_NAME]
-        b = layer.lora_B[_NAME]
-        for part in (a, b):
-            part.to(device, dtype).requires_grad_(True)
-        bound = a.weight.shape[1] ** -0.5
-        with torch.no_grad():
-            a.weight.copy_(torch.empty(a.weight.shape).uniform_(-bound, bound, generator=generator))
-            b.weight.zero_()
-        assert name in chosen
+    for name in chosen:
+        layer: Any = model.get_submodule(name)
+        bound = layer.in_features**-0.5
+        a = torch.empty(rank, layer.in_features).uniform_(-bound, bound, generator=generator)
+        b = torch.zeros(layer.out_features, rank, **kept)
+        parent, _, leaf = name.rpartition(".")
+        adapted = LowRankLinear(layer, a.to(**kept), b, alpha / rank)
+        setattr(model.get_submodule(parent), leaf, adapted)
     return chosen
 
 
@@ -110,10 +98,10 @@ def linear_names(model: MaskPredictor) -> list[str]:
     return [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and m in inside]
 
 
-def lora_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Adapted layers by name; none where peft was never used."""
+def lora_layers(model: nn.Module) -> Iterator[tuple[str, LowRankLinear]]:
+    """Adapted layers by name; none without adapters."""
     for name, module in model.named_modules():
-        if hasattr(module, "lora_A") and hasattr(module, "base_layer"):
+        if isinstance(module, LowRankLinear):
             yield name, module
 
 
@@ -122,12 +110,12 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
     """The model as it was before training; not for gradients."""
     layers = [layer for _, layer in lora_layers(model)]
     for layer in layers:
-        layer.enable_adapters(False)
+        layer.enabled = False
     try:
         yield
     finally:
         for layer in layers:
-            layer.enable_adapters(True)
+            layer.enabled = True
 
 
 @torch.no_grad()
@@ -170,7 +158,7 @@ def save_adapter(
     writes.
     """
     tensors = {
-        f"base_model.model.{n.replace(f'.{_NAME}.', '.')}": whole(p).detach()
+        f"base_model.model.{n.replace(f'.{NAME}.', '.')}": whole(p).detach()
         for n, p in trainable(model).items()
     }
     if not write:
@@ -204,7 +192,7 @@ def quantize_blocks(model: MaskPredictor, device: torch.device, compute_dtype: t
     """Replace the blocks' linear layers by 4-bit NF4 ones (double quantisation) and move the model
     to ``device``.
     """
-    bnb = _import("bitsandbytes", "quantize")
+    bnb = _bitsandbytes()
     for name in linear_names(model):
         old = model.get_submodule(name)
         new = bnb.nn.Linear4bit(
@@ -222,24 +210,23 @@ def quantize_blocks(model: MaskPredictor, device: torch.device, compute_dtype: t
     model.to(device)
 
 
-def _delta(layer: Any) -> Tensor:
-    a, b = (whole(part[_NAME].weight) for part in (layer.lora_A, layer.lora_B))
-    return layer.scaling[_NAME] * (b @ a)
+def _delta(layer: LowRankLinear) -> Tensor:
+    return layer.scale * (whole(layer.b) @ whole(layer.a))
 
 
 def _dequantized(layer: Any, stored: Tensor) -> Tensor:
     state = getattr(layer.weight, "quant_state", None)
     if state is None:
         return stored
-    return _import("bitsandbytes", "quantize").functional.dequantize_4bit(layer.weight.data, state)
+    return _bitsandbytes().functional.dequantize_4bit(layer.weight.data, state)
 
 
-def _import(package: str, extra: str) -> Any:
-    # peft imports it, and it warns of kernels we do not use
+def _bitsandbytes() -> Any:
+    # it warns of kernels we do not use
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
-        return importlib.import_module(package)
+        return importlib.import_module("bitsandbytes")
     except ImportError as error:
         raise ValueError(
-            f"{package} is not installed ({error}): pip install 'unmaskrl[{extra}]'"
+            f"bitsandbytes is not installed ({error}): pip install 'unmaskrl[quantize]'"
         ) from None

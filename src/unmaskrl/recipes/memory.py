@@ -207,7 +207,7 @@ def saved_per_token(shape: ModelShape, s: Setup) -> tuple[float, float]:
     Block: two norms; q, k, v, the attention's output and its log-sum-exp; what trained linear
     layers read; silu's input and both factors of the product. Block-causal: q and k before their
     norms, and k and v once per query head. Experts: each one's input and output. An adapter keeps
-    its ``rank`` numbers and, if its input must be converted, that copy instead.
+    its ``rank`` numbers.
     """
     b = s.dtype
     d = shape.d_model
@@ -228,10 +228,20 @@ def saved_per_token(shape: ModelShape, s: Setup) -> tuple[float, float]:
     read = {READS[role] for role in (READS if full else s.roles)}
     # the attention keeps its own output
     width = {"x1": d, "x2": d, "product": shape.mlp, "attention": 0}
-    converted = bool(s.rank) and s.adapter_dtype != b
-    inputs = sum(width[name] for name in read) * b * (not converted)
-    adapters = sum(s.rank + shape.linear(role)[0] * converted for role in s.roles) * s.adapter_dtype
+    inputs = sum(width[name] for name in read) * b
+    adapters = s.rank * len(s.roles) * b
     return 2 * norm + attention + inputs + 3 * shape.mlp * b + experts + adapters, norm
+
+
+def cast_bytes(shape: ModelShape, s: Setup) -> float:
+    """What one block's adapters keep for the backward pass beside activations: A and B in the
+    dtype of the products. In float32 that is B, scaled, and A of layers that share their input.
+    """
+    shared = [[r for r in s.roles if r in group] for group in (("q", "k", "v"), ("gate", "up"))]
+    together = [role for group in shared if len(group) > 1 for role in group]
+    copied = s.roles if s.adapter_dtype != s.dtype else together
+    inputs = sum(shape.linear(role)[0] for role in copied)
+    return s.dtype * s.rank * (inputs + sum(shape.linear(role)[1] for role in s.roles))
 
 
 def saved_bytes(shape: ModelShape, s: Setup) -> float:
@@ -241,11 +251,12 @@ def saved_bytes(shape: ModelShape, s: Setup) -> float:
     With activation checkpointing a block saves its input.
     """
     block, norm = saved_per_token(shape, s)
+    casts = 0.0 if s.checkpointing else shape.n_layers * cast_bytes(shape, s)
     block = shape.d_model * s.dtype if s.checkpointing else block
     # hidden states; indices of rows, positions and targets
     scored = s.alive * s.scored * (shape.d_model * s.dtype + 8 * 5)
     seen = mask_bytes(shape, s, s.scored_length, s.scored_length) * s.alive
-    return s.alive * s.scored_length * (shape.n_layers * block + norm + 8) + scored + seen
+    return s.alive * s.scored_length * (shape.n_layers * block + norm + 8) + scored + seen + casts
 
 
 def mask_bytes(shape: ModelShape, s: Setup, tokens: int, columns: int) -> float:
@@ -258,20 +269,20 @@ def recomputed_bytes(shape: ModelShape, s: Setup) -> float:
     activation checkpointing.
     """
     own = saved_per_token(shape, s)[0] - shape.d_model * s.dtype
-    return s.checkpointing * own * s.together(s.alive * s.scored_length)
+    return s.checkpointing * (own * s.together(s.alive * s.scored_length) + cast_bytes(shape, s))
 
 
 def pass_bytes(shape: ModelShape, s: Setup, tokens: int) -> float:
-    """Working set of a block without gradient: the wider of its MLP (3 inner tensors) and the
-    rotation of queries in fp32.
+    """Working set of a block without gradient: the wider of its MLP (3 inner tensors) and its
+    attention (queries and keys twice, as they were and turned).
     """
     b = s.dtype
     d = shape.d_model
     kv = shape.kv
     q = shape.heads
     mlp = (2 * d + 3 * shape.mlp + 2 * shape.experts * d) * b + adapter_work(shape, s)
-    rotation = (d + 2 * q + 2 * kv) * b + q * (3 * max(b, 4) + max(b, 4) * (b < 4))
-    return max(mlp, rotation) * s.together(tokens)
+    attention = (2 * d + 3 * q + 3 * kv) * b
+    return max(mlp, attention) * s.together(tokens)
 
 
 def backward_bytes(shape: ModelShape, s: Setup, tokens: int) -> float:
@@ -282,12 +293,8 @@ def backward_bytes(shape: ModelShape, s: Setup, tokens: int) -> float:
 
 
 def adapter_work(shape: ModelShape, s: Setup) -> int:
-    """Bytes per token: an adapter's output, that scaled, the sum with the layer's; its input if
-    that must be converted.
-    """
-    a = s.adapter_dtype
-    sizes = [shape.linear(role) for role in s.roles]
-    return max((a * (3 * n_out + n_in * (a != s.dtype)) for n_in, n_out in sizes), default=0)
+    """Bytes per token: an adapter's output, and the sum with the layer's."""
+    return max((2 * s.dtype * shape.linear(role)[1] for role in s.roles), default=0)
 
 
 def rollout_bytes(shape: ModelShape, s: Setup) -> float:

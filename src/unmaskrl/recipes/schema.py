@@ -78,6 +78,11 @@ class BaseModelConfig(Section):
     dtype: Literal["float32", "bfloat16", "float64"] = Field(
         default="float32", description="of weights and calls"
     )
+    compile: Literal["none", "blocks"] | None = Field(
+        default=None,
+        description="blocks: the body's blocks by torch.compile, one graph for all of them; null: "
+        "blocks on CUDA for LLaDA and Dream, none elsewhere",
+    )
 
     @property
     def given(self) -> Given:

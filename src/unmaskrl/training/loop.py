@@ -31,6 +31,7 @@ from ..core.scoring import (
     num_passes,
 )
 from ..core.types import LossOutputs, Rollout, TrainBatch, Views
+from ..models.compiled import graph_news
 from ..models.denoiser import ModelDenoiser
 from ..models.weights import update_average
 from ..recipes.optimizers import learning_rate
@@ -128,6 +129,8 @@ def do_step(run: Run, progress: Progress, *, check_ratio: bool) -> None:
     run.elapsed += run.most(time.perf_counter() - began)
     row = log_step(run, run.batch)
     progress.step(row)
+    if note := graph_news(run.denoiser.model):
+        progress.note(note)
     run.batch = None
     if run.step % recipe.eval.every == 0:
         for note in alarms(row):

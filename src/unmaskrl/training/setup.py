@@ -13,6 +13,7 @@ from accelerate.utils import DistributedType, InitProcessGroupKwargs, ProjectCon
 
 from ..core.rng import named_generator
 from ..models.adapters import WithoutAdapters, add_lora, quantize_blocks
+from ..models.compiled import compile_blocks, no_compiler
 from ..models.denoiser import ModelDenoiser
 from ..models.families import named_family
 from ..models.hub import asset
@@ -135,7 +136,8 @@ def _build_run(
     tried = try_rewards(
         task, tokenizer, problems.examples[0], functions, state=state, run_name=recipe.name
     )
-    notes = [*problems.notes, *tried, *([] if resume else probe_model(recipe, denoiser, problems))]
+    notes = [*problems.notes, *tried, *compile_if_set(recipe.model, denoiser)]
+    notes += [] if resume else probe_model(recipe, denoiser, problems)
     gathered = (
         Gathered(denoiser.model, frozen_copy(denoiser))
         if shard != "none" and recipe.train.gather_rollout
@@ -261,6 +263,18 @@ def open_model(
         )
     module.recompute = model.activation_checkpointing
     return denoiser, tokenizer, folder
+
+
+def compile_if_set(model: BaseModelConfig, denoiser: ModelDenoiser) -> list[str]:
+    """Compile the blocks if that is set; a line if it is and they cannot be."""
+    device = denoiser.device
+    by_itself = device.type == "cuda" and denoiser.model.compiles
+    if model.compile == "none" or not (model.compile or by_itself):
+        return []
+    if reason := no_compiler(device):
+        return [f"model.compile=blocks: {reason}; blocks run as written"]
+    compile_blocks(denoiser.model)
+    return []
 
 
 def _open_base(

@@ -27,7 +27,6 @@ LORA = LoRAConfig(rank=2, alpha=6.0)
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """An adapter of mini in adapter/, the merged weights in merged/."""
-    pytest.importorskip("peft")
     denoiser = load_denoiser(asset("mini"))
     add_lora(
         denoiser.model,

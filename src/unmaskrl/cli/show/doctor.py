@@ -17,7 +17,6 @@ from ..arguments import DoctorArguments
 
 # Optional packages: the extra that installs them, and what they give.
 OPTIONAL = {
-    "peft": ("lora", "adapters in PEFT's format"),
     "datasets": ("tasks", "problems from the hub or a dataset folder"),
     "math_verify": ("tasks", "a second judge of mathematical answers"),
     "reasoning_gym": ("tasks", "the task reasoning_gym"),

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..low_rank import linears
 from .family import GIVEN
 
 Config = TypeVar("Config", bound="TransformerConfig")
@@ -207,7 +208,8 @@ class SwiGLU(nn.Module):
         self.down_proj = Undrawn(width, d_model, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        inner = linears(x, self.gate_proj, self.up_proj)
+        return self.down_proj(F.silu(next(inner)) * next(inner))
 
 
 def rotary_attention(
@@ -259,10 +261,45 @@ def _rotary_table(
 
 
 def rotate(x: Float[Tensor, "B L H C"], rotary: tuple[Tensor, Tensor]) -> Float[Tensor, "B L H C"]:
-    """Rotate each pair (x_i, x_{i + C/2}) by its position's angle."""
+    """Rotate each pair (x_i, x_{i + C/2}) by its position's angle; the tables broadcast against x.
+
+    Products are taken in the tables' float32 at least, and no copy of x is made in it.
+    """
     cos, sin = rotary
-    wide = x.to(cos.dtype)
-    return torch.addcmul(wide * cos, wide.roll(x.shape[-1] // 2, -1), sin).to(x.dtype)
+    if torch.compiler.is_compiling():  # one kernel, which rounds once
+        first, second = x.chunk(2, -1)
+        cos_1, cos_2 = cos.chunk(2, -1)
+        sin_1, sin_2 = sin.chunk(2, -1)
+        halves = first * cos_1 + second * sin_1, second * cos_2 + first * sin_2
+        return torch.cat([half.to(x.dtype) for half in halves], -1)
+    turned: Any = _Rotation.apply(x, cos, sin)
+    return turned
+
+
+class _Rotation(torch.autograd.Function):
+    """Three kernels that read x as it is and write in its dtype; the gradient is turned back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        low, high = sin.chunk(2, -1)
+        return _turn(x, cos, low, high)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        low, high = sin.chunk(2, -1)
+        return _turn(grads[0], cos, high, low), None, None
+
+
+def _turn(x: Tensor, cos: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """x cos + (second half of x low, first half of x high)."""
+    out = torch.mul(x, cos, out=torch.empty_like(x))
+    first, second = x.chunk(2, -1)
+    into_first, into_second = out.chunk(2, -1)
+    into_first.addcmul_(second, low)
+    into_second.addcmul_(first, high)
+    return out
 
 
 def in_chunks(

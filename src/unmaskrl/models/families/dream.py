@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from ..low_rank import linears
 from .common import (
     QWEN_KEYS,
     RMSNorm,
@@ -93,10 +94,9 @@ class _Attention(nn.Module):
         self.o_proj = nn.Linear(config.n_heads * self.head_dim, d, bias=False)
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
-        q = self.q_proj(x)
-        k = self.k_proj(x)
-        v = self.v_proj(x)
-        return self.o_proj(rotary_attention(q, k, v, self.head_dim, rotary, mask))
+        qkv = linears(x, self.q_proj, self.k_proj, self.v_proj)
+        seen = rotary_attention(*qkv, head_dim=self.head_dim, rotary=rotary, mask=mask)
+        return self.o_proj(seen)
 
 
 class _Layer(nn.Module):
@@ -121,6 +121,8 @@ class Dream(MaskPredictor):
     generator: call ``init_weights(generator)``, or load a checkpoint
     (``unmaskrl.models.checkpoint.load_denoiser``).
     """
+
+    compiles: bool = True
 
     def __init__(self, config: DreamConfig) -> None:
         super().__init__()

@@ -102,6 +102,8 @@ class MaskPredictor(nn.Module):
     # None: a batch is one pass, as ranks with sharded weights need it
     cpu_chunk: int | None = CPU_CHUNK
     recompute: bool = False  # activation checkpointing
+    graphs: Any = None  # of compiled blocks (``models/compiled.py``)
+    compiles: bool = False  # blocks were seen to compile without a break: on CUDA they are compiled
 
     @property
     def blocks(self) -> nn.ModuleList:

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from ..low_rank import linears
 from .common import (
     RMSNorm,
     TransformerConfig,
@@ -119,12 +120,14 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
         y = self.attn_norm(x)
-        q = self.q_proj(y)
-        k = self.k_proj(y)
-        v = self.v_proj(y)
-        x = x + self.attn_out(rotary_attention(q, k, v, self.head_dim, rotary, mask))
+        qkv = linears(y, self.q_proj, self.k_proj, self.v_proj)
+        # neither they nor the attention's output have names, which would keep them
+        x = x + self.attn_out(
+            rotary_attention(*qkv, head_dim=self.head_dim, rotary=rotary, mask=mask)
+        )
         y = self.ff_norm(x)
-        return x + self.ff_out(F.silu(self.ff_proj(y)) * self.up_proj(y))
+        inner = linears(y, self.ff_proj, self.up_proj)
+        return x + self.ff_out(F.silu(next(inner)) * next(inner))
 
 
 class LLaDA(MaskPredictor):
@@ -134,6 +137,8 @@ class LLaDA(MaskPredictor):
     generator: call ``init_weights(generator)``, or load a checkpoint
     (``unmaskrl.models.checkpoint.load_denoiser``).
     """
+
+    compiles: bool = True
 
     def __init__(self, config: LLaDAConfig) -> None:
         super().__init__()

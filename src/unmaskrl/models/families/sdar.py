@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from ..low_rank import linears
 from .block import GIVEN, BlockCausalModel, BlockConfig, Layer, attend
 from .cache import LayerCache
 from .common import RMSNorm, SwiGLU
@@ -70,9 +71,10 @@ class Attention(nn.Module):
         self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor, cache: LayerCache | None
     ) -> Tensor:
         heads = (-1, self.head_dim)
-        q = self.q_norm(self.q_proj(x).unflatten(-1, heads))
-        k = self.k_norm(self.k_proj(x).unflatten(-1, heads))
-        v = self.v_proj(x).unflatten(-1, heads)
+        read = linears(x, self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = (one.unflatten(-1, heads) for one in read)
+        q = self.q_norm(q)
+        k = self.k_norm(k)
         return self.o_proj(attend(q, k, v, rotary, mask, cache))
 
 

@@ -23,9 +23,14 @@ FREE = {
     "train": "steps minutes shard gather_rollout max_canvases skip_bad_updates",
     "run": "out threads save save_every save_minutes keep_checkpoints log_with log_every "
     "project group tags variance_draws probe",
-    "model": "activation_checkpointing",
+    "model": "activation_checkpointing compile",
 }
-ROUNDING = ("run.threads", "train.max_canvases", "model.activation_checkpointing")
+ROUNDING = (
+    "run.threads",
+    "train.max_canvases",
+    "model.activation_checkpointing",
+    "model.compile",
+)
 
 
 def write_config(recipe: BaseModel, folder: Path) -> None:

@@ -20,6 +20,7 @@ import torch
 from accelerate import Accelerator
 
 from ...core.rng import named_generator
+from ...models.compiled import graph_news
 from ...models.denoiser import ModelDenoiser
 from ...models.families.llada import LLaDA, LLaDAConfig
 from ...models.tokenizer import build_mini_tokenizer, load_tokenizer
@@ -34,7 +35,7 @@ from ..log import write_row
 from ..ranks.shard import shard_blocks
 from ..saved_models import save_models
 from ..saving import is_late, save, saved_if_stopped
-from ..setup import begin, checked_shard, open_model
+from ..setup import begin, checked_shard, compile_if_set, open_model
 from ..state import Training
 from .data import SFTData, encode_mixture
 from .loss import masked_loss
@@ -92,6 +93,7 @@ def build_run(recipe: SFTRecipe, accelerator: Accelerator, out: Path) -> Supervi
     else:
         denoiser, tokenizer = new_model(recipe, accelerator.device)
         folder = None
+    notes = compile_if_set(recipe.model, denoiser)
     data = [encode_mixture(part, tokenizer, denoiser) for part in recipe.data]
     if shard != "none":
         shard_blocks(denoiser.model, shard)
@@ -105,6 +107,7 @@ def build_run(recipe: SFTRecipe, accelerator: Accelerator, out: Path) -> Supervi
         tokenizer_folder=folder,
         optimizer=make_optimizer(recipe.optimizer, trainable(denoiser.model).values()),
         data=data,
+        notes=notes,
     )
 
 
@@ -116,6 +119,8 @@ def do_step(run: SupervisedRun) -> None:
     run.step += 1
     run.updates += 1
     run.elapsed += run.most(time.perf_counter() - began)
+    if note := graph_news(run.denoiser.model):
+        run.progress.note(note)
     if run.step % r.log_every == 0 or run.step == run.recipe.train.steps:
         row = {"step": run.step, "seconds": run.elapsed, **row}
         write_row(run, row)
