@@ -40,7 +40,7 @@ TINY = (
 
 def test_names_are_all_combinations() -> None:
     names = composed_names()
-    assert len(names) == len(set(names)) == 2 * 4 * 4 + 4 * 4 * 5
+    assert len(names) == len(set(names)) == 2 * 4 * 4 + 4 * 4 * 7
     assert {
         "llada-8b-gsm8k-diffu_grpo",
         "llada-8b-countdown-stp",

@@ -9,6 +9,8 @@ of one of its tokens (``normaliser``), from *global* counts, so that micro-batch
     sequence    1 / (tokens of the row * rows of the step)      every row counts the same (GRPO's
         1/|o|)
     group       1 / (tokens of the group * groups of the step)  every prompt counts the same
+    calls       1 / (tokens of its call * calls of the row * rows of the step)
+                every denoiser call of a row counts the same (CJ-GRPO, arXiv 2509.23924)
     rows        1 / rows of the step                            sums over tokens, mean over rows
     groups      1 / groups of the step                          sums over tokens and rows, mean over
         groups (wd1)
@@ -34,7 +36,7 @@ from torch.nn.functional import pad
 from .importance import truncated_weights, weight_sums
 from .types import LossOutputs, TrainBatch
 
-NORMALISERS = ("token", "sequence", "group", "rows", "groups")
+NORMALISERS = ("token", "sequence", "group", "calls", "rows", "groups")
 KL_TO = ("ref", "old")
 # (log-ratio (B, L), advantages (B,), mask) -> (gain, log-ratio, where the clip is what counts), all
 # per token
@@ -127,21 +129,23 @@ def sequence_clip(
     kl: str = "k3",
     kl_to: str = "ref",
     normaliser: str = "sequence",
+    per_token: bool = True,
 ) -> PolicyLoss:
     """GRPO with one length-normalised ratio per row (GSPO, arXiv 2507.18071; ESPO; STP's
     sequence-level variant).
 
     gain = f * min(w A, clip(w) A), w = exp( (1/f) sum_i (l_i - l_old_i) ), f = action tokens of the
-    row.
+    row. ``per_token=False``: w = exp( sum_i (l_i - l_old_i) ), the ratio of the sequence itself
+    (EBPO of LLaDA2.1, arXiv 2602.08676).
     """
     clip_range = _clip_range(clip_low, clip_high)
 
     def gain(log_ratio: Tensor, advantages: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        mean = _row_mean(log_ratio, mask)
-        value, clipped = _clipped_gain(bounded_exp(mean), advantages, clip_low, clip_high)
+        row = _row_mean(log_ratio, mask) if per_token else (log_ratio * mask).sum(-1)
+        value, clipped = _clipped_gain(bounded_exp(row), advantages, clip_low, clip_high)
         return (
             value[:, None] * mask,
-            mean[:, None].expand_as(mask),
+            row[:, None].expand_as(mask),
             clipped[:, None].expand_as(mask),
         )
 
@@ -205,19 +209,32 @@ def linear_bound(
 
 def token_weights(
     normaliser: str, mask: Bool[Tensor, "B L"], batch: TrainBatch
-) -> Float[Tensor, " B"]:
-    """c_b: the weight of one action token of each row (see the module's table); 0 for rows without
-    any.
+) -> Float[Tensor, "B _"]:
+    """The weight of each action token, (B, L), or of all of a row's, (B, 1) (see the module's
+    table); 0 for rows without any.
     """
-    length = mask.sum(-1).to(batch.advantages.dtype)
-    inverse = {
-        "token": torch.full_like(length, batch.num_actions),
-        "sequence": length * batch.num_rows,
-        "group": batch.group_actions.to(length.dtype) * batch.num_groups,
-        "rows": torch.full_like(length, batch.num_rows),
-        "groups": torch.full_like(length, batch.num_groups),
-    }[normaliser]
+    length = mask.sum(-1, keepdim=True).to(batch.advantages.dtype)
+    if normaliser == "calls":
+        inverse = _tokens_times_calls(mask, batch) * batch.num_rows
+    else:
+        inverse = {
+            "token": torch.full_like(length, batch.num_actions),
+            "sequence": length * batch.num_rows,
+            "group": batch.group_actions[:, None].to(length.dtype) * batch.num_groups,
+            "rows": torch.full_like(length, batch.num_rows),
+            "groups": torch.full_like(length, batch.num_groups),
+        }[normaliser]
     return (length > 0) / inverse.clamp(min=1)
+
+
+def _tokens_times_calls(mask: Bool[Tensor, "B L"], batch: TrainBatch) -> Float[Tensor, "B L"]:
+    """Action tokens of each token's denoiser call, times the calls of its row that revealed any."""
+    assert batch.calls is not None, "normaliser=calls needs the calls that revealed the tokens"
+    calls = batch.calls
+    most = int(calls.max()) + 1 if calls.numel() else 1
+    tokens = batch.advantages.new_zeros((len(calls), most))
+    tokens = tokens.scatter_add(1, calls, mask.to(tokens.dtype))
+    return tokens.gather(1, calls) * (tokens > 0).sum(-1, keepdim=True)
 
 
 def _policy_loss(
@@ -238,6 +255,8 @@ def _policy_loss(
     ):
         if value not in known:
             raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+    if kl == "quadratic" and normaliser == "calls":
+        raise ValueError("kl=quadratic is one term per row; normaliser=calls weighs tokens")
     if kl_coef < 0:
         raise ValueError(f"kl_coef must be >= 0, got {kl_coef}")
 
@@ -246,14 +265,14 @@ def _policy_loss(
         anchor = batch.old_logps if uses_ratio else 0.0
         gains, log_ratio, clipped = gain(token_logps - anchor, batch.advantages, mask)
         importance, more = weigh(batch)
-        gains = (gains if importance is None else gains * importance).sum(-1)
+        gains = gains if importance is None else gains * importance
         other = batch.ref_logps if kl_to == "ref" else batch.old_logps
         difference = (
             torch.zeros_like(token_logps) if other is None else (other - token_logps) * mask
         )
-        kls = _KL[kl](difference).sum(-1)
+        kls = _KL[kl](difference)
         weights = token_weights(normaliser, mask, batch)
-        total = (weights * (kl_coef * kls - gains)).sum()
+        total = kl_coef * (weights * kls).sum() - (weights * gains).sum()
         metrics = _metrics(log_ratio, clipped, difference, mask, batch.num_scored)
         return LossOutputs(loss=total, metrics=metrics | more)
 

@@ -243,6 +243,7 @@ class TrainBatch:
     num_scored: float
     behavior_logps: Float[Tensor, "B L"] | None = None
     progress: Float[Tensor, "B L"] | None = None
+    calls: Int[Tensor, "B L"] | None = None
 
     def rows(self, index: Tensor) -> TrainBatch:
         """The rows at ``index``; the global counts stay."""

@@ -48,6 +48,7 @@ def _batch(mask: Tensor = _MASK, **changes: Any) -> TrainBatch:
         ref_logps=old + 0.1 * torch.randn(4, 4, generator=seeded(2), dtype=torch.float64),
         behavior_logps=old.clone(),
         progress=torch.ones_like(old),
+        calls=torch.tensor([1, 1, 2, 2]).expand(4, -1),
         group_actions=torch.tensor([5.0, 0.0, 5.0, 4.0], dtype=torch.float64),
         num_actions=9.0,
         num_rows=3.0,

@@ -90,6 +90,36 @@ def test_sequence_clip_by_hand() -> None:
     assert float(out.metrics["ratio/clip_frac"]) == pytest.approx(3 / 5)
 
 
+def test_the_ratio_of_whole_sequences_by_hand() -> None:
+    # Row 0: 2 * 0.5 * 1.1 = 1.1; row 1: 1.1 * 1.2 * 1 = 1.32, clipped at 1.2; a token's mean would
+    # not be.
+    logps = at_ratios([[2.0, 0.5, 1.1], [1.1, 1.2, 1.0]], old=-2.0)
+    data = batch([[1, 1, 1], [1, 1, 1]], [3.0, 1.0], [[-2.0] * 3] * 2)
+    out = sequence_clip(kl_coef=0.0, per_token=False)(logps, data)
+    assert out.loss.item() == pytest.approx(-(3.3 + 1.2) / 2, abs=1e-12)
+    out.loss.backward()
+    assert logps.grad.tolist() == [[pytest.approx(-3.3 / 2)] * 3, [0.0] * 3]
+
+
+def test_every_call_counts_the_same_by_hand() -> None:
+    # Row 0: calls 1 (tokens 2 and 4) and 3 (token 10): (3 + 10) / 2; row 1: call 2 alone; row 2 has
+    # no actions.
+    logps = torch.tensor([[2.0, 4.0, 10.0], [6.0, 9.0, 9.0], [9.0] * 3], dtype=torch.float64)
+    logps.requires_grad_()
+    data = batch(
+        [[1, 1, 1], [1, 0, 0], [0, 0, 0]],
+        [1.0, -1.0, 5.0],
+        [[0.0] * 3] * 3,
+        calls=torch.tensor([[1, 1, 3], [2, 3, 1], [1, 2, 3]]),
+    )
+    out = LOSSES["reinforce"](normaliser="calls")(logps, data)
+    assert out.loss.item() == pytest.approx(-((3 + 10) / 2 - 6) / 2, abs=1e-12)
+    out.loss.backward()
+    assert logps.grad.tolist() == [[-0.125, -0.125, -0.25], [0.5, 0.0, 0.0], [0.0] * 3]
+    with pytest.raises(ValueError, match="quadratic is one term per row"):
+        sequence_clip(kl="quadratic", normaliser="calls")
+
+
 @pytest.mark.parametrize("name", sorted(LOSSES))
 def test_k3_by_hand(name: str) -> None:
     # d = ref - new = 0.5 and -1 at the two actions of 2 rows; k3 = e^d - d - 1; token mean in both
