@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import math
 
-from ..core.scoring import frozen_token_logps, live_token_logps
+from ..core.scoring import count_canvases, frozen_token_logps, live_token_logps
 from ..core.types import Views
+from .memory_notes import with_fewer_canvases
 from .rollouts.open_step import Batch
 from .state import Run
 
@@ -38,14 +39,14 @@ def largest_difference(run: Run, batch: Batch, views: Views) -> float:
     """
     if not len(batch.rollout.ids):
         return 0.0
-    limit = run.recipe.train.max_canvases
-    before = frozen_token_logps(
-        run.frozen, batch.rollout, run.method.estimator, views, max_canvases=limit
-    )
-    live = live_token_logps(
-        run.denoiser, batch.rollout, run.method.estimator, views, max_canvases=limit
-    )
-    return float((live - before).abs().max())
+    args = (batch.rollout, run.method.estimator, views)
+
+    def difference(limit: int) -> float:
+        before = frozen_token_logps(run.frozen, *args, max_canvases=limit)
+        live = live_token_logps(run.denoiser, *args, max_canvases=limit)
+        return float((live - before).abs().max())
+
+    return with_fewer_canvases(run, count_canvases(batch.rollout, views), difference)
 
 
 def check_range(worst: float, clip_range: float, dtype: str) -> None:

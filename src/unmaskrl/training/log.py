@@ -103,7 +103,7 @@ def likelihood_variance(run: Run, rollout: Rollout) -> dict[str, float | None]:
             run.method.estimator,
             num_draws=draws,
             generator=named_generator(run.recipe.run.seed, "variance", run.step),
-            max_canvases=t.max_canvases,
+            max_canvases=run.max_canvases,
         )
 
 

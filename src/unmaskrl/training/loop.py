@@ -44,7 +44,7 @@ from .conduct import conduct
 from .first_ratio import check_first_ratio
 from .held_out import evaluate_due, evaluate_run
 from .log import alarms, log_samples, log_step, rollout_metrics, write_summary
-from .memory_notes import memory_notes
+from .memory_notes import memory_notes, with_fewer_canvases
 from .ranks.shard import extra_passes
 from .rollouts.collect import most_calls, rollout_step
 from .rollouts.open_step import Batch
@@ -214,7 +214,11 @@ def sampling_gap(run: Run, policy: ModelDenoiser, rollout: Rollout) -> float | N
     if not run.rollouts.features >= {"step_maps", "behavior_logps"}:
         return None
     few = rollout.rows(torch.arange(min(2, len(rollout.ids))))
-    return behavior_gap(policy, few, max_canvases=run.recipe.train.max_canvases)
+    return with_fewer_canvases(
+        run,
+        max(1, int(few.nfe.sum())),
+        lambda limit: behavior_gap(policy, few, max_canvases=limit),
+    )
 
 
 def trained_rows(run: Run, live: Tensor) -> Tensor:
@@ -242,19 +246,27 @@ def frozen_likelihoods(
         return old, torch.zeros_like(old) if run.reference else None, 0
     views = [make_views(run, rollout, advantages, inner) for inner in range(iterations)]
     canvases = sum(count_canvases(rollout, v) for v in views)
-    limit = run.recipe.train.max_canvases
     if run.method.loss.uses_old and iterations > 1:
-        later, calls = frozen_token_logps_over(
-            policy, rollout, run.method.estimator, views[1:], max_canvases=limit
-        )
+        later, calls = scored(run, policy, rollout, views[1:])
         old = torch.cat([old[:1], later])
         canvases = canvases + calls
     if run.reference is not None:
-        ref, calls = frozen_token_logps_over(
-            run.reference, rollout, run.method.estimator, views, max_canvases=limit
-        )
+        ref, calls = scored(run, run.reference, rollout, views)
         canvases += calls
     return old, ref, canvases
+
+
+def scored(
+    run: Run, policy: ModelDenoiser, rollout: Rollout, views: Sequence[Views]
+) -> tuple[Tensor, int]:
+    """Token log-probs (N, B, L) on N sets of views, and the canvases run."""
+    return with_fewer_canvases(
+        run,
+        sum(count_canvases(rollout, v) for v in views),
+        lambda limit: frozen_token_logps_over(
+            policy, rollout, run.method.estimator, views, max_canvases=limit
+        ),
+    )
 
 
 def count(run: Run, rollout: Rollout, used: Tensor) -> dict[str, float]:
@@ -287,8 +299,11 @@ def update(run: Run, batch: Batch, *, check_ratio: bool) -> str | None:
         if check_ratio:
             row |= check_first_ratio(run, batch, views)
         loss_fn = batch_loss(run.method.loss, batch, run.inner)
-        run.optimizer.zero_grad(set_to_none=True)
-        out = backward(run, batch, views, loss_fn)
+        out = with_fewer_canvases(
+            run,
+            count_canvases(batch.rollout, views),
+            lambda limit: backward(run, batch, views, loss_fn, limit),
+        )
         row |= summarise(run.reduce_metrics({"loss": out.loss, **out.metrics}))
         row["grad_norm"] = run.sum_gradients(run.denoiser.model, o.max_grad_norm)
     sampler = (
@@ -315,12 +330,16 @@ def update(run: Run, batch: Batch, *, check_ratio: bool) -> str | None:
 
 
 def backward(
-    run: Run, batch: Batch, views: Views, loss_fn: Callable[[Tensor], LossOutputs]
+    run: Run,
+    batch: Batch,
+    views: Views,
+    loss_fn: Callable[[Tensor], LossOutputs],
+    limit: int,
 ) -> LossOutputs:
-    """Loss and gradients of this rank's rows; on sharded weights every rank makes as many passes as
-    the rank with most.
+    """Loss and gradients of this rank's rows, ``limit`` canvases at a time; on sharded weights
+    every rank makes as many passes as the rank with most.
     """
-    limit = run.recipe.train.max_canvases
+    run.optimizer.zero_grad(set_to_none=True)
     frozen = None
     own = 0
     most = 0

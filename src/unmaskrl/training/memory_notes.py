@@ -1,11 +1,14 @@
-"""Whether a run's memory plan fits this machine, told before its first step."""
+"""Whether a run's memory plan fits this machine, told before its first step; and what is done when
+memory is exhausted all the same.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
@@ -21,6 +24,7 @@ from .rollouts.problems import Problems
 if TYPE_CHECKING:
     from .state import Run
 
+T = TypeVar("T")
 _PROMPTS = 64  # problems whose prompts are counted
 NO_PLAN = "no memory plan: the model's family does not say what its linear layers are"
 
@@ -82,3 +86,31 @@ def this_machine(processes: int) -> tuple[str, float]:
     gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
     share = f" / {processes}" if processes > 1 else ""
     return f"RAM, {gib:.0f} GiB{share}", gib / processes
+
+
+def with_fewer_canvases(run: Run, canvases: int, work: Callable[[int], T]) -> T:
+    """``work(max_canvases)`` on so many canvases, again with half as many at once while the
+    device's memory is exhausted.
+
+    How many are alive changes no result but for rounding. ValueError if one alone is too much, and
+    on sharded weights, whose ranks make their passes together.
+    """
+    while True:
+        try:
+            return work(run.max_canvases)
+        except torch.OutOfMemoryError as error:
+            reason = str(error).strip().partition("\n")[0]
+        # here, because the error holds the tensors of the pass that failed
+        alive = min(run.max_canvases, canvases)
+        if run.sharded or alive <= 1:
+            raise ValueError(
+                f"step {run.step + 1}: out of memory with {alive} canvases alive ({reason}); lower "
+                "train.max_canvases, or see what `unmaskrl check` proposes"
+            )
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        run.max_canvases = alive // 2
+        run.progress.note(
+            f"step {run.step + 1}: out of memory with {alive} canvases alive; from here on "
+            f"{run.max_canvases} (train.max_canvases)"
+        )

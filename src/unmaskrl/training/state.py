@@ -197,8 +197,10 @@ class Run(Training):
     sampler: Sampler | None
     calls: int = 0
     batch: Batch | None = None
+    max_canvases: int = field(init=False)  # fewer than the recipe's once memory was exhausted
 
     def __post_init__(self) -> None:
+        self.max_canvases = self.recipe.train.max_canvases
         policy = watched(self.frozen, self._before_pass)
         self.rollouts = start_engine(self.recipe, self.method, policy)
 
