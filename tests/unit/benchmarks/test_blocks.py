@@ -1,0 +1,15 @@
+"""The benchmark of block-causal decoding, at its smallest."""
+
+from benchmarks.blocks import BLOCK, measure
+
+
+def test_figures_of_a_tiny_model() -> None:
+    found = measure(gen_length=16, rows=2, d_model=32, layers=1, repeat=1)
+    # its first call runs 19 prompt tokens in whole blocks and the rest of the last one
+    blocks = 16 // BLOCK + 1
+    first = 20
+    assert found["one_row"]["cached"]["tokens"] == first + BLOCK * (17 - 1) + BLOCK * (blocks - 1)
+    assert found["one_row"]["whole"]["tokens"] == 17 * (19 + 16 + BLOCK - 1)
+    assert found["exact_likelihood"]["passes_per_row"] <= BLOCK
+    assert 16 <= found["exact_likelihood"]["calls_per_row"] <= 16 + BLOCK
+    assert found["mixed_prompts"]["ratio"] > 0
