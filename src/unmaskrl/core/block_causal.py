@@ -132,11 +132,16 @@ class CachedBlocks:
             last=torch.zeros_like(first),
         )
 
+    def reach(self, block: Int[Tensor, " B"]) -> list[Int[Tensor, " B"]]:
+        """Blocks that each row finished in the call before, and the column behind its active
+        block: ``start`` and ``go_on`` want their maxima over the rows that they run.
+        """
+        return [block - self.last, self.first + (block + 1) * self.block_length]
+
     def start(
-        self, ids: Int[Tensor, "A L"], rows: Int[Tensor, " A"], block: Int[Tensor, " A"]
+        self, ids: Int[Tensor, "A L"], rows: Int[Tensor, " A"], block: Int[Tensor, " A"], end: int
     ) -> Float[Tensor, "A S D"]:
         """The first call: every column up to the end of the last active block."""
-        end = self._end(rows, block)
         columns = torch.arange(end, device=ids.device).expand(len(rows), -1)
         self.cache = self.denoiser.new_cache(len(rows), ids.shape[1])
         self.rows = rows
@@ -144,29 +149,30 @@ class CachedBlocks:
         return self._run(ids, rows, columns, end)
 
     def go_on(
-        self, ids: Int[Tensor, "A L"], rows: Int[Tensor, " A"], block: Int[Tensor, " A"]
+        self,
+        ids: Int[Tensor, "A L"],
+        rows: Int[Tensor, " A"],
+        block: Int[Tensor, " A"],
+        behind: int,
+        end: int,
     ) -> Float[Tensor, "A T D"]:
         """A later call, of rows that were in the call before: hidden states at the active block."""
         assert self.rows is not None
         if len(rows) < len(self.rows):
             self.cache.keep(torch.searchsorted(self.rows, rows))
             self.rows = rows
-        behind = int((block - self.last[rows]).max())  # blocks that were finished since
         steps = torch.arange(-behind, 1, device=ids.device)
         # a row that finished fewer runs its last one again, with the same result
         blocks = torch.maximum(block[:, None] + steps, self.last[rows][:, None])
         inside = torch.arange(self.block_length, device=ids.device)
         columns = self.first[rows][:, None, None] + blocks[..., None] * self.block_length + inside
         self.last[rows] = block
-        hidden = self._run(ids, rows, columns.flatten(1), self._end(rows, block))
+        hidden = self._run(ids, rows, columns.flatten(1), end)
         return hidden[:, -self.block_length :]
 
     def column(self, rows: Tensor, block: Tensor) -> Int[Tensor, " A"]:
         """The first column of these blocks."""
         return self.first[rows] + block * self.block_length
-
-    def _end(self, rows: Tensor, block: Tensor) -> int:
-        return int(self.column(rows, block + 1).max())
 
     def _run(self, ids: Tensor, rows: Tensor, columns: Tensor, end: int) -> Tensor:
         positions = self.positions[rows]

@@ -72,9 +72,11 @@ def test_a_finished_block_is_stored_clean(
     if keep_stale:
         go_on = CachedBlocks.go_on
 
-        def stale(self: CachedBlocks, ids: Tensor, rows: Tensor, block: Tensor) -> Tensor:
+        def stale(
+            self: CachedBlocks, ids: Tensor, rows: Tensor, block: Tensor, behind: int, end: int
+        ) -> Tensor:
             self.last[rows] = block
-            return go_on(self, ids, rows, block)
+            return go_on(self, ids, rows, block, 0, end)
 
         monkeypatch.setattr(CachedBlocks, "go_on", stale)
     gap = (decoded(den, "left_to_right").behavior_logps - honest.behavior_logps).abs().max()

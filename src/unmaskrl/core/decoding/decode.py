@@ -16,9 +16,12 @@ call reveals follows from the row's ``gamma``. Otherwise the count of denoiser c
 without EOS is ``planned_calls``.
 
 A drawn token whose log-probability is not finite, and the mask token, raise ``NotFiniteError``. No
-call waits for the check: each call's verdict is added to a flag on the device, and ``active``,
-which the loop waits for anyway, is empty once it is set, so that the loop ends before the next
-call. The flag itself is read once, after the loop.
+call waits for the check: each call's verdict is added to a flag on the device, and no row is
+active once it is set, so that the loop ends before the next call. The flag itself is read once,
+after the loop.
+
+The host waits for the device once per call, for ``Sizes``: with these numbers every tensor of the
+call has a known shape. Adaptive rules wait once more, for how many tokens they reveal.
 """
 
 from __future__ import annotations
@@ -37,7 +40,15 @@ from ..finite import NotFiniteError, where_from
 from ..precision import finest, finest_dtype
 from ..rng import counter_uniform, draw_seed
 from ..types import Canvas, Rollout, completion_columns, first_eos_mask, is_any
-from .sample import confidence_at_one, draw, drawn_confidence, masked_log_softmax, row_chunks
+from .plan import Plan, Sizes, places
+from .sample import (
+    chunk_elements,
+    confidence_at_one,
+    draw,
+    drawn_confidence,
+    masked_log_softmax,
+    row_chunks,
+)
 from .schedule import check_decode, exit_counts, named
 from .select import Rule
 
@@ -95,25 +106,18 @@ def decode(
     seed = draw_seed(generator) if random and generator is not None else None
     state = _State.start(denoiser, canvas, gamma, exit_at, cached)
     for _ in range(state.canvas.gen_length + 1):  # every call reveals a token of every row in it
-        if not (rows := state.active()).numel():
+        plan = _plan(state, denoiser.mask_id, block_length, steps, rule.prefix is not None)
+        sizes = state.sizes(plan)
+        if not sizes.rows:
             break
-        plan = _plan(state, rows, denoiser.mask_id, block_length, steps, rule.prefix is not None)
-        hidden, column = state.hidden(denoiser, rows, gamma)
-        _reveal(denoiser, state, rows, plan, hidden, column, rule, temperature, seed)
+        rows = places(state.active(), sizes.rows)[0]
+        hidden, column = state.hidden(denoiser, rows, sizes, gamma)
+        _reveal(
+            denoiser, state, rows, plan.of(rows), sizes, hidden, column, rule, temperature, seed
+        )
         state.finish(rows, denoiser, stop_at_eos)
     state.check(denoiser)
     return state.rollout(denoiser, temperature, exact=not rule.needs_draw)
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """What the next call does to each active row: positions it may reveal, how many, and whether it
-    is the exit.
-    """
-
-    window: Bool[Tensor, "A G"]
-    count: Int[Tensor, " A"]
-    exits: Bool[Tensor, " A"]
 
 
 @dataclass(slots=True)
@@ -184,11 +188,22 @@ class _State:
             broken=given.isnan().any(),
         )
 
-    def active(self) -> Int[Tensor, " A"]:
-        return (~self.done & ~self.broken).nonzero().squeeze(-1)
+    def active(self) -> Bool[Tensor, " B"]:
+        return ~self.done & ~self.broken
+
+    def sizes(self, plan: Plan) -> Sizes:
+        """The one synchronisation of a call."""
+        active = self.active()
+        facts = [active.long(), plan.width, torch.minimum(plan.count, plan.width)]
+        if self.blocks is not None:
+            facts += self.blocks.reach(self.block + self.prompt_blocks)
+        of_rows = (torch.stack(facts) * active).tolist()
+        behind, end = map(max, of_rows[3:] or [[0], [0]])
+        rows, width, reveal = of_rows[:3]
+        return Sizes(sum(rows), sum(width), max(width), sum(reveal), behind, end)
 
     def hidden(
-        self, denoiser: Denoiser, rows: Tensor, gamma: Gamma | None
+        self, denoiser: Denoiser, rows: Tensor, sizes: Sizes, gamma: Gamma | None
     ) -> tuple[Float[Tensor, "A T D"], Int[Tensor, " A"]]:
         """Hidden states of the next call and the column of each row's first one; the first call
         tells ``gamma``.
@@ -197,9 +212,11 @@ class _State:
         column = torch.zeros_like(rows)
         if self.blocks is not None and not self.first:
             block = self.block[rows] + self.prompt_blocks[rows]
-            return self.blocks.go_on(ids, rows, block), self.blocks.column(rows, block)
+            hidden = self.blocks.go_on(ids, rows, block, sizes.behind, sizes.end)
+            return hidden, self.blocks.column(rows, block)
         if self.blocks is not None:
-            hidden = self.blocks.start(ids, rows, self.block[rows] + self.prompt_blocks[rows])
+            block = self.block[rows] + self.prompt_blocks[rows]
+            hidden = self.blocks.start(ids, rows, block, sizes.end)
             rest = ids.shape[1] - hidden.shape[1]
             hidden = pad(hidden, (0, 0, 0, rest))
         else:
@@ -245,28 +262,29 @@ class _State:
             )
         raise NotFiniteError(f"decoding stopped after call {call}: {reason}")
 
-    def open(self, rows: Tensor, mask_id: int) -> Bool[Tensor, "A G"]:
-        return self.ids[rows, -self.canvas.gen_length :] == mask_id
+    def completions(self) -> Int[Tensor, "B G"]:
+        return self.ids[:, -self.canvas.gen_length :]
 
     def finish(self, rows: Tensor, denoiser: Denoiser, stop_at_eos: bool) -> None:
         """Mark rows done: nothing open, or everything up to the first end token decided (the rest
         then becomes EOS).
         """
-        open_mask = self.open(rows, denoiser.mask_id)
+        ids = self.completions()[rows]
+        open_mask = ids == denoiser.mask_id
         done = ~open_mask.any(-1)
         if stop_at_eos:
             before_open = open_mask.long().cumsum(-1) == 0
-            ends = is_any(self.ids[rows, -self.canvas.gen_length :], end_ids(denoiser))
+            ends = is_any(ids, end_ids(denoiser))
             ended = (ends & before_open).any(-1) & ~done
-            self._fill_tail(rows[ended], open_mask[ended], denoiser.eos_id)
+            self._fill(rows, open_mask & ended[:, None], denoiser.eos_id)
             done = done | ended
         self.done[rows] = done
 
-    def _fill_tail(self, rows: Tensor, open_mask: Tensor, eos_id: int) -> None:
-        start = self.ids.shape[1] - self.canvas.gen_length
-        r, c = open_mask.nonzero(as_tuple=True)
-        self.ids[rows[r], start + c] = eos_id
-        self.decoded_step[rows[r], start + c] = self.nfe[rows[r]] + 1
+    def _fill(self, rows: Tensor, tail: Bool[Tensor, "A G"], eos_id: int) -> None:
+        tail = pad(tail, (self.ids.shape[1] - self.canvas.gen_length, 0))
+        self.ids[rows] = torch.where(tail, eos_id, self.ids[rows])
+        step = self.nfe[rows, None] + 1
+        self.decoded_step[rows] = torch.where(tail, step, self.decoded_step[rows])
 
     def rollout(self, denoiser: Denoiser, temperature: float, exact: bool) -> Rollout:
         return Rollout(
@@ -290,48 +308,44 @@ class _State:
         )
 
 
-def _plan(
-    state: _State,
-    rows: Tensor,
-    mask_id: int,
-    block_length: int,
-    steps: int,
-    adaptive: bool,
-) -> _Plan:
-    """Active block, quota (or all of the window, for adaptive rules) and exit of each active
-    row.
+def _plan(state: _State, mask_id: int, block_length: int, steps: int, adaptive: bool) -> Plan:
+    """Active block, quota (or all of the window, for adaptive rules) and exit of each row; of rows
+    that are done it means nothing.
     """
-    open_mask = state.open(rows, mask_id)
-    shift = state.shift[rows]
-    offsets = shift[:, None] + torch.arange(state.canvas.gen_length, device=rows.device)
+    open_mask = state.completions() == mask_id
+    offsets = state.shift[:, None] + torch.arange(state.canvas.gen_length, device=state.ids.device)
     # argmax: the first open position
-    block = (shift + open_mask.long().argmax(-1)) // block_length
+    block = (state.shift + open_mask.long().argmax(-1)) // block_length
     window = open_mask & (offsets // block_length == block[:, None])
-    fresh = block != state.block[rows]
-    state.block[rows] = block
-    state.block_open[rows] = torch.where(fresh, window.sum(-1), state.block_open[rows])
-    state.block_calls[rows] = torch.where(fresh, 0, state.block_calls[rows])
-    n = state.block_open[rows]
-    i = state.block_calls[rows]
-    k = (n * steps + state.gen_length - 1) // state.gen_length
-    count = window.sum(-1) if adaptive else n // k + (i < n % k)
-    state.block_calls[rows] += 1
+    width = window.sum(-1)
+    fresh = block != state.block
+    state.block = block
+    state.block_open = torch.where(fresh, width, state.block_open)
+    state.block_calls = torch.where(fresh, 0, state.block_calls)
+    n = state.block_open
+    i = state.block_calls
+    # rows that are done have n = 0
+    k = ((n * steps + state.gen_length - 1) // state.gen_length).clamp(min=1)
+    count = width if adaptive else n // k + (i < n % k)
+    state.block_calls = i + 1
     exits = torch.zeros_like(fresh)
     if state.keep is not None:
         left = open_mask.sum(-1)
         # tokens still to decide before the exit
-        missing = state.keep[rows] - (state.num_open[rows] - left)
+        missing = state.keep - (state.num_open - left)
         exits = missing <= 0
         window = torch.where(exits[:, None], open_mask, window)
+        width = torch.where(exits, left, width)
         count = torch.where(exits, left, torch.minimum(count, missing))
-    return _Plan(window, count, exits)
+    return Plan(window, width, count, exits)
 
 
 def _reveal(
     denoiser: Denoiser,
     state: _State,
     rows: Tensor,
-    plan: _Plan,
+    plan: Plan,
+    sizes: Sizes,
     hidden: Float[Tensor, "A T D"],
     column: Int[Tensor, " A"],
     rule: Rule,
@@ -343,7 +357,7 @@ def _reveal(
     ``column``: where each row's first hidden state belongs.
     """
     start = state.ids.shape[1] - state.canvas.gen_length
-    r, c = plan.window.nonzero(as_tuple=True)
+    r, c = places(plan.window, sizes.open)
     row_ids = state.canvas.row_ids[rows]
     call = state.nfe[rows] + 1
     order = _uniform(seed, _ORDER_STREAM, row_ids[r], c)  # one order per row: no call in the key
@@ -352,7 +366,7 @@ def _reveal(
     scores, statistic, tokens, logps = _score_positions(
         denoiser, hidden_RD, rule, temperature, noise, order, c
     )
-    chosen = _highest(scores, r, c, plan, statistic, rule, state.gamma[rows])
+    chosen = _highest(scores, r, c, plan, sizes, statistic, rule, state.gamma[rows])
     if tokens is None or logps is None:
         tokens, logps = _draw_tokens(denoiser, hidden_RD[chosen], temperature, noise[chosen])
     else:
@@ -395,7 +409,7 @@ def _score_positions(
     statistics = []
     tokens = []
     logps = []
-    for rows in row_chunks(len(hidden_RD), denoiser.vocab_size):
+    for rows in row_chunks(len(hidden_RD), denoiser.vocab_size, chunk_elements(hidden_RD.device)):
         logits = denoiser.head(hidden_RD[rows])
         if rule.needs_draw:
             tempered_RV = masked_log_softmax(logits, denoiser.mask_id, temperature)
@@ -430,7 +444,7 @@ def _draw_tokens(
 ) -> tuple[Int[Tensor, " R"], Float[Tensor, " R"]]:
     tokens = []
     logps = []
-    for rows in row_chunks(len(hidden_RD), denoiser.vocab_size):
+    for rows in row_chunks(len(hidden_RD), denoiser.vocab_size, chunk_elements(hidden_RD.device)):
         logps_RV = masked_log_softmax(denoiser.head(hidden_RD[rows]), denoiser.mask_id, temperature)
         token = draw(logps_RV, temperature, noise[rows])
         tokens.append(token)
@@ -442,7 +456,8 @@ def _highest(
     scores: Float[Tensor, " R"],
     r: Tensor,
     c: Tensor,
-    plan: _Plan,
+    plan: Plan,
+    sizes: Sizes,
     statistic: Tensor | None,
     rule: Rule,
     gamma: Tensor,
@@ -453,17 +468,22 @@ def _highest(
     An adaptive rule counts by its statistic instead, within what the plan leaves to it (all of the
     window, or of the exit).
     """
-    table = torch.full(plan.window.shape, float("-inf"), dtype=scores.dtype, device=scores.device)
-    table[r, c] = scores
+    # the table's columns are the window's open positions from the left, closed ones left out
+    place = (plan.window.cumsum(-1) - 1)[r, c]
+    shape = (sizes.rows, sizes.widest)
+    table = torch.full(shape, float("-inf"), dtype=scores.dtype, device=scores.device)
+    table[r, place] = scores
     order = table.argsort(dim=-1, descending=True, stable=True)
-    rank = torch.empty_like(order)
-    rank.scatter_(-1, order, torch.arange(order.shape[1], device=order.device).expand_as(order))
+    columns = torch.arange(sizes.widest, device=order.device).expand_as(order)
+    rank = torch.empty_like(order).scatter_(-1, order, columns)
     count = plan.count
+    reveal = sizes.reveal
     if rule.prefix is not None and statistic is not None:
         values = torch.zeros_like(table)
-        values[r, c] = statistic
-        bold = rule.prefix(values.gather(-1, order), plan.window.gather(-1, order), gamma).clamp(
+        values[r, place] = statistic
+        bold = rule.prefix(values.gather(-1, order), columns < plan.width[:, None], gamma).clamp(
             min=1
         )
         count = torch.where(plan.exits, count, torch.minimum(bold, count))
-    return (rank[r, c] < count[r]).nonzero().squeeze(-1)
+        reveal = int(count.sum())
+    return places(rank[r, place] < count[r], reveal)[0]

@@ -17,14 +17,27 @@ from ..precision import finest
 # reuse. Half of it costs a third more per row at V = 126,464, where each chunk reads the whole
 # head. Rows are cut, not V: a chunk is a whole softmax.
 CHUNK_ELEMENTS = 2**23
+# On CUDA a chunk's tensors may take 1/128 of the card: logits in 16 bits, three copies in 32.
+_CUDA_SHARE = 1 / 128
+_CUDA_BYTES = 16
 _CELL = 128
 
 
-def row_chunks(num_rows: int, vocab_size: int) -> Iterator[slice]:
-    """Slices over rows such that one chunk of logits has at most CHUNK_ELEMENTS elements (one row
-    at least).
+def chunk_elements(device: torch.device) -> int:
+    """Most elements of a chunk of logits while decoding: by the card's memory on CUDA, the whole of
+    it and not what is free, so that a run can be repeated.
     """
-    size = max(1, CHUNK_ELEMENTS // vocab_size)
+    if device.type != "cuda":
+        return CHUNK_ELEMENTS
+    memory = torch.cuda.get_device_properties(device).total_memory
+    return max(CHUNK_ELEMENTS, int(memory * _CUDA_SHARE) // _CUDA_BYTES)
+
+
+def row_chunks(num_rows: int, vocab_size: int, elements: int | None = None) -> Iterator[slice]:
+    """Slices over rows such that one chunk of logits has at most ``elements`` elements (None:
+    CHUNK_ELEMENTS; one row at least).
+    """
+    size = max(1, (elements or CHUNK_ELEMENTS) // vocab_size)
     for start in range(0, num_rows, size):
         yield slice(start, min(start + size, num_rows))
 
