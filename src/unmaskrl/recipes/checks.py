@@ -7,7 +7,7 @@ What a component can do stands with the component (``Estimator``, ``PolicyLoss``
 
 from __future__ import annotations
 
-from ..core.decoding import RULES, Rule, check_decode, planned_calls
+from ..core.decoding import RULES, Rule, check_decode, planned_calls, whole_blocks
 from ..core.decoding.select import NATS
 from ..core.estimators.base import READING
 from ..core.threshold_head import check_grid
@@ -26,7 +26,9 @@ def check_recipe(recipe: Recipe) -> Method:
     check_component(recipe.task, COMPONENTS["task"], "task")
     method = build_method(recipe)
     rule = method.rule
-    check_decode(d.gen_length, d.block_length, d.steps, rule, d.temperature, d.exit_at, d.gamma)
+    check_decode(
+        d.gen_length, d.block_length, d.steps, rule, d.temperature, d.exit_at, d.gamma, cut=True
+    )
     if recipe.model.block_length is not None:
         check_blocks(recipe, method, recipe.model.block_length)
     if rule.prefix is None and d.gamma is not None:
@@ -184,7 +186,7 @@ def _check_method(recipe: Recipe, method: Method) -> None:
 def _calls(recipe: Recipe, rule: Rule, exits: bool = True) -> int:
     """Denoiser calls of a rollout without anchors."""
     d = recipe.decode
-    blocks = [d.block_length] * (d.gen_length // d.block_length)
+    blocks = whole_blocks(d.gen_length, d.block_length)
     # adaptive rules: one token per call at worst
     steps = d.steps if rule.prefix is None else d.gen_length
     return planned_calls(blocks, d.gen_length, steps, d.exit_at if exits else None)
