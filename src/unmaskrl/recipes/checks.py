@@ -13,7 +13,7 @@ from ..core.estimators.base import READING
 from ..core.threshold_head import check_grid
 from .engines import check_engine
 from .optimizers import check_optimizer
-from .registry import COMPONENTS, Method, build_method, check_component
+from .registry import COMPONENTS, Method, build_method, check_component, selection_rule
 from .schema import BaseModelConfig, Recipe, SFTRecipe
 
 ADAPTIVE = ", ".join(name for name, rule in RULES.items() if rule.prefix is not None)
@@ -108,6 +108,19 @@ def check_supervised(recipe: SFTRecipe) -> None:
     needs = {"model.lora": m.lora, "model.random_init": m.random_init}
     if not m.path and (given := next((name for name, value in needs.items() if value), None)):
         raise ValueError(f"{given} changes a checkpoint: set model.path to one, or leave it out")
+
+
+def check_eval_decode(recipe: SFTRecipe, grid: int | None) -> None:
+    """ValueError if a trained model whose blocks have ``grid`` tokens could not be evaluated as the
+    recipe says.
+    """
+    for task, d in recipe.eval_decode.items():
+        rule = selection_rule(d.select)
+        settings = (d.gen_length, d.block_length, d.steps, rule, d.temperature, d.exit_at, d.gamma)
+        try:
+            check_decode(*settings, grid)
+        except ValueError as error:
+            raise ValueError(f"eval_decode.{task}: {error}") from None
 
 
 def check_weights(m: BaseModelConfig, shard: str) -> None:
