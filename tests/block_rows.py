@@ -26,7 +26,7 @@ def decoded(den: BlockToy, select: str = "entropy", gen_length: int = 9, **optio
     canvas = blank_canvas(PROMPTS, gen_length=gen_length, denoiser=den)
     settings: dict[str, Any] = {"steps": gen_length, "temperature": 1.0, **options}
     if select == "eb":
-        settings["gamma"] = 0.5
+        settings.setdefault("gamma", 0.5)
     return decode(
         den,
         canvas,

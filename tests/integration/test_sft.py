@@ -126,6 +126,10 @@ def test_what_does_not_fit_is_one_line(tmp_path: Path, capsys: pytest.CaptureFix
         ("model.lora.rank=4", "model.lora changes a checkpoint: set model.path"),
         ("model.quantize=nf4", "4-bit weights cannot be trained; set model.lora.rank"),
         ("run.log_with=[nothing]", "run.log_with.0"),
+        (
+            "eval_decode={sudoku: {gen_length: 20, block_length: 7, steps: 4}}",
+            "eval_decode.sudoku: block_length 7 does not divide gen_length 20",
+        ),
         ("data.0.gen_length=4", "tokens, gen_length is 4: raise it"),
         ("data.0.gen_length=5000", "lower gen_length, or give shorter ones"),
     ):

@@ -117,8 +117,9 @@ class Rollout:
     def __repr__(self) -> str:
         calls = float(finest(self.nfe).mean())
         anchors = int(self.anchor_mask.sum())
+        tokens = self.asked.stop - self.asked.start
         return (
-            f"Rollout({len(self.ids)} rows, {self.gen_length} completion tokens, {anchors} "
+            f"Rollout({len(self.ids)} rows, {tokens} completion tokens, {anchors} "
             f"anchors, {calls:.1f} calls per row, temperature {self.temperature:g}, "
             f"{'exact' if self.exact else 'not exact'})"
         )
@@ -130,6 +131,14 @@ class Rollout:
         from .. import rollout_html
 
         return rollout_html(self)
+
+    @property
+    def asked(self) -> slice:
+        """Columns of the completion that was asked for: what completes the last block of a
+        block-causal row is left out.
+        """
+        length = self.ids.shape[1]
+        return slice(length - self.gen_length, length + 1 - (self.block_length or 1))
 
     @property
     def fixed_mask(self) -> Bool[Tensor, "B L"]:

@@ -15,7 +15,7 @@ import torch
 from rich.markup import escape
 from rich.progress import Progress
 
-from ..core.decoding import check_decode
+from ..core.decoding import check_decode, whole_blocks
 from ..core.rng import named_generator
 from ..core.threshold_head import GAMMAS, ThresholdHead
 from ..core.types import Rollout
@@ -90,7 +90,7 @@ def settings_of(
 ) -> Iterator[Setting]:
     """(kind, label, changes of the decode settings, head) of every point."""
     steps = settings.gen_length
-    while steps >= settings.gen_length // settings.block_length:
+    while steps >= len(whole_blocks(settings.gen_length, settings.block_length)):
         yield (
             "fixed steps",
             f"{steps} steps",
@@ -112,7 +112,9 @@ def settings_with(settings: DecodeConfig, changes: dict[str, Any]) -> DecodeConf
     changed = settings.model_copy(update=changes)
     c = changed
     rule = selection_rule(c.select)
-    check_decode(c.gen_length, c.block_length, c.steps, rule, c.temperature, c.exit_at, c.gamma)
+    check_decode(
+        c.gen_length, c.block_length, c.steps, rule, c.temperature, c.exit_at, c.gamma, cut=True
+    )
     return changed
 
 

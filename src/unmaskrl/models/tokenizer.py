@@ -419,7 +419,7 @@ def sample_row(
     """The ``samples.jsonl`` row of ``rollout``'s row ``index``: its completion tokens, log-probs in
     nats; the ``parts`` of its reward and the ``gold`` answer, where they are known.
     """
-    columns = slice(-rollout.gen_length, None)
+    columns = rollout.asked
     decoded_step = rollout.decoded_step[index, columns]
     exit_step = rollout.exit_step[index]
     anchor = rollout.anchor_mask[index, columns].tolist()

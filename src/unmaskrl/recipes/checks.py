@@ -7,13 +7,13 @@ What a component can do stands with the component (``Estimator``, ``PolicyLoss``
 
 from __future__ import annotations
 
-from ..core.decoding import RULES, Rule, check_decode, planned_calls
+from ..core.decoding import RULES, Rule, check_decode, planned_calls, whole_blocks
 from ..core.decoding.select import NATS
 from ..core.estimators.base import READING
 from ..core.threshold_head import check_grid
 from .engines import check_engine
 from .optimizers import check_optimizer
-from .registry import COMPONENTS, Method, build_method, check_component
+from .registry import COMPONENTS, Method, build_method, check_component, selection_rule
 from .schema import BaseModelConfig, Recipe, SFTRecipe
 
 ADAPTIVE = ", ".join(name for name, rule in RULES.items() if rule.prefix is not None)
@@ -26,7 +26,9 @@ def check_recipe(recipe: Recipe) -> Method:
     check_component(recipe.task, COMPONENTS["task"], "task")
     method = build_method(recipe)
     rule = method.rule
-    check_decode(d.gen_length, d.block_length, d.steps, rule, d.temperature, d.exit_at, d.gamma)
+    check_decode(
+        d.gen_length, d.block_length, d.steps, rule, d.temperature, d.exit_at, d.gamma, cut=True
+    )
     if recipe.model.block_length is not None:
         check_blocks(recipe, method, recipe.model.block_length)
     if rule.prefix is None and d.gamma is not None:
@@ -108,6 +110,19 @@ def check_supervised(recipe: SFTRecipe) -> None:
         raise ValueError(f"{given} changes a checkpoint: set model.path to one, or leave it out")
 
 
+def check_eval_decode(recipe: SFTRecipe, grid: int | None) -> None:
+    """ValueError if a trained model whose blocks have ``grid`` tokens could not be evaluated as the
+    recipe says.
+    """
+    for task, d in recipe.eval_decode.items():
+        rule = selection_rule(d.select)
+        settings = (d.gen_length, d.block_length, d.steps, rule, d.temperature, d.exit_at, d.gamma)
+        try:
+            check_decode(*settings, grid)
+        except ValueError as error:
+            raise ValueError(f"eval_decode.{task}: {error}") from None
+
+
 def check_weights(m: BaseModelConfig, shard: str) -> None:
     """ValueError if the weights cannot be kept or split as they are to be."""
     if m.quantize and not m.lora:
@@ -184,7 +199,7 @@ def _check_method(recipe: Recipe, method: Method) -> None:
 def _calls(recipe: Recipe, rule: Rule, exits: bool = True) -> int:
     """Denoiser calls of a rollout without anchors."""
     d = recipe.decode
-    blocks = [d.block_length] * (d.gen_length // d.block_length)
+    blocks = whole_blocks(d.gen_length, d.block_length)
     # adaptive rules: one token per call at worst
     steps = d.steps if rule.prefix is None else d.gen_length
     return planned_calls(blocks, d.gen_length, steps, d.exit_at if exits else None)

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from ..core.decoding import planned_calls
+from ..core.decoding import planned_calls, whole_blocks
 from ..core.decoding.sample import CHUNK_ELEMENTS
 from ..models.adapter_folder import base_of
 from ..models.families import (
@@ -69,11 +69,16 @@ def step_cost(recipe: Recipe, method: Method | None = None) -> Cost:
     anchored = recipe.prior.share if recipe.prior.name == "anchors" else 0.0
     # adaptive rules: one token per call at worst
     steps = d.steps if method.rule.prefix is None else d.gen_length
-    blank = planned_calls(open_blocks(recipe, 0.0), d.gen_length, steps, d.exit_at)
-    given = planned_calls(open_blocks(recipe, recipe.prior.keep), d.gen_length, steps, d.exit_at)
     estimator = method.estimator
     loss = method.loss
     grid = model_grid(recipe.model)
+    blank, given = (
+        max(
+            planned_calls(open_blocks(recipe, keep, shared), d.gen_length, steps, d.exit_at)
+            for shared in range(grid or 1)
+        )
+        for keep in (0.0, recipe.prior.keep)
+    )
     # what a trajectory has: a block-causal one, the calls of a block
     latents = blank if grid is None else -(-grid * steps // d.gen_length)
     views = estimator.num_views(d.gen_length, latents, d.exit_at is not None and d.exit_at < 1)
@@ -96,13 +101,20 @@ def step_cost(recipe: Recipe, method: Method | None = None) -> Cost:
     )
 
 
-def open_blocks(recipe: Recipe, keep: float) -> list[int]:
-    """Open tokens per block when a share ``keep`` of the completion is anchored, spread evenly."""
+def open_blocks(recipe: Recipe, keep: float, shared: int = 0) -> list[int]:
+    """Open tokens per block when a share ``keep`` of the completion is anchored, spread evenly.
+
+    The first block of a block-causal row holds ``shared`` tokens of the prompt as well, and the
+    last one is decoded whole.
+    """
     d = recipe.decode
-    blocks = -(-d.gen_length // d.block_length)
+    sizes = whole_blocks(shared + d.gen_length, d.block_length)
+    sizes[0] -= shared
+    blocks = len(sizes)
     fixed = int(keep * d.gen_length + 0.5)
     return [
-        d.block_length - (fixed * (b + 1) // blocks - fixed * b // blocks) for b in range(blocks)
+        max(0, size - (fixed * (b + 1) // blocks - fixed * b // blocks))
+        for b, size in enumerate(sizes)
     ]
 
 

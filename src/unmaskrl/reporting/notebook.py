@@ -35,7 +35,7 @@ def _row_html(rollout: Rollout, index: int) -> str:
 
 def rollout_row(rollout: Rollout, index: int) -> dict[str, Any]:
     """What ``trajectory.cells`` reads of one row."""
-    columns = slice(-rollout.gen_length, None)
+    columns = rollout.asked
     ids = rollout.ids[index, columns].tolist()
     return {
         "pieces": rollout.pieces(ids) if rollout.pieces else [str(token) for token in ids],

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from ..core.decoding import RULES, planned_calls
+from ..core.decoding import RULES, planned_calls, whole_blocks
 from .trajectory import is_sample
 from .words import Row, number
 
@@ -70,9 +70,9 @@ class StoredRun:
         rule = RULES.get(str(decode.get("select")))
         if rule is None or rule.prefix is not None:
             return None
-        if not gen_length or not block_length or not steps or gen_length % block_length:
+        if not gen_length or not block_length or not steps:
             return None
-        return planned_calls([block_length] * (gen_length // block_length), gen_length, steps)
+        return planned_calls(whole_blocks(gen_length, block_length), gen_length, steps)
 
 
 def load_run(run: Path) -> StoredRun:

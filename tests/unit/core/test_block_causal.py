@@ -24,6 +24,7 @@ from unmaskrl.core.scoring import (
     token_logps,
     view_logps,
 )
+from unmaskrl.reporting.notebook import rollout_row
 
 
 @pytest.mark.parametrize("block_length", [1, 2, 3, 4])
@@ -278,6 +279,14 @@ def test_nothing_leaks_between_blocks() -> None:
             if half == 0
             else reached == list(range(own + 1, int(blocks[2].max()) + 1))
         )
+
+
+def test_what_completes_the_last_block_is_no_part_of_what_is_shown() -> None:
+    rollout = decoded(toy(4), gen_length=9)
+    assert repr(rollout).startswith("Rollout(5 rows, 9 completion tokens, 0 anchors")
+    for row in range(len(PROMPTS)):
+        assert rollout.completions()[row] == rollout.ids[row, rollout.asked].tolist()
+        assert len(rollout_row(rollout, row)["decoded_step"]) == 9
 
 
 def test_what_a_block_causal_model_refuses() -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.block_rows import decoded, toy
 from tests.conftest import chi_square_p, finished_rollout, same_maths, seeded, tiny_llada
 from unmaskrl.core.advantages import group_mean
 from unmaskrl.core.canvas import blank_canvas
@@ -29,7 +30,12 @@ from unmaskrl.core.threshold_head import (
 from unmaskrl.models.heads import load_threshold, save_threshold
 from unmaskrl.recipes.schema import SamplerConfig
 from unmaskrl.training.rollouts.problems import Rewarded
-from unmaskrl.training.rollouts.threshold_policy import Choices, Sampler, sampler_metrics
+from unmaskrl.training.rollouts.threshold_policy import (
+    Choices,
+    Sampler,
+    num_blocks,
+    sampler_metrics,
+)
 
 GRID = (0.0, 0.1, 1.0)
 
@@ -164,6 +170,15 @@ def test_rows_that_made_no_call_teach_the_head_nothing() -> None:
         "sampler/fewest_calls": 0.0,
     }
     assert set(sampler_metrics(rollout.rows(torch.tensor([1, 3])), 2).values()) == {0.0}
+
+
+def test_the_fewest_calls_are_those_of_a_row_s_own_blocks() -> None:
+    """Prompts of 1 to 7 tokens, completions of 10, in blocks of 4 from each row's first token."""
+    rollout = decoded(toy(4), select="eb", gen_length=10, gamma=1e9)
+    assert rollout.nfe.tolist() == num_blocks(rollout, 4).tolist() == [3, 3, 4, 3, 4]
+    assert sampler_metrics(rollout, 4)["sampler/fewest_calls"] == 1.0
+    slow = replace(rollout, nfe=rollout.nfe + 1)
+    assert sampler_metrics(slow, 4)["sampler/fewest_calls"] == 0.0
 
 
 def train_planted(shuffled: bool) -> ThresholdHead:

@@ -238,6 +238,21 @@ def test_what_cannot_be_computed_is_refused() -> None:
         model.hidden(random_ids(1, 65))
 
 
+def test_columns_without_a_token_need_no_position() -> None:
+    """A canvas has more columns than its longest row has tokens: pads, the last block's rest."""
+    model = small_model("sdar")
+    ids = random_ids(2, 68)
+    real = torch.arange(68) >= torch.tensor([[4], [60]])
+    assert model.hidden(ids, real).isfinite().all()
+    positions = torch.arange(66)[None]
+    visible = torch.ones(1, 66, 66, dtype=torch.bool)
+    with pytest.raises(ValueError, match="got 66 positions, the model has max_position_emb"):
+        model.hidden_under(random_ids(1, 66), positions, visible)
+    model.new_cache(1, 67)
+    with pytest.raises(ValueError, match=r"got 68 columns.* max_position_embeddings 64"):
+        model.new_cache(1, 68)
+
+
 def test_a_mask_of_numbers_is_refused() -> None:
     model = small_model("sdar")
     unchecked = type(model).hidden_under

@@ -9,10 +9,10 @@ import torch
 
 from tests.conftest import finished_rollout, seeded, tiny_llada
 from unmaskrl.core.scoring import count_canvases
-from unmaskrl.recipes.checks import warnings_for
+from unmaskrl.recipes.checks import check_blocks, warnings_for
 from unmaskrl.recipes.cost import step_cost
 from unmaskrl.recipes.files import is_method, recipe_names
-from unmaskrl.recipes.load import load_recipe
+from unmaskrl.recipes.load import load_method, load_recipe
 from unmaskrl.recipes.registry import build_method
 
 METHODS = [name for name in recipe_names() if is_method(name)]
@@ -237,3 +237,15 @@ def test_counted_canvases_are_those_that_are_run(name: str, overrides: list[str]
     done.group_ids[3:] = 1
     views = build_method(recipe).estimator.make_views(done, denoiser.mask_id, seeded(2))
     assert step_cost(recipe).new == 2 * count_canvases(done, views)
+
+
+def test_a_block_causal_model_cuts_its_last_block() -> None:
+    """gen_length need not be a multiple of its block; of another model's block it must be."""
+    recipe, method = load_method(
+        "sdar-8b-gsm8k-dipo", ["decode.gen_length=254", "decode.steps=254"]
+    )
+    check_blocks(recipe, method, 4)
+    # at most: three tokens of the prompt, then one of the completion, and 64 whole blocks
+    assert step_cost(recipe, method).rollout_per_row == 1 + 64 * 4
+    with pytest.raises(ValueError, match="block_length 4 does not divide gen_length 254"):
+        check_blocks(recipe, method, None)

@@ -21,10 +21,13 @@ def check_decode(
     exit_at: float | None,
     gamma: float | None = None,
     grid: int | None = None,
+    *,
+    cut: bool = False,
 ) -> Rule:
     """The rule named ``select``, or a ValueError that says which setting to change.
 
-    ``grid``: the denoiser's own block length, if it is block-causal.
+    ``grid``: the denoiser's own block length, if it is block-causal. ``cut``: the last block may be
+    one that is cut, as it may where the denoiser is not known yet.
     """
     if grid is not None and block_length != grid:
         raise ValueError(
@@ -36,7 +39,7 @@ def check_decode(
             f"exit_at {exit_at}: a block-causal model never sees masks in earlier blocks, so that "
             "an exit over several blocks is off its training distribution; unset exit_at"
         )
-    if grid is None and (block_length < 1 or gen_length % block_length):
+    if block_length < 1 or (grid is None and not cut and gen_length % block_length):
         raise ValueError(f"block_length {block_length} does not divide gen_length {gen_length}")
     if not 1 <= steps <= gen_length:
         raise ValueError(
@@ -61,6 +64,11 @@ def check_decode(
 def named(select: str | Rule) -> str:
     """A rule as it was asked for, in messages."""
     return repr(select) if isinstance(select, str) else "a rule of your own"
+
+
+def whole_blocks(gen_length: int, block_length: int) -> list[int]:
+    """Open tokens of each block of a blank completion; a block that is cut is decoded whole."""
+    return [block_length] * -(-gen_length // block_length)
 
 
 def planned_calls(

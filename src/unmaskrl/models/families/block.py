@@ -244,8 +244,16 @@ class BlockCausalModel(MaskPredictor):
         return self
 
     def new_cache(self, rows: int, columns: int) -> Cache:
-        """An empty cache for ``rows`` rows of ``columns`` tokens, as the weights are."""
+        """An empty cache for ``rows`` rows of ``columns`` tokens, as the weights are. ValueError
+        beyond the model's positions.
+        """
         c = self.config
+        if columns - self.block_length + 1 > c.max_sequence_length:
+            raise ValueError(
+                f"got {columns} columns, of which the last block's rest may be "
+                f"{self.block_length - 1}; the model has max_position_embeddings "
+                f"{c.max_sequence_length}"
+            )
         weight = self._parts[self.embedding].weight
         return Cache.empty(
             c.n_layers,
@@ -266,13 +274,9 @@ class BlockCausalModel(MaskPredictor):
         Rows at such positions are finite and mean nothing. ValueError beyond
         ``max_position_embeddings`` positions.
         """
-        limit = self.config.max_sequence_length
-        if ids.shape[1] > limit:
-            raise ValueError(
-                f"got {ids.shape[1]} positions, the model has max_position_embeddings {limit}"
-            )
         seen = torch.ones_like(ids, dtype=torch.bool) if attention_mask is None else attention_mask
         positions = block_positions(seen)
+        self._check_room(positions)
         blocks = positions // self.block_length
         return self._in_chunks(ids, positions, block_visible(blocks, blocks, seen))
 
@@ -295,6 +299,7 @@ class BlockCausalModel(MaskPredictor):
             raise ValueError(
                 f"visible is {visible.dtype}; expected bool, True where a token is seen"
             )
+        self._check_room(positions)
         if cache is None:
             return self._in_chunks(ids, positions, visible)
         if columns is None:
@@ -302,6 +307,14 @@ class BlockCausalModel(MaskPredictor):
         if torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters()):
             raise ValueError("a cache holds no gradients: call hidden_under under torch.no_grad()")
         return self._body(ids, positions, visible, cache.layers(columns))
+
+    def _check_room(self, positions: Tensor) -> None:
+        """ValueError beyond the model's positions; columns of pads take none. No device is waited
+        for where all fit.
+        """
+        limit = self.config.max_sequence_length
+        if positions.shape[1] > limit and (got := int(positions.max()) + 1) > limit:
+            raise ValueError(f"got {got} positions, the model has max_position_embeddings {limit}")
 
     def _in_chunks(self, ids: Tensor, positions: Tensor, visible: Tensor) -> Tensor:
         """On a CPU in rows of ``cpu_chunk`` tokens."""

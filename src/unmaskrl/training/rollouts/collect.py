@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...core.canvas import anchored_canvas
-from ...core.decoding import Gamma, planned_calls
+from ...core.decoding import Gamma, planned_calls, whole_blocks
 from ...core.rng import named_generator
 from ...core.rollouts import Rollouts
 from ...core.types import Canvas, Rollout
@@ -113,7 +113,7 @@ def _sampled(
 
 def most_calls(decode: DecodeConfig) -> int:
     """The most denoiser calls that decoding a batch can take."""
-    blocks = [decode.block_length] * -(-decode.gen_length // decode.block_length)
+    blocks = whole_blocks(decode.gen_length, decode.block_length)
     if selection_rule(decode.select).prefix is not None:
         return decode.gen_length  # a token per call, where the rule decides as it goes
     return planned_calls(blocks, decode.gen_length, decode.steps, decode.exit_at)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from ...core.advantages import group_mean
@@ -123,7 +124,7 @@ class Sampler:
             done.correct[chosen],
             rollout.nfe.cpu()[chosen],
             alpha=self.config.alpha,
-            max_calls=rollout.gen_length,
+            max_calls=rollout.asked.stop - rollout.asked.start,
         )
         advantages = group_mean(reward, rollout.group_ids.cpu()[chosen]).to(rollout.ids.device)
         return Choices(
@@ -150,6 +151,15 @@ class Sampler:
         return {**metrics, "sampler/loss": loss.detach()}
 
 
+def num_blocks(rollout: Rollout, block_length: int) -> Int[Tensor, " B"]:
+    """Blocks of each row's completion; a block-causal row counts them from its own first token, so
+    that its prompt and its completion may share one.
+    """
+    prompt = rollout.prompt_mask.sum(-1)
+    start = prompt // block_length * block_length if rollout.block_length else prompt
+    return -(-(rollout.attention_mask.sum(-1) - start) // block_length)
+
+
 def sampler_metrics(rollout: Rollout, block_length: int) -> dict[str, float]:
     """Mean log10 gamma of positive choices, share of exact ones, and the share of rows that took
     the fewest calls possible.
@@ -161,7 +171,7 @@ def sampler_metrics(rollout: Rollout, block_length: int) -> dict[str, float]:
     gamma = rollout.gamma[drew]
     nfe = rollout.nfe[drew]
     positive = gamma[gamma > 0]
-    blocks = -(-rollout.gen_length // block_length)
+    blocks = num_blocks(rollout, block_length)[drew]
     count = max(1, len(nfe))
     return {
         "sampler/log10_gamma": float(positive.log10().mean()) if len(positive) else 0.0,

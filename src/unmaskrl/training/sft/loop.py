@@ -25,6 +25,7 @@ from ...models.denoiser import ModelDenoiser
 from ...models.families.llada import LLaDA, LLaDAConfig
 from ...models.tokenizer import build_mini_tokenizer, load_tokenizer
 from ...models.weights import start_average, trainable, update_average
+from ...recipes.checks import check_eval_decode
 from ...recipes.optimizers import learning_rate, make_optimizer
 from ...recipes.schema import SFTRecipe
 from ...reporting.progress import Progress
@@ -93,6 +94,7 @@ def build_run(recipe: SFTRecipe, accelerator: Accelerator, out: Path) -> Supervi
     else:
         denoiser, tokenizer = new_model(recipe, accelerator.device)
         folder = None
+    check_eval_decode(recipe, denoiser.block_length)
     notes = compile_if_set(recipe.model, denoiser)
     data = [encode_mixture(part, tokenizer, denoiser) for part in recipe.data]
     if shard != "none":
