@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from unmaskrl import tasks
 from unmaskrl.models.families import named_family
 from unmaskrl.recipes.engines import make_rollouts
-from unmaskrl.testing import check_family, check_rollouts, check_task
+from unmaskrl.testing import check_estimator, check_family, check_rollouts, check_task
 
 PAGE = (Path(__file__).parents[2] / "docs" / "extend.md").read_text()
 FILES = dict(re.findall(r"```python\n# (\w+\.py)\n(.*?)```", PAGE, re.DOTALL))
@@ -35,6 +36,12 @@ def test_the_reward_of_the_page_is_a_reward(folder: Path) -> None:
     functions = tasks.named_rewards("brief.py:brief", "train.reward_functions")
     grades = tasks.grade(task, examples, ["a" * 50, "a" * 5000], None, functions)
     assert grades.parts["brief.py:brief"] == [-0.05, -0.1]
+
+
+def test_the_estimator_of_the_page_passes(folder: Path) -> None:
+    scope: dict[str, Any] = {}
+    exec(FILES["one_view.py"], scope)
+    check_estimator(scope["one_view"], scale=0.5)
 
 
 def test_the_family_of_the_page_passes(folder: Path) -> None:

@@ -74,6 +74,7 @@ def parse(words: Sequence[str]) -> Arguments | int:
         path = context.command_path if context else "unmaskrl"
         # as click words it: "Missing option '--task'."
         text = getattr(problem, "format_message", problem.__str__)().strip().rstrip(".")
+        text = text.replace(": Value error, ", ": ")  # pydantic's, before an error of ours
         say_error(ValueError(f"{text[:1].lower()}{text[1:]}; see `{path} --help`"))
         return 2
 

@@ -13,7 +13,7 @@ from ..models.tokenizer import decode_texts, encode_prompt, encode_reference, sa
 from ..recipes.registry import settings_at
 from ..recipes.schema import DecodeConfig
 from ..reporting.trajectory import print_trajectory
-from ..tasks import CallContext, Task, grade
+from ..tasks import CallContext, Grades, Task, grade
 from ..utils.terminal import PlainConsole
 from .arguments import SampleArguments
 from .common import load_parts
@@ -54,9 +54,9 @@ def sample_command(args: SampleArguments) -> int:
     )
     ids = rollout.completions()
     text = decode_texts(tokenizer, ids)[0]
-    correct = False
+    grades = Grades(parts={}, correct=[False])
     if task is not None and example is not None:
-        correct = grade(task, [example], [text], CallContext(completion_ids=ids)).correct[0]
+        grades = grade(task, [example], [text], CallContext(completion_ids=ids))
     row = sample_row(
         rollout,
         0,
@@ -66,8 +66,9 @@ def sample_command(args: SampleArguments) -> int:
         example_id="" if example is None else example.id,
         prompt_text=decode_texts(tokenizer, [prompt])[0],
         completion_text=text,
-        reward=float(correct),
-        correct=correct,
+        reward=grades.totals()[0],
+        correct=grades.correct[0],
+        parts={name: scores[0] for name, scores in grades.parts.items()},
     )
     print_trajectory(row, PlainConsole(), graded=task is not None)
     return 0

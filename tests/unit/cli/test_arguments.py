@@ -85,7 +85,10 @@ def test_selections_are_those_of_the_canvas() -> None:
         (["evl"], "no such command 'evl'"),
         (["train"], "missing argument"),
         (["eval", "m", "--task", "t", "--sise", "3"], "no such option: --sise"),
-        (["eval", "m", "--task", "t", "--split", "dev"], "invalid value for '--split'"),
+        (
+            ["eval", "m", "--task", "t", "--split", "dev"],
+            "invalid value for '--split': 'dev' is not",
+        ),
         (["eval", "m", "--task"], "--task"),
     ],
 )
