@@ -180,7 +180,7 @@ def noisy_argmax(
     if temperature == 0:
         return logits.argmax(-1)
     wide = logits.double()
-    uniform = torch.rand(wide.shape, dtype=wide.dtype, generator=generator)
+    uniform = torch.rand(wide.shape, dtype=wide.dtype, device=wide.device, generator=generator)
     return (wide.exp() / (-uniform.log()) ** temperature).argmax(-1)
 
 
