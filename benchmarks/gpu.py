@@ -5,7 +5,8 @@
     python -m benchmarks.gpu --cpu --out gpu        # tries the script: tiny models, figures mean
                                                     # nothing
 
-Writes OUT.json, and OUT.md with a table. Weights are random, of the released shapes, and made on the device.
+Writes OUT.json, and OUT.md with a table. Weights are random, of the released shapes, made on the
+device.
 ``share`` is needed FLOPs / time / the rate of a large matrix product measured in the same run;
 ``ratio`` the published loop's time over ours, in the same run. That loop is
 ``benchmarks.speed.bench.naive_decode`` on our module as written; the published module is slower. A
