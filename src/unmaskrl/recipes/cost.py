@@ -23,7 +23,7 @@ from ..models.families import (
     parse_config,
 )
 from ..models.hub import asset, checkpoint_folder
-from ..utils.files import read_json
+from ..utils.files import json_text, read_json
 from .registry import Method, build_method
 from .schema import ModelConfig, Recipe
 
@@ -134,7 +134,7 @@ def empty_module(config: FamilyConfig, family: Family) -> MaskPredictor:
     """A module without memory, to be counted and not changed: one of many experts takes seconds to
     build, empty as it is, and the last two are kept.
     """
-    return _built(family.read, family.build, json.dumps(config.to_dict()))
+    return _built(family.read, family.build, json_text(config.to_dict()))
 
 
 @functools.lru_cache(maxsize=2)
