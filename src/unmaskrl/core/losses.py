@@ -209,32 +209,35 @@ def linear_bound(
 
 def token_weights(
     normaliser: str, mask: Bool[Tensor, "B L"], batch: TrainBatch
-) -> Float[Tensor, "B _"]:
-    """The weight of each action token, (B, L), or of all of a row's, (B, 1) (see the module's
-    table); 0 for rows without any.
+) -> Float[Tensor, " B"]:
+    """c_b: the weight of one action token of each row, or of one call (see the module's table); 0
+    for rows without any.
     """
-    length = mask.sum(-1, keepdim=True).to(batch.advantages.dtype)
+    length = mask.sum(-1).to(batch.advantages.dtype)
+    inverse = {
+        "token": torch.full_like(length, batch.num_actions),
+        "sequence": length * batch.num_rows,
+        "group": batch.group_actions.to(length.dtype) * batch.num_groups,
+        "rows": torch.full_like(length, batch.num_rows),
+        "groups": torch.full_like(length, batch.num_groups),
+    }
     if normaliser == "calls":
-        inverse = _tokens_times_calls(mask, batch) * batch.num_rows
-    else:
-        inverse = {
-            "token": torch.full_like(length, batch.num_actions),
-            "sequence": length * batch.num_rows,
-            "group": batch.group_actions[:, None].to(length.dtype) * batch.num_groups,
-            "rows": torch.full_like(length, batch.num_rows),
-            "groups": torch.full_like(length, batch.num_groups),
-        }[normaliser]
-    return (length > 0) / inverse.clamp(min=1)
+        inverse["calls"] = (_call_sizes(mask, batch) > 0).sum(-1) * batch.num_rows
+    return (length > 0) / inverse[normaliser].clamp(min=1)
 
 
-def _tokens_times_calls(mask: Bool[Tensor, "B L"], batch: TrainBatch) -> Float[Tensor, "B L"]:
-    """Action tokens of each token's denoiser call, times the calls of its row that revealed any."""
+def _call_sizes(mask: Bool[Tensor, "B L"], batch: TrainBatch) -> Float[Tensor, "B N"]:
+    """Action tokens that each denoiser call of a row revealed."""
     assert batch.calls is not None, "normaliser=calls needs the calls that revealed the tokens"
-    calls = batch.calls
-    most = int(calls.max()) + 1 if calls.numel() else 1
-    tokens = batch.advantages.new_zeros((len(calls), most))
-    tokens = tokens.scatter_add(1, calls, mask.to(tokens.dtype))
-    return tokens.gather(1, calls) * (tokens > 0).sum(-1, keepdim=True)
+    most = int(batch.calls.max()) + 1 if batch.calls.numel() else 1
+    sizes = batch.advantages.new_zeros((len(mask), most))
+    return sizes.scatter_add(1, batch.calls, mask.to(sizes.dtype))
+
+
+def _call_means(mask: Bool[Tensor, "B L"], batch: TrainBatch) -> Float[Tensor, "B L"]:
+    """1 / (action tokens of each token's call)."""
+    assert batch.calls is not None
+    return 1 / _call_sizes(mask, batch).gather(1, batch.calls).clamp(min=1)
 
 
 def _policy_loss(
@@ -271,8 +274,12 @@ def _policy_loss(
             torch.zeros_like(token_logps) if other is None else (other - token_logps) * mask
         )
         kls = _KL[kl](difference)
+        if normaliser == "calls":
+            share = _call_means(mask, batch)
+            gains = gains * share
+            kls = kls * share
         weights = token_weights(normaliser, mask, batch)
-        total = kl_coef * (weights * kls).sum() - (weights * gains).sum()
+        total = (weights * (kl_coef * kls.sum(-1) - gains.sum(-1))).sum()
         metrics = _metrics(log_ratio, clipped, difference, mask, batch.num_scored)
         return LossOutputs(loss=total, metrics=metrics | more)
 

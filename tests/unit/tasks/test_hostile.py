@@ -23,6 +23,7 @@ COUNT = 10_000
 # Every 50th of them where some texts run into the time limit, each of which costs that limit and a
 # new worker.
 THINNED = {"gym-spiral_matrix": 50, "gym-polynomial": 50}
+FEWER_GIANTS = {"gym-polynomial": 4}  # its package takes seconds over some
 SMALL = {"train_size": 8, "eval_size": 8}
 Row = tuple[str, Callable[[], Task], float, float]
 TASKS_UNDER_TEST: list[Row] = [
@@ -195,7 +196,8 @@ def test_time_grows_with_the_characters_and_no_faster(
     task = factory()
     example = task.examples("test")[0]
     throw(task, example, "", low, high)
-    pairs = list(zip(giants(MILLION // 10), giants(MILLION), strict=True))
+    every = FEWER_GIANTS.get(name, 1)
+    pairs = list(zip(giants(MILLION // 10)[::every], giants(MILLION)[::every], strict=True))
     before = peak_megabytes()
     for tenth, text in pairs:
         short = throw(task, example, tenth, low, high)
