@@ -62,3 +62,22 @@ def test_one_canvas_that_is_too_much_is_one_line(
     small_memory[0] = 0
     assert main(["train", "sudoku-mini", *SETTINGS, f"run.out={tmp_path / 'run'}"]) == 2
     assert "out of memory with 1 canvases alive (CUDA out of memory." in capsys.readouterr().err
+
+
+def test_memory_that_is_exhausted_elsewhere_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In decoding, of training and of `eval` alike."""
+
+    def decode(*args: Any, **settings: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore")
+
+    monkeypatch.setattr("unmaskrl.core.rollouts.decode", decode)
+    for words in (
+        ["train", "sudoku-mini", *SETTINGS, f"run.out={tmp_path / 'run'}"],
+        ["eval", "mini", "--task", "sudoku", "--size", "2"],
+    ):
+        assert main(words) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert line.startswith("unmaskrl: error: out of memory (CUDA out of memory. Tried to")
+        assert "--batch-size" in line and "More" not in line

@@ -26,6 +26,11 @@ from .hints import way_on
 # ClickException: click's in older versions of Typer, its own copy in newer ones.
 UsageProblem: type[Exception] = typer.BadParameter.__mro__[2]
 
+SMALLER = (
+    "decode fewer rows at once (train.prompts_per_step, eval.batch_size, --batch-size), or see "
+    "what `unmaskrl check` proposes"
+)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; 0 if it worked, 2 for bad input or an unwritten result, 130 or 143 if SIGINT
@@ -43,6 +48,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             return command_of(args)(args) or 0
     except (ValueError, OSError) as error:
         say_error(error)
+        return 2
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not loaded here
+            raise
+        reason = str(error).strip().partition("\n")[0]
+        say_error(ValueError(f"out of memory ({reason}); {SMALLER}"))
         return 2
     except KeyboardInterrupt as interrupt:
         stopped = interrupt if isinstance(interrupt, Stopped) else Stopped(signal.SIGINT)

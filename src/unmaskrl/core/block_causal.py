@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from .denoiser import Denoiser
-from .types import Canvas
+from .types import Canvas, block_positions
 
 
 @runtime_checkable
@@ -60,11 +60,6 @@ class BlockCausal(Denoiser, Protocol):
 def block_length_of(denoiser: Denoiser) -> int | None:
     """Tokens per block of a block-causal denoiser, None for full attention."""
     return getattr(denoiser, "block_length", None)
-
-
-def block_positions(attention_mask: Bool[Tensor, "B L"]) -> Int[Tensor, "B L"]:
-    """Positions counted from each row's first real token; 0 at left pads."""
-    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
 def block_visible(
@@ -117,7 +112,6 @@ class CachedBlocks:
     last: Int[Tensor, " B"]  # its active block in the call before
     rows: Int[Tensor, " A"] | None = None  # in the cache, ascending
     cache: Any = None
-    tokens: int = 0  # run so far, over all rows
 
     @classmethod
     def of(cls, denoiser: BlockCausal, block_length: int, attention_mask: Tensor) -> CachedBlocks:
@@ -179,7 +173,6 @@ class CachedBlocks:
         chosen = positions.gather(1, columns)
         blocks = positions[:, :end] // self.block_length
         visible = block_visible(chosen // self.block_length, blocks, self.real[rows, :end])
-        self.tokens += columns.numel()
         return self.denoiser.hidden_under(
             ids.gather(1, columns), chosen, visible, self.cache, columns
         )
@@ -190,15 +183,15 @@ def hidden_beside_clean(
     noisy: Int[Tensor, "B L"],
     clean: Int[Tensor, "B L"],
     attention_mask: Bool[Tensor, "B L"],
-    start: int,
+    first: int,
 ) -> Float[Tensor, "B T D"]:
-    """Hidden states of the noisy tokens from column ``start`` on, every block seeing itself noisy
-    and all blocks before it clean, in one pass of 2 L - start tokens (differentiable).
-
-    Blocks that reach across ``start`` are not whole in the noisy half: their rows mean nothing.
+    """Hidden states of the noisy tokens from column ``first`` on, where completions begin: every
+    block sees itself noisy and all blocks before it clean, in one pass (differentiable).
     """
     length = denoiser.block_length
     assert length is not None
+    # from where the block may begin that a prompt shares with its completion
+    start = max(0, first - length + 1)
     positions = block_positions(attention_mask)
     blocks = positions // length
     own = blocks[:, start:]
@@ -211,4 +204,4 @@ def hidden_beside_clean(
     hidden = denoiser.hidden_under(
         ids, torch.cat([positions[:, start:], positions], 1), torch.cat([of_noisy, of_clean], 1)
     )
-    return hidden[:, : own.shape[1]]
+    return hidden[:, first - start : own.shape[1]]

@@ -195,9 +195,8 @@ def _hidden_of_open(
     clean = canvas.ids.clone()
     for row, reference in zip(clean, references, strict=True):
         row[first : first + len(reference)] = torch.tensor(list(reference), device=row.device)
-    start = max(0, first - length + 1)
-    hidden = hidden_beside_clean(denoiser, canvas.ids, clean, canvas.attention_mask, start)
-    return hidden[:, first - start : end - start]
+    hidden = hidden_beside_clean(denoiser, canvas.ids, clean, canvas.attention_mask, first)
+    return hidden[:, : end - first]
 
 
 def _uniforms(length: int, seed: int, row_id: int) -> Float64[Tensor, " N"]:

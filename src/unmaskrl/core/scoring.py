@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from .block_causal import BlockCausal, hidden_beside_clean
 from .decoding.sample import row_chunks
 from .denoiser import Denoiser
-from .estimators.base import Estimator
+from .estimators.base import NOT_BLOCKWISE, Estimator
 from .types import LossOutputs, Rollout, Views
 
 
@@ -207,11 +207,7 @@ class _Work:
     def of(cls, rollout: Rollout, views: Views, estimator: Estimator | None = None) -> _Work:
         """Sort out the canvases of ``views``; ValueError where they mean nothing."""
         if rollout.block_length is not None and estimator and not estimator.blockwise:
-            raise ValueError(
-                "the estimator's views mean nothing for a block-causal model, whose blocks see "
-                "earlier blocks clean; use trajectory, elbo, espo, two_mean_field, or mean_field "
-                "with p_mask_prompt=0"
-            )
+            raise ValueError(f"the estimator: {NOT_BLOCKWISE}")
         used = (views.weight != 0).flatten(0, 1)
         num_views = views.ids.shape[1]
         pairs = used.any(-1).nonzero().squeeze(-1)
@@ -260,15 +256,13 @@ class _Work:
     def _hidden(self, denoiser: Denoiser, chunk: slice) -> tuple[Float[Tensor, "C T D"], int]:
         """Hidden states of these canvases, and the column of the first one."""
         attention = self.attention[chunk]
-        length = self.rollout.block_length
-        if length is None:
+        if self.rollout.block_length is None:
             whole = None if bool(attention.all()) else attention
             return denoiser.hidden(self.ids[chunk], whole), 0
         assert isinstance(denoiser, BlockCausal)
-        # from where the block may begin that a prompt shares with its completion
-        start = max(0, attention.shape[1] - self.rollout.gen_length - length + 1)
-        hidden = hidden_beside_clean(denoiser, self.ids[chunk], self.clean[chunk], attention, start)
-        return hidden, start
+        first = attention.shape[1] - self.rollout.gen_length
+        hidden = hidden_beside_clean(denoiser, self.ids[chunk], self.clean[chunk], attention, first)
+        return hidden, first
 
 
 def target_logps(

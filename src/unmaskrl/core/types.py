@@ -172,7 +172,7 @@ class Rollout:
         """Which block each token is in, counted from the row's first real token; all 0 for full
         attention.
         """
-        positions = (self.attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+        positions = block_positions(self.attention_mask)
         return positions // self.block_length if self.block_length else positions * 0
 
     @property
@@ -271,6 +271,11 @@ def completion_columns(ids: Tensor, gen_length: int) -> Bool[Tensor, "B L"]:
     """True at the last ``gen_length`` columns."""
     columns = torch.arange(ids.shape[1], device=ids.device) >= ids.shape[1] - gen_length
     return columns.expand(ids.shape[0], -1)
+
+
+def block_positions(attention_mask: Bool[Tensor, "B L"]) -> Int[Tensor, "B L"]:
+    """Positions counted from each row's first real token; 0 at left pads."""
+    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
 def first_eos_mask(ids: Tensor, gen_length: int, *end_ids: int) -> Bool[Tensor, "B L"]:

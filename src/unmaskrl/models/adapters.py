@@ -17,14 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..utils.files import json_text, write_whole
 from .denoiser import ModelDenoiser
 from .families import MaskPredictor
-from .families.cache import Cache
 from .low_rank import NAME, LowRankLinear
 from .weights import trainable, whole
 
@@ -35,24 +33,11 @@ class WithoutAdapters(ModelDenoiser):
 
     inner: ModelDenoiser
 
-    def hidden(
-        self, ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"] | None = None
-    ) -> Float[Tensor, "B L D"]:
-        """Hidden states of the frozen weights alone."""
-        with adapters_off(self.model):
-            return self.inner.hidden(ids, attention_mask)
-
-    def hidden_under(
-        self,
-        ids: Int[Tensor, "B T"],
-        positions: Int[Tensor, "B T"],
-        visible: Bool[Tensor, "B T S"],
-        cache: Cache | None = None,
-        columns: Int[Tensor, "B T"] | None = None,
-    ) -> Float[Tensor, "B T D"]:
-        """The frozen weights' alone."""
-        with adapters_off(self.model):
-            return self.inner.hidden_under(ids, positions, visible, cache, columns)
+    @contextmanager
+    def passing(self) -> Iterator[None]:
+        """The frozen weights alone, and what surrounds a pass of theirs."""
+        with adapters_off(self.model), self.inner.passing():
+            yield
 
 
 def add_lora(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -44,7 +45,7 @@ class ModelDenoiser:
 
     @classmethod
     def of(cls, denoiser: ModelDenoiser, **more: Any) -> ModelDenoiser:
-        """The same module and ids in this class, which may compute ``hidden`` in its own way."""
+        """The same module and ids in this class, which may surround its passes (``passing``)."""
         return cls(**{f.name: getattr(denoiser, f.name) for f in fields(ModelDenoiser)}, **more)
 
     @property
@@ -62,11 +63,16 @@ class ModelDenoiser:
         """Tokens of a block of a block-causal model; None: its attention is full."""
         return self.model.block_length
 
+    def passing(self) -> AbstractContextManager[None]:
+        """What surrounds every pass of the body, of either kind."""
+        return nullcontext()
+
     def hidden(
         self, ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"] | None = None
     ) -> Float[Tensor, "B L D"]:
         """Hidden states after the final norm."""
-        return self.model.hidden(ids, attention_mask)
+        with self.passing():
+            return self.model.hidden(ids, attention_mask)
 
     def hidden_under(
         self,
@@ -77,7 +83,8 @@ class ModelDenoiser:
         columns: Int[Tensor, "B T"] | None = None,
     ) -> Float[Tensor, "B T D"]:
         """A block-causal model's hidden states under a visibility of the caller's."""
-        return self.model.hidden_under(ids, positions, visible, cache, columns)
+        with self.passing():
+            return self.model.hidden_under(ids, positions, visible, cache, columns)
 
     def new_cache(self, rows: int, columns: int) -> Cache:
         """A block-causal model's empty cache."""

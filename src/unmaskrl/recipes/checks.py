@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from ..core.decoding import RULES, Rule, check_decode, planned_calls, whole_blocks
 from ..core.decoding.select import NATS
-from ..core.estimators.base import READING
+from ..core.estimators.base import NOT_BLOCKWISE, READING
 from ..core.threshold_head import check_grid
 from .engines import check_engine
 from .optimizers import check_optimizer
@@ -81,11 +81,7 @@ def check_blocks(recipe: Recipe, method: Method, grid: int | None) -> None:
         d.gen_length, d.block_length, d.steps, method.rule, d.temperature, d.exit_at, d.gamma, grid
     )
     if grid is not None and not method.estimator.blockwise:
-        raise ValueError(
-            f"estimator {recipe.estimator['name']}: its views mean nothing for a block-causal "
-            f"model (blocks of {grid}), whose blocks see earlier blocks clean; use trajectory, "
-            "elbo, espo, two_mean_field, or mean_field with p_mask_prompt=0"
-        )
+        raise ValueError(f"estimator {recipe.estimator['name']}: {NOT_BLOCKWISE}")
 
 
 def block_notes(recipe: Recipe, grid: int | None) -> list[str]:

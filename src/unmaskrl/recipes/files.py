@@ -59,10 +59,14 @@ def part_path(kind: str, name: str) -> Path:
 @functools.cache
 def composed_names() -> list[str]:
     """Names of the large runs: MODEL-TASK-METHOD."""
+    models, methods = (
+        {name: read_mapping(part_path(kind, name)) for name in part_names(kind)}
+        for kind in ("model", "method")
+    )
     return [
         f"{model}-{task}-{method}"
-        for model, task, method in itertools.product(*map(part_names, ("model", "task", "method")))
-        if _meet(read_mapping(part_path("model", model)), read_mapping(part_path("method", method)))
+        for model, task, method in itertools.product(models, part_names("task"), methods)
+        if _meet(models[model], methods[method])
     ]
 
 

@@ -125,6 +125,7 @@ class _State:
     canvas: Canvas
     gen_length: int  # of the completion; a block-causal canvas has columns beyond it
     shift: Tensor  # tokens of each row in the block that its completion begins in
+    prompt_blocks: Tensor  # blocks of each row before that one
     grid: int | None  # block length of a block-causal denoiser
     blocks: CachedBlocks | None
     padded: bool
@@ -160,6 +161,7 @@ class _State:
             canvas = completed(canvas, grid, denoiser.mask_id, denoiser.pad_id)
             if cached:
                 blocks = CachedBlocks.of(denoiser, grid, canvas.attention_mask)
+        prompt = canvas.prompt_mask.sum(-1)
         open_mask = canvas.attention_mask & ~canvas.prompt_mask & ~canvas.fixed_mask
         num_open = open_mask.sum(-1)
         zeros = torch.zeros_like(num_open)
@@ -167,7 +169,8 @@ class _State:
         return cls(
             canvas=canvas,
             gen_length=gen_length,
-            shift=canvas.prompt_mask.sum(-1) % grid if grid else zeros.clone(),
+            shift=prompt % grid if grid else zeros.clone(),
+            prompt_blocks=prompt // (grid or 1),
             grid=grid,
             blocks=blocks,
             padded=not bool(canvas.attention_mask.all()),
@@ -227,11 +230,6 @@ class _State:
             self.broken |= self.gamma.isnan().any()
         self.first = False
         return hidden, column
-
-    @property
-    def prompt_blocks(self) -> Int[Tensor, " B"]:
-        """Blocks of each row before the one that its completion begins in."""
-        return self.canvas.prompt_mask.sum(-1) // (self.grid or 1)
 
     def check(self, denoiser: Denoiser) -> None:
         """NotFiniteError in one line if the loop ended for another reason than that all rows are

@@ -38,6 +38,13 @@ def _fits_anything(gen_length: int, block_length: int, calls: int) -> None:
     """No setting of the estimator depends on the decoding."""
 
 
+# why an estimator that is not ``blockwise`` is refused
+NOT_BLOCKWISE = (
+    "its views mean nothing for a block-causal model, whose blocks see earlier blocks clean; use "
+    "trajectory, elbo, espo, two_mean_field, or mean_field with p_mask_prompt=0"
+)
+
+
 class Estimator(NamedTuple):
     """A surrogate for log p(action tokens | prompt, anchors).
 

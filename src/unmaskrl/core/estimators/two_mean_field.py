@@ -6,7 +6,7 @@ rollout's latent after it.
 
 tau ~ U{0..T - 1} per row, T its calls, redrawn for every inner update; z_tau is the true latent.
 tau = 0 is the mean field (without prompt masks); exact at tokens of the calls 1 and tau + 1.
-``num_times`` m draws m distinct times (ours; the paper has one): m + 1 latents, and with m >= T - 1
+``num_times`` m draws m distinct times (ours; the paper has one): m + 1 latents, and with m >= T
 the exact replay. No prompt masks: they would break importance weights. Anchors are as visible as
 they were (hence no ``hide_anchors``). m + 1 views, of which the fully masked one is shared by a
 group. Nats. For block-causal denoisers T counts the calls of the longest block, and tau is a time

@@ -24,7 +24,15 @@ from .block import GIVEN, BlockCausalModel, BlockConfig, Layer, attend
 from .cache import LayerCache
 from .common import RMSNorm, SwiGLU
 from .family import Family
-from .moe import EXPERT_COUNTS, EXPERTS, Mixture, Router, check_experts, grouped_sigmoid_choice
+from .moe import (
+    EXPERT_COUNTS,
+    EXPERT_KEYS,
+    EXPERTS,
+    Mixture,
+    Router,
+    check_experts,
+    grouped_sigmoid_choice,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,15 +40,16 @@ class LLaDA2Config(BlockConfig):
     """Sizes and token ids, named as in LLaDA2's config.json, which lacks mask, EOS and block."""
 
     name: ClassVar[str] = "LLaDA2"
-    keys: ClassVar[dict[str, str]] = BlockConfig.keys | {
-        "n_experts": "num_experts",
-        "top_experts": "num_experts_per_tok",
-        "expert_size": "moe_intermediate_size",
-        "shared_experts": "num_shared_experts",
-        "dense_layers": "first_k_dense_replace",
-        "n_groups": "n_group",
-        "top_groups": "topk_group",
-    }
+    keys: ClassVar[dict[str, str]] = (
+        BlockConfig.keys
+        | EXPERT_KEYS
+        | {
+            "shared_experts": "num_shared_experts",
+            "dense_layers": "first_k_dense_replace",
+            "n_groups": "n_group",
+            "top_groups": "topk_group",
+        }
+    )
     supported: ClassVar[dict[str, tuple[Any, ...]]] = {
         "hidden_act": ("silu", None),
         "rope_scaling": (None,),

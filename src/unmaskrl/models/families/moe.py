@@ -68,6 +68,14 @@ def grouped_sigmoid_choice(
     return chosen, weights / (weights.sum(-1, keepdim=True) + 1e-20) * factor
 
 
+# what config.json calls the counts and sizes of experts
+EXPERT_KEYS = {
+    "n_experts": "num_experts",
+    "top_experts": "num_experts_per_tok",
+    "expert_size": "moe_intermediate_size",
+}
+
+
 class Router(nn.Module):
     """One score per expert; ``choose`` makes experts and weights of scores and, if it has one,
     ``expert_bias``.

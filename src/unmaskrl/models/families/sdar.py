@@ -26,7 +26,7 @@ from .block import GIVEN, BlockCausalModel, BlockConfig, Layer, attend
 from .cache import LayerCache
 from .common import RMSNorm, SwiGLU
 from .family import Family
-from .moe import EXPERT_COUNTS, EXPERTS, Mixture, Router, check_experts, softmax_choice
+from .moe import EXPERT_COUNTS, EXPERT_KEYS, EXPERTS, Mixture, Router, check_experts, softmax_choice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,11 +94,7 @@ class SDARMoeConfig(SDARConfig):
     """SDAR with Qwen3-MoE's experts in every layer; ``intermediate_size`` is not used."""
 
     name: ClassVar[str] = "SDAR-MoE"
-    keys: ClassVar[dict[str, str]] = SDARConfig.keys | {
-        "n_experts": "num_experts",
-        "top_experts": "num_experts_per_tok",
-        "expert_size": "moe_intermediate_size",
-    }
+    keys: ClassVar[dict[str, str]] = SDARConfig.keys | EXPERT_KEYS
     supported: ClassVar[dict[str, tuple[Any, ...]]] = SDARConfig.supported | {
         "decoder_sparse_step": (1, None),
         "mlp_only_layers": ([], None),

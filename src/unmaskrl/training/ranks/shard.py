@@ -16,19 +16,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
 from ...models.denoiser import ModelDenoiser
-from ...models.families.cache import Cache
 from ...models.weights import trainable, whole
 
 
@@ -60,24 +59,10 @@ class Lockstep(ModelDenoiser):
     with ``finish_lockstep``.
     """
 
-    def hidden(
-        self, ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"] | None = None
-    ) -> Float[Tensor, "B L D"]:
-        """Tell the others that a call comes, and make it."""
+    def passing(self) -> AbstractContextManager[None]:
+        """Tell the others that a call comes."""
         _someone_calls(self.device, True)
-        return super().hidden(ids, attention_mask)
-
-    def hidden_under(
-        self,
-        ids: Int[Tensor, "B T"],
-        positions: Int[Tensor, "B T"],
-        visible: Bool[Tensor, "B T S"],
-        cache: Cache | None = None,
-        columns: Int[Tensor, "B T"] | None = None,
-    ) -> Float[Tensor, "B T D"]:
-        """A call like any other: the blocks are gathered the same way."""
-        _someone_calls(self.device, True)
-        return super().hidden_under(ids, positions, visible, cache, columns)
+        return super().passing()
 
 
 @torch.no_grad()
@@ -89,7 +74,7 @@ def finish_lockstep(denoiser: Lockstep) -> None:
     the wrong tensors.
     """
     while _someone_calls(denoiser.device, False):
-        ModelDenoiser.hidden(denoiser, torch.full((1, 1), denoiser.mask_id, device=denoiser.device))
+        denoiser.model.hidden(torch.full((1, 1), denoiser.mask_id, device=denoiser.device))
     for module in denoiser.model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()

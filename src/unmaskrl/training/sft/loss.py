@@ -85,13 +85,11 @@ def _block_loss(
     weight = (size / count / gen_length / batch)[own]
     end = torch.full_like(tail, denoiser.mask_id, dtype=completions.dtype)
     clean = torch.cat([prompts, completions, end], 1)[own]
-    start = max(0, first - length + 1)
     hidden = hidden_beside_clean(
-        denoiser, torch.where(masked, denoiser.mask_id, clean), clean, attention[own], start
+        denoiser, torch.where(masked, denoiser.mask_id, clean), clean, attention[own], first
     )
-    chosen = masked[:, start:]
-    targets = clean[:, start:][chosen]
-    return _cross_entropy(denoiser, hidden[chosen], targets, weight[:, start:][chosen])
+    # all that is masked lies behind ``first``
+    return _cross_entropy(denoiser, hidden[masked[:, first:]], clean[masked], weight[masked])
 
 
 def _cross_entropy(
