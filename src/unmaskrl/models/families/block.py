@@ -25,7 +25,10 @@ from .common import (
     QWEN_KEYS,
     RMSNorm,
     TransformerConfig,
+    check_room,
     draw_weights,
+    in_chunks,
+    rotary_at,
     rotate,
     run_blocks,
     with_plain_rope,
@@ -157,21 +160,6 @@ def _rotate_part(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
     return torch.cat([rotate(x[..., :size], rotary), x[..., size:]], -1)
 
 
-def rotary_at(
-    positions: Int[Tensor, "B T"], size: int, theta: float, like: Tensor
-) -> tuple[Tensor, Tensor]:
-    """cos and signed sin of position * theta^(-2i / size): (B, T, 1, size) each, halves
-    repeated.
-    """
-    # Angles need at least float32: in bfloat16 neighbouring positions would share one.
-    dtype = torch.promote_types(like.dtype, torch.float32)
-    exponent = torch.arange(0, size, 2, device=like.device, dtype=dtype) / size
-    angle = positions[..., None, None].to(dtype) / theta**exponent
-    cos = angle.cos()
-    sin = angle.sin()
-    return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
-
-
 class Layer(nn.Module):
     """Pre-norm attention and MLP, both residual; the attention is stored under ``name``."""
 
@@ -278,7 +266,8 @@ class BlockCausalModel(MaskPredictor):
         positions = block_positions(seen)
         self._check_room(positions)
         blocks = positions // self.block_length
-        return self._in_chunks(ids, positions, block_visible(blocks, blocks, seen))
+        visible = block_visible(blocks, blocks, seen)
+        return in_chunks(self._body, self.cpu_chunk, ids, positions, visible)
 
     def hidden_under(
         self,
@@ -301,7 +290,7 @@ class BlockCausalModel(MaskPredictor):
             )
         self._check_room(positions)
         if cache is None:
-            return self._in_chunks(ids, positions, visible)
+            return in_chunks(self._body, self.cpu_chunk, ids, positions, visible)
         if columns is None:
             raise ValueError("a cache needs columns (B, T): where keys and values are written")
         if torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters()):
@@ -313,24 +302,17 @@ class BlockCausalModel(MaskPredictor):
         for where all fit.
         """
         limit = self.config.max_sequence_length
-        if positions.shape[1] > limit and (got := int(positions.max()) + 1) > limit:
-            raise ValueError(f"got {got} positions, the model has max_position_embeddings {limit}")
-
-    def _in_chunks(self, ids: Tensor, positions: Tensor, visible: Tensor) -> Tensor:
-        """On a CPU in rows of ``cpu_chunk`` tokens."""
-        batch, length = ids.shape
-        rows = batch if self.cpu_chunk is None else max(1, self.cpu_chunk // max(1, length))
-        if batch <= rows or ids.device.type != "cpu":
-            return self._body(ids, positions, visible)
-        parts = (ids.split(rows), positions.split(rows), visible.split(rows))
-        return torch.cat([self._body(*part) for part in zip(*parts, strict=True)])
+        if positions.shape[1] > limit:
+            check_room(int(positions.max()) + 1, limit, "max_position_embeddings")
 
     def _body(
         self, ids: Tensor, positions: Tensor, visible: Tensor, caches: Sequence[LayerCache] = ()
     ) -> Tensor:
         x = self._parts[self.embedding](ids)
         mask = added_to_scores(visible, x.dtype)
-        rotary = rotary_at(positions, self.config.rotary_dim, self.config.rope_theta, x)
+        c = self.config
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        rotary = rotary_at(positions, c.rotary_dim, c.rope_theta, dtype)
         if not caches:
             x = run_blocks(self.blocks, x, rotary, mask, self.recompute)
         for cache, layer in zip(caches, self.blocks, strict=False):

@@ -240,7 +240,6 @@ def rotary_table(length: int, head_dim: int, theta: float, like: Tensor) -> tupl
     Attention sees differences of positions only, so left pads need no position ids: columns are
     positions.
     """
-    # Angles need at least float32: in bfloat16 neighbouring positions would share one.
     return _rotary_table(
         length, head_dim, theta, like.device, torch.promote_types(like.dtype, torch.float32)
     )
@@ -253,11 +252,22 @@ def _rotary_table(
     # The table outlives this call, so it must not be an inference tensor: those cannot be used in
     # training.
     with torch.inference_mode(False), torch.no_grad():
-        exponent = torch.arange(0, head_dim, 2, device=device, dtype=dtype) / head_dim
-        angle = torch.arange(length, device=device, dtype=dtype)[:, None] / theta**exponent
-        cos = angle.cos()
-        sin = angle.sin()
-        return torch.cat([cos, cos], -1)[:, None], torch.cat([-sin, sin], -1)[:, None]
+        return rotary_at(torch.arange(length, device=device), head_dim, theta, dtype)
+
+
+def rotary_at(
+    positions: Int[Tensor, "*B T"], size: int, theta: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """cos and signed sin of position * theta^(-2i / size): (*B, T, 1, size) each, halves
+    repeated.
+
+    ``dtype``: float32 at least; in bfloat16 neighbouring positions would share an angle.
+    """
+    exponent = torch.arange(0, size, 2, device=positions.device, dtype=dtype) / size
+    angle = positions[..., None, None].to(dtype) / theta**exponent
+    cos = angle.cos()
+    sin = angle.sin()
+    return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
 
 
 def rotate(x: Float[Tensor, "B L H C"], rotary: tuple[Tensor, Tensor]) -> Float[Tensor, "B L H C"]:
@@ -303,25 +313,25 @@ def _turn(x: Tensor, cos: Tensor, low: Tensor, high: Tensor) -> Tensor:
 
 
 def in_chunks(
-    body: Callable[[Tensor, Tensor | None], Tensor],
-    ids: Int[Tensor, "B L"],
-    attention_mask: Bool[Tensor, "B L"] | None,
-    limit: int,
-    limit_name: str,
+    body: Callable[..., Tensor],
     chunk: int | None,
+    ids: Int[Tensor, "B L"],
+    *others: Tensor | None,
 ) -> Float[Tensor, "B L D"]:
-    """``body(ids, attention_mask)``, on a CPU in rows of ``chunk`` tokens (None: all at once);
-    ValueError beyond ``limit``.
-    """
+    """``body(ids, *others)``, on a CPU in rows of ``chunk`` tokens (None: all at once)."""
     batch, length = ids.shape
-    if length > limit:
-        raise ValueError(f"got {length} positions, the model has {limit_name} {limit}")
     rows = batch if chunk is None else max(1, chunk // max(1, length))
     if batch <= rows or ids.device.type != "cpu":
-        return body(ids, attention_mask)
+        return body(ids, *others)
     chunks = ids.split(rows)
-    masks = [None] * len(chunks) if attention_mask is None else attention_mask.split(rows)
-    return torch.cat([body(part, mask) for part, mask in zip(chunks, masks, strict=True)])
+    parts = [[None] * len(chunks) if t is None else t.split(rows) for t in others]
+    return torch.cat([body(*part) for part in zip(chunks, *parts, strict=True)])
+
+
+def check_room(length: int, limit: int, limit_name: str) -> None:
+    """ValueError beyond a model's positions."""
+    if length > limit:
+        raise ValueError(f"got {length} positions, the model has {limit_name} {limit}")
 
 
 def run_blocks(

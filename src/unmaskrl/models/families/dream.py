@@ -32,6 +32,7 @@ from .common import (
     RMSNorm,
     SwiGLU,
     TransformerConfig,
+    check_room,
     draw_weights,
     in_chunks,
     rotary_attention,
@@ -163,13 +164,9 @@ class Dream(MaskPredictor):
         Rows at such positions are finite and mean nothing. Pass None when there are no pads: the
         mask is not inspected. ValueError beyond ``max_position_embeddings`` positions.
         """
-        limit = self.config.max_sequence_length
-        return _shift(
-            in_chunks(
-                self._hidden, ids, attention_mask, limit, "max_position_embeddings", self.cpu_chunk
-            ),
-            attention_mask,
-        )
+        check_room(ids.shape[1], self.config.max_sequence_length, "max_position_embeddings")
+        hidden = in_chunks(self._hidden, self.cpu_chunk, ids, attention_mask)
+        return _shift(hidden, attention_mask)
 
     def _hidden(self, ids: Tensor, attention_mask: Tensor | None) -> Tensor:
         parts = self._parts

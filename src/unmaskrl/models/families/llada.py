@@ -25,6 +25,7 @@ from ..low_rank import linears
 from .common import (
     RMSNorm,
     TransformerConfig,
+    check_room,
     draw_weights,
     in_chunks,
     rotary_attention,
@@ -180,10 +181,8 @@ class LLaDA(MaskPredictor):
         Rows at such positions are finite and mean nothing. Pass None when there are no pads: the
         mask is not inspected. ValueError beyond ``max_sequence_length`` positions.
         """
-        limit = self.config.max_sequence_length
-        return in_chunks(
-            self._hidden, ids, attention_mask, limit, "max_sequence_length", self.cpu_chunk
-        )
+        check_room(ids.shape[1], self.config.max_sequence_length, "max_sequence_length")
+        return in_chunks(self._hidden, self.cpu_chunk, ids, attention_mask)
 
     def _hidden(self, ids: Tensor, attention_mask: Tensor | None) -> Tensor:
         parts = self._parts
