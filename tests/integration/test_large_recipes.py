@@ -13,6 +13,7 @@ import torch
 
 from tests.offline_tasks import GSM8K_ROWS, MATH_ROWS, write_rows
 from unmaskrl import load_denoiser
+from unmaskrl.cli.main import main
 from unmaskrl.models.families import Dream, LLaDA
 from unmaskrl.models.families.llada2 import LLaDA2
 from unmaskrl.models.families.sdar import SDAR
@@ -93,6 +94,33 @@ def fits(recipe: Recipe, gigabytes: int) -> bool:
     shape = model_shape(recipe.model)
     assert shape is not None
     return memory_plan(shape, Setup.of(recipe, shape)).total < 0.9 * gigabytes * 2**30
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "said"),
+    [
+        ("train", "sdar-8b-countdown-dipo decode.block_length=8", "blocks of 4; set block_length"),
+        ("train", "sdar-8b-countdown-dipo decode.exit_at=0.5", "exit over several blocks"),
+        ("train", "sdar-8b-countdown-stp estimator.name=coupled", "estimator coupled: its views"),
+        ("check", "sdar-4b-math-dipo estimator.name=gauss", "estimator gauss: its views mean"),
+        ("check", "sudoku-mini model.block_length=4", "llada has none (its attention is full)"),
+    ],
+)
+def test_what_does_not_fit_the_model_is_said_before_it_is_fetched(
+    command: str,
+    words: str,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download", lambda *a, **k: pytest.fail("a download was started")
+    )
+    out = [f"run.out={tmp_path / 'run'}"]
+    assert main([command, *words.split(), *out]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert said in line and not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -29,8 +29,6 @@ def check_recipe(recipe: Recipe) -> Method:
     check_decode(
         d.gen_length, d.block_length, d.steps, rule, d.temperature, d.exit_at, d.gamma, cut=True
     )
-    if recipe.model.block_length is not None:
-        check_blocks(recipe, method, recipe.model.block_length)
     if rule.prefix is None and d.gamma is not None:
         raise ValueError(
             f"decode.gamma bounds the adaptive rules {ADAPTIVE}; select={d.select} has a quota: "

@@ -22,6 +22,7 @@ from ..models.probe import check_probe, masked_accuracy
 from ..models.tokenizer import byte_tokenizer, encode_reference, load_tokenizer
 from ..models.weights import frozen_copy, start_average, trainable
 from ..recipes.checks import check_blocks
+from ..recipes.cost import model_grid
 from ..recipes.optimizers import make_optimizer
 from ..recipes.registry import build_method, make_task
 from ..recipes.schema import BaseModelConfig, Recipe, SFTRecipe
@@ -125,9 +126,10 @@ def _build_run(
 ) -> Run:
     rows = {"train.prompts_per_step": recipe.train.prompts_per_step}
     shard = checked_shard(recipe, accelerator, rows)
-    denoiser, tokenizer, folder = open_model(recipe.model, accelerator.device, recipe.run.seed)
     method = build_method(recipe)
-    check_blocks(recipe, method, denoiser.block_length)
+    check_blocks(recipe, method, model_grid(recipe.model))  # before gigabytes are fetched and read
+    denoiser, tokenizer, folder = open_model(recipe.model, accelerator.device, recipe.run.seed)
+    check_blocks(recipe, method, denoiser.block_length)  # a family from outside may not say before
     task = make_task(recipe.task)
     problems = Problems(recipe, task, tokenizer, denoiser.max_length)
     named = [*recipe.train.reward_functions, *rewards]

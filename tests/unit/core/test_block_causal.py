@@ -42,7 +42,7 @@ def test_the_cache_changes_nothing(block_length: int, select: str, steps: int) -
         equal(a.behavior_logps, b.behavior_logps)
 
 
-def test_anchors_that_fill_whole_blocks_are_cached(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_anchors_that_fill_whole_blocks_are_cached() -> None:
     """One row's next block is given, so that the call after runs three blocks."""
     den = toy(2)
     anchors = [{}, {0: 1, 1: 1, 4: 2, 5: 2, 6: 2}, {7: 1}, {2: 2, 3: 2}, dict.fromkeys(range(8), 1)]
