@@ -22,7 +22,7 @@ from accelerate import Accelerator
 from ...core.rng import named_generator
 from ...models.compiled import graph_news
 from ...models.denoiser import ModelDenoiser
-from ...models.families.llada import LLaDA, LLaDAConfig
+from ...models.families import SDAR, LLaDA, LLaDAConfig, MaskPredictor, SDARConfig
 from ...models.tokenizer import build_mini_tokenizer, load_tokenizer
 from ...models.weights import start_average, trainable, update_average
 from ...recipes.checks import check_eval_decode
@@ -167,25 +167,31 @@ def update(run: SupervisedRun) -> dict[str, float]:
 
 
 def new_model(recipe: SFTRecipe, device: torch.device) -> tuple[ModelDenoiser, Any]:
-    """A model of the recipe's sizes with random weights, and the tokenizer of the shipped base."""
+    """A model of the recipe's sizes with random weights, and the tokenizer of the shipped base: in
+    SDAR's layout with a ``block_length``, in LLaDA's without.
+    """
     m = recipe.model
     with tempfile.TemporaryDirectory() as folder:
         build_mini_tokenizer(folder)
         tokenizer = load_tokenizer(Path(folder))
-    config = LLaDAConfig(
-        d_model=m.d_model,
-        n_heads=m.n_heads,
-        n_kv_heads=m.n_heads,
-        n_layers=m.n_layers,
-        mlp_hidden_size=m.mlp_hidden_size,
-        vocab_size=len(tokenizer),
-        embedding_size=len(tokenizer),
-        weight_tying=True,
-        mask_token_id=tokenizer.mask_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    model = LLaDA(config)
+    shared = {
+        "d_model": m.d_model,
+        "n_heads": m.n_heads,
+        "n_kv_heads": m.n_heads,
+        "n_layers": m.n_layers,
+        "mlp_hidden_size": m.mlp_hidden_size,
+        "vocab_size": len(tokenizer),
+        "weight_tying": True,
+        "mask_token_id": tokenizer.mask_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    model: MaskPredictor
+    if m.block_length is None:
+        model = LLaDA(LLaDAConfig(embedding_size=len(tokenizer), **shared))
+    else:
+        width = m.d_model // m.n_heads
+        model = SDAR(SDARConfig(block_length=m.block_length, head_size=width, **shared))
     model.init_weights(named_generator(recipe.run.seed, "init"))
     model.recompute = m.activation_checkpointing
     return ModelDenoiser.from_model(model.to(device, DTYPES[m.dtype])), tokenizer
