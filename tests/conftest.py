@@ -1,4 +1,4 @@
-"""Every test: shapes checked (jaxtyping + beartype), one thread, torch's global generator
+"""Every test: shapes checked (jaxtyping + beartype) in its first cases, one thread, torch's global generator
 untouched. And what tests share.
 
 What two numbers may differ by. The processor, its instruction set, the number of threads and the
@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -63,6 +64,28 @@ def rounded(
     return pytest.approx(
         want, rel=0, abs=units * torch.finfo(dtype).eps * (abs(want) if size is None else size)
     )
+
+
+# cases of one parametrised test with shapes checked: it doubles a test's time, and what follows makes
+# the same calls
+CHECKED_CASES = 2
+
+
+@pytest.fixture(autouse=True)
+def shapes_checked(request: pytest.FixtureRequest, seen: Counter[str]) -> Iterator[None]:
+    """Shapes are checked in the first cases of every test (in each worker)."""
+    name = request.node.nodeid.partition("[")[0]
+    seen[name] += 1
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", before or seen[name] > CHECKED_CASES)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
+
+
+@pytest.fixture(scope="session")
+def seen() -> Counter[str]:
+    """Cases of each test that were begun."""
+    return Counter()
 
 
 def same_maths(
