@@ -1,5 +1,5 @@
-"""Every test: shapes checked (jaxtyping + beartype) in its first cases, one thread, torch's global generator
-untouched. And what tests share.
+"""Every test: shapes checked (jaxtyping + beartype) in its first cases, one thread, torch's global
+generator untouched. And what tests share.
 
 What two numbers may differ by. The processor, its instruction set, the number of threads and the
 shape of a batch choose the order of sums. So only three comparisons hold everywhere:
@@ -66,8 +66,8 @@ def rounded(
     )
 
 
-# cases of one parametrised test with shapes checked: it doubles a test's time, and what follows makes
-# the same calls
+# cases of one parametrised test whose shapes are checked: that doubles a test's time, and what
+# follows makes the same calls
 CHECKED_CASES = 2
 
 
