@@ -2,8 +2,8 @@
 
     python -m benchmarks.blocks --json benchmarks/blocks.json
 
-Cached against whole canvases, a batch of mixed prompts against its rows one by one, and exact
-likelihoods against decoding calls. Times are the best of ``--repeat`` in one process; ratios are
+Cached against whole canvases, a batch of mixed prompts against its rows one by one, exact
+likelihoods against decoding calls, and with a clean half per row against one per canvas. Times are the best of ``--repeat`` in one process; ratios are
 what is compared.
 """
 
@@ -16,10 +16,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
-from unmaskrl.core import estimators
+from unmaskrl.core import estimators, scoring
 from unmaskrl.core.canvas import blank_canvas
 from unmaskrl.core.decoding import decode
 from unmaskrl.core.rng import named_generator
@@ -141,14 +142,17 @@ def measure(gen_length: int, rows: int, d_model: int, layers: int, repeat: int) 
     }
     est = estimators.trajectory()
     views = est.make_views(rollout, denoiser.mask_id, named_generator(0, "blocks/views"))
-    seconds, _ = timed(
-        lambda: frozen_token_logps(denoiser, rollout, est, views, max_canvases=8), repeat
-    )
     result["exact_likelihood"] = {
-        "seconds": seconds,
         "passes_per_row": count_canvases(rollout, views) / rows,
         "calls_per_row": float(rollout.nfe.double().mean()),
     }
+    for name, copies in (("shared", scoring.MOST_COPIES), ("alone", 1)):
+        Counted.tokens = 0
+        with mock.patch.object(scoring, "MOST_COPIES", copies):
+            seconds, _ = timed(
+                lambda: frozen_token_logps(denoiser, rollout, est, views, max_canvases=8), repeat
+            )
+        result["exact_likelihood"][name] = {"seconds": seconds, "tokens": Counted.tokens // repeat}
     return result
 
 

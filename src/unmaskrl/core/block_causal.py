@@ -11,6 +11,8 @@ block never changes what was computed for earlier ones, which gives two exact sa
 
     noisy token -> its own block of the noisy half, earlier blocks of the clean half
     clean token -> its own and earlier blocks of the clean half
+
+  Several noisy canvases of one row share its clean half, and with it the prompt.
 """
 
 from __future__ import annotations
@@ -180,28 +182,35 @@ class CachedBlocks:
 
 def hidden_beside_clean(
     denoiser: BlockCausal,
-    noisy: Int[Tensor, "B L"],
+    noisy: Int[Tensor, "B K L"],
     clean: Int[Tensor, "B L"],
     attention_mask: Bool[Tensor, "B L"],
     first: int,
-) -> Float[Tensor, "B T D"]:
+) -> Float[Tensor, "B K T D"]:
     """Hidden states of the noisy tokens from column ``first`` on, where completions begin: every
     block sees itself noisy and all blocks before it clean, in one pass (differentiable).
+
+    K noisy canvases share one clean one: none sees another, so each is as it would be alone.
     """
     length = denoiser.block_length
     assert length is not None
+    copies = noisy.shape[1]
     # from where the block may begin that a prompt shares with its completion
     start = max(0, first - length + 1)
     positions = block_positions(attention_mask)
     blocks = positions // length
     own = blocks[:, start:]
     real = attention_mask[:, start:]
-    ids = torch.cat([noisy[:, start:], clean], 1)
+    ids = torch.cat([noisy[..., start:].flatten(1), clean], 1)
     earlier = attention_mask[:, None] & (blocks[:, None] < own[..., None])
     same = real[:, None] & (own[:, None] == own[..., None])
-    of_noisy = torch.cat([same, earlier], -1)
-    of_clean = pad(block_visible(blocks, blocks, attention_mask), (own.shape[1], 0))
+    itself = torch.eye(copies, dtype=torch.bool, device=ids.device)[:, None, :, None]
+    alone = (itself & same[:, None, :, None]).flatten(3).flatten(1, 2)
+    of_noisy = torch.cat([alone, earlier.repeat(1, copies, 1)], -1)
+    of_clean = pad(block_visible(blocks, blocks, attention_mask), (alone.shape[1], 0))
     hidden = denoiser.hidden_under(
-        ids, torch.cat([positions[:, start:], positions], 1), torch.cat([of_noisy, of_clean], 1)
+        ids,
+        torch.cat([positions[:, start:].repeat(1, copies), positions], 1),
+        torch.cat([of_noisy, of_clean], 1),
     )
-    return hidden[:, first - start : own.shape[1]]
+    return hidden[:, : alone.shape[1]].unflatten(1, (copies, -1))[:, :, first - start :]

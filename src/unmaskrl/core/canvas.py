@@ -195,7 +195,9 @@ def _hidden_of_open(
     clean = canvas.ids.clone()
     for row, reference in zip(clean, references, strict=True):
         row[first : first + len(reference)] = torch.tensor(list(reference), device=row.device)
-    hidden = hidden_beside_clean(denoiser, canvas.ids, clean, canvas.attention_mask, first)
+    hidden = hidden_beside_clean(
+        denoiser, canvas.ids[:, None], clean, canvas.attention_mask, first
+    )[:, 0]
     return hidden[:, : end - first]
 
 

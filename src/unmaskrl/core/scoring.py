@@ -24,6 +24,10 @@ from .denoiser import Denoiser
 from .estimators.base import NOT_BLOCKWISE, Estimator
 from .types import LossOutputs, Rollout, Views
 
+# Noisy halves that share a clean one, at most. Attention over k of them costs (k n + L)^2 in place
+# of k (n + L)^2, so that more would save little and, with many short blocks, lose.
+MOST_COPIES = 4
+
 
 def view_logps(denoiser: Denoiser, rollout: Rollout, views: Views) -> Float[Tensor, "B M L"]:
     """log p(ids[b, l] | view m of row b) in nats at rollout.temperature where weight != 0, else 0
@@ -214,10 +218,11 @@ class _Work:
         noisy = views.ids.flatten(0, 1)[pairs]
         attention = rollout.attention_mask[pairs // num_views]
         clean = noisy if rollout.block_length is None else rollout.ids[pairs // num_views]
-        both = torch.cat([noisy, clean, attention.long()], 1)
+        # canvases that share their clean half follow each other
+        both = torch.cat([clean, attention.long(), noisy], 1)
         distinct, canvas = both.unique(dim=0, return_inverse=True) if len(both) else (both, pairs)
         order = canvas.argsort(stable=True)
-        ids, clean, attention = distinct.split(views.ids.shape[2], 1)
+        clean, attention, ids = distinct.split(views.ids.shape[2], 1)
         return cls(
             rollout,
             used,
@@ -261,8 +266,33 @@ class _Work:
             return denoiser.hidden(self.ids[chunk], whole), 0
         assert isinstance(denoiser, BlockCausal)
         first = attention.shape[1] - self.rollout.gen_length
-        hidden = hidden_beside_clean(denoiser, self.ids[chunk], self.clean[chunk], attention, first)
-        return hidden, first
+        line, slot = self._share(chunk, attention.shape[1] - first)
+        begins = slot == 0
+        ids = self.ids[chunk]
+        noisy = ids.new_full(
+            (int(begins.sum()), int(slot.max()) + 1, ids.shape[1]), denoiser.mask_id
+        )
+        noisy[line, slot] = ids
+        hidden = hidden_beside_clean(
+            denoiser, noisy, self.clean[chunk][begins], attention[begins], first
+        )
+        return hidden[line, slot], first
+
+    def _share(self, chunk: slice, noisy: int) -> tuple[Int[Tensor, " C"], Int[Tensor, " C"]]:
+        """Which line of a batch each canvas is in, and which of its noisy halves it is.
+
+        A line is a clean half and up to ``MOST_COPIES`` noisy ones of ``noisy`` tokens, as many in
+        every line: the number with which the batch has the fewest tokens.
+        """
+        given = torch.cat([self.clean[chunk], self.attention[chunk].long()], 1)
+        size = given.unique_consecutive(dim=0, return_counts=True)[1].cpu()
+        copies = min(
+            range(1, MOST_COPIES + 1),
+            key=lambda k: int((-(-size // k)).sum()) * (self.ids.shape[1] + k * noisy),
+        )
+        place = torch.arange(len(given)) - (size.cumsum(0) - size).repeat_interleave(size)
+        slot = place % copies
+        return (slot == 0).cumsum(0) - 1, slot
 
 
 def target_logps(

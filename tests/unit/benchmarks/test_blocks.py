@@ -12,4 +12,6 @@ def test_figures_of_a_tiny_model() -> None:
     assert found["one_row"]["whole"]["tokens"] == 17 * (19 + 16 + BLOCK - 1)
     assert found["exact_likelihood"]["passes_per_row"] <= BLOCK
     assert 16 <= found["exact_likelihood"]["calls_per_row"] <= 16 + BLOCK
+    tokens = {name: found["exact_likelihood"][name]["tokens"] for name in ("shared", "alone")}
+    assert tokens["shared"] < 0.8 * tokens["alone"]
     assert found["mixed_prompts"]["ratio"] > 0

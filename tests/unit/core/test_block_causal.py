@@ -5,14 +5,15 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from torch import Tensor
 
 from tests.block_rows import PROMPTS, SIZE, compact, decoded, equal, exact_elbo, logps_of, toy
-from tests.conftest import rounded, seeded
-from unmaskrl.core import estimators
+from tests.conftest import rounded, same_maths, seeded
+from unmaskrl.core import estimators, scoring
 from unmaskrl.core.block_causal import BlockCausal, CachedBlocks, hidden_beside_clean
 from unmaskrl.core.canvas import anchored_canvas, blank_canvas, predictability
 from unmaskrl.core.decoding import decode, planned_calls
@@ -258,27 +259,58 @@ def test_the_mean_field_hides_a_block_and_sees_the_blocks_before() -> None:
 
 
 def test_nothing_leaks_between_blocks() -> None:
-    """A noisy token reaches its own block alone; a clean one the blocks behind its own."""
+    """A noisy token reaches its own block of its own copy; a clean one the blocks behind its own
+    in every copy.
+    """
     den = toy(3)
     rollout = decoded(den)
-    ids = rollout.ids
     blocks = rollout.block_ids
+    noisy = rollout.ids[:, None].repeat(1, 3, 1)
     args = (rollout.attention_mask, 0)
-    plain = hidden_beside_clean(den, ids, ids, *args)
-    place = (2, 8)
-    for half in range(2):
-        changed = [ids, ids]
-        changed[half] = ids.clone()
-        changed[half][place] = den.mask_id
-        moved = (hidden_beside_clean(den, changed[0], changed[1], *args) - plain).abs().amax(-1) > 0
+    plain = hidden_beside_clean(den, noisy, rollout.ids, *args)
+    row, copy, column = 2, 1, 8
+    own = int(blocks[row, column])
+    later = list(range(own + 1, int(blocks[row].max()) + 1))
+    for half, reached in enumerate(({copy: [own]}, dict.fromkeys(range(3), later))):
+        changed = [noisy.clone(), rollout.ids.clone()]
+        changed[half][(row, copy, column) if half == 0 else (row, column)] = den.mask_id
+        moved = (hidden_beside_clean(den, *changed, *args) - plain).abs().amax(-1) > 0
         assert not bool(moved[[0, 1, 3, 4]].any()), "other rows"
-        reached = blocks[2][moved[2] & rollout.attention_mask[2]].unique().tolist()
-        own = int(blocks[place])
-        assert (
-            reached == [own]
-            if half == 0
-            else reached == list(range(own + 1, int(blocks[2].max()) + 1))
-        )
+        found = moved[row] & rollout.attention_mask[row]
+        assert {k: blocks[row][one].unique().tolist() for k, one in enumerate(found)} == {
+            k: reached.get(k, []) for k in range(3)
+        }
+
+
+@pytest.mark.parametrize("num_mc", [1, 3, 5, 9])
+def test_views_of_a_row_share_its_clean_half(num_mc: int) -> None:
+    """As each alone, values and gradients, for fewer tokens; in chunks too."""
+    den = toy(3)
+    den.table.requires_grad_()
+    rollout = decoded(den)
+    est = estimators.elbo(num_mc=num_mc)
+    views = est.make_views(rollout, den.mask_id, seeded(0))
+    tokens: list[int] = []
+    plain = den.hidden_under
+
+    def counted(ids: Tensor, *rest: Any) -> Tensor:
+        tokens.append(ids.numel())
+        return plain(ids, *rest)
+
+    def scored() -> tuple[Tensor, Tensor]:
+        logps = token_logps(den, rollout, est, views)
+        return logps, torch.autograd.grad(logps.sum(), den.table)[0]
+
+    with mock.patch.object(den, "hidden_under", counted):
+        together, ours = scored()
+        with mock.patch.object(scoring, "MOST_COPIES", 1):
+            alone, theirs = scored()
+    equal(together, alone)
+    assert same_maths(ours, theirs)
+    for limit in (1, 4):
+        equal(frozen_token_logps(den, rollout, est, views, max_canvases=limit), together)
+    shared, separate = tokens
+    assert shared == separate if num_mc == 1 else shared < 0.8 * separate
 
 
 def test_what_completes_the_last_block_is_no_part_of_what_is_shown() -> None:

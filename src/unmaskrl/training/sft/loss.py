@@ -85,9 +85,8 @@ def _block_loss(
     weight = (size / count / gen_length / batch)[own]
     end = torch.full_like(tail, denoiser.mask_id, dtype=completions.dtype)
     clean = torch.cat([prompts, completions, end], 1)[own]
-    hidden = hidden_beside_clean(
-        denoiser, torch.where(masked, denoiser.mask_id, clean), clean, attention[own], first
-    )
+    noisy = torch.where(masked, denoiser.mask_id, clean)
+    hidden = hidden_beside_clean(denoiser, noisy[:, None], clean, attention[own], first)[:, 0]
     # all that is masked lies behind ``first``
     return _cross_entropy(denoiser, hidden[masked[:, first:]], clean[masked], weight[masked])
 
