@@ -3,8 +3,8 @@
     python -m benchmarks.blocks --json benchmarks/blocks.json
 
 Cached against whole canvases, a batch of mixed prompts against its rows one by one, exact
-likelihoods against decoding calls, and with a clean half per row against one per canvas. Times are the best of ``--repeat`` in one process; ratios are
-what is compared.
+likelihoods against decoding calls, and with a clean half per row against one per canvas. Times are
+the best of ``--repeat`` in one process; ratios are what is compared.
 """
 
 from __future__ import annotations
