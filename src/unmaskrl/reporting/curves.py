@@ -34,6 +34,7 @@ CHARTS = {
         floor=0.0,
     ),
     "reward": Plan(section="Learning", title="Reward per rollout", floor=0.0),
+    "loss": Plan(section="Learning", title="Loss, nats per masked token", floor=0.0),
     "nfe": Plan(
         section="Cost",
         title="Denoiser calls per rollout",
@@ -84,6 +85,7 @@ def charts(run: StoredRun) -> dict[str, list[Chart]]:
     """The figures by section, without the empty ones."""
     lines = {key: metric_lines(run.metrics, key) for key in CHARTS}
     lines["seconds"] = _phase_lines(run.metrics)
+    lines["loss"] = _loss_lines(run.metrics)
     lines["nfe"] += _unpruned(lines["nfe"], run.unpruned_calls)
     if all(row.get("accuracy/anchored") is None for row in run.metrics):
         # nothing is anchored: all are blank
@@ -199,6 +201,12 @@ def _phase_lines(metrics: Sequence[Row]) -> list[Line]:
             ]
             lines.append(Line(label=name, points=thin(points, 80)))
     return lines
+
+
+def _loss_lines(metrics: Sequence[Row]) -> list[Line]:
+    """Of a supervised run: a line per part of its data."""
+    keys = sorted({key for row in metrics for key in row if key.startswith("loss/")})
+    return [metric_line(metrics, key, key.removeprefix("loss/")) for key in keys]
 
 
 def _without_empty(chart: Chart) -> Chart:

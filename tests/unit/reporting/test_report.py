@@ -522,6 +522,16 @@ def test_held_out_curves_start_at_the_base_and_know_their_cost(run: Path) -> Non
     assert step == 120 and low < 0.623 < high
 
 
+def test_a_supervised_run_shows_the_loss_of_each_part(tmp_path: Path) -> None:
+    rows = [{"step": s, "loss": 2.0, "loss/0_sudoku": 3.0 / s, "loss/1_sudoku": 1.0} for s in (1, 2)]
+    write_lines(tmp_path / "metrics.jsonl", rows)
+    (chart,) = charts(load_run(tmp_path))["Learning"]
+    assert [(line.label, line.points) for line in chart.lines] == [
+        ("0_sudoku", [(1.0, 3.0), (2.0, 1.5)]),
+        ("1_sudoku", [(1.0, 1.0), (2.0, 1.0)]),
+    ]
+
+
 def test_phases_are_stacked_and_a_missing_phase_takes_no_time(run: Path) -> None:
     rows = [
         {
