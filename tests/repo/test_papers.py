@@ -24,7 +24,7 @@ def test_the_published_methods_are_there() -> None:
         "diffu_grpo unigrpo elbo_grpo elbo_grpo_seq spg_mix spg_eubo rloo wd1 coupled_grpo "
         "espo gdpo d2_stepmerge tracerl"
     )
-    assert set(METHODS) == {*wanted.split(), "justgrpo", "bgpo", "stp"}
+    assert set(METHODS) == {*wanted.split(), "justgrpo", "bgpo", "stp", "igpo"}
 
 
 @pytest.mark.parametrize("name", recipe_names())

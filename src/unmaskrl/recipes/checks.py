@@ -14,7 +14,7 @@ from ..core.threshold_head import check_grid
 from .engines import check_engine
 from .optimizers import check_optimizer
 from .registry import COMPONENTS, Method, build_method, check_component, selection_rule
-from .schema import BaseModelConfig, Recipe, SFTRecipe
+from .schema import BaseModelConfig, PriorConfig, Recipe, SFTRecipe
 
 ADAPTIVE = ", ".join(name for name, rule in RULES.items() if rule.prefix is not None)
 
@@ -48,18 +48,11 @@ def check_recipe(recipe: Recipe) -> Method:
             "run.variance_draws is 1: a variance needs at least 2 draws; set 0 to switch it off"
         )
     if p.name == "anchors":
-        if p.keep == 0 and not p.keep_end:
+        _check_anchors(p)
+        if p.when == "all_wrong" and rule.prefix is not None and d.gamma is None:
             raise ValueError(
-                "prior.keep is 0, so nothing is anchored; raise it or set prior.name=none"
-            )
-        if p.keep_end is not None and p.adapt_to is not None:
-            raise ValueError(
-                "prior.keep_end and prior.adapt_to both steer prior.keep; set one of them to null"
-            )
-        if p.only_correct and p.source == "reference":
-            raise ValueError(
-                "prior.only_correct needs prior.source, a file of `unmaskrl prior`: the task's own "
-                "answers are all right"
+                "prior.when=all_wrong decodes some groups twice, and a threshold head learns from "
+                "one choice each: set decode.gamma to a number"
             )
     check_optimizer(recipe.optimizer)
     check_weights(recipe.model, recipe.train.shard)
@@ -68,6 +61,35 @@ def check_recipe(recipe: Recipe) -> Method:
     _check_sampler(recipe, rule)
     _check_method(recipe, method)
     return method
+
+
+def _check_anchors(p: PriorConfig) -> None:
+    if p.keep == 0 and not p.keep_end and not p.keep_to:
+        raise ValueError("prior.keep is 0, so nothing is anchored; raise it or set prior.name=none")
+    if p.keep_end is not None and p.adapt_to is not None:
+        raise ValueError(
+            "prior.keep_end and prior.adapt_to both steer prior.keep; set one of them to null"
+        )
+    if p.only_correct and p.source == "reference":
+        raise ValueError(
+            "prior.only_correct needs prior.source, a file of `unmaskrl prior`: the task's own "
+            "answers are all right"
+        )
+    if p.keep_to is not None and p.keep_to < p.keep:
+        raise ValueError(f"prior.keep_to {p.keep_to:g} is below prior.keep {p.keep:g}; raise it")
+    if p.chunk[0] > p.chunk[1]:
+        raise ValueError(
+            f"prior.chunk {list(p.chunk)} is from..to; expected no more than the other"
+        )
+    if p.chunk[1] > 1 and "most_predictable" in p.select:
+        raise ValueError(
+            f"prior.chunk is for random selections, and prior.select is {p.select}: leave one out"
+        )
+    if p.when == "all_wrong" and (p.adapt_share or p.adapt_to is not None):
+        raise ValueError(
+            "prior.adapt_share and prior.adapt_to steer what every group is given, and with "
+            "prior.when=all_wrong only wrong groups are given anything: set them to null"
+        )
 
 
 def check_blocks(recipe: Recipe, method: Method, grid: int | None) -> None:

@@ -79,6 +79,9 @@ def step_cost(recipe: Recipe, method: Method | None = None) -> Cost:
         )
         for keep in (0.0, recipe.prior.keep)
     )
+    # at worst every group is wrong, and decoded again
+    first = blank if recipe.prior.when == "all_wrong" else (1 - anchored) * blank
+    calls = first + anchored * given
     # what a trajectory has: a block-causal one, the calls of a block
     latents = blank if grid is None else -(-grid * steps // d.gen_length)
     views = estimator.num_views(d.gen_length, latents, d.exit_at is not None and d.exit_at < 1)
@@ -90,8 +93,8 @@ def step_cost(recipe: Recipe, method: Method | None = None) -> Cost:
     targets = min(t.max_canvases, rows * views)
     return Cost(
         num_iterations=t.num_iterations,
-        rollout_per_row=round(anchored * given + (1 - anchored) * blank),
-        rollout=round(rows * (anchored * given + (1 - anchored) * blank)),
+        rollout_per_row=round(calls),
+        rollout=round(rows * calls),
         old=scored * (t.num_iterations - 1) if loss.uses_old else 0,
         ref=scored * t.num_iterations if loss.uses_ref else 0,
         new=scored * t.num_iterations,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from ..core.rollouts import DecodeSettings
 from ..core.threshold_head import GAMMAS
@@ -115,6 +115,24 @@ class PriorConfig(Section):
     )
     keep: float = Field(
         default=0.1, ge=0, le=1, description="fraction of the reference answer that is fixed"
+    )
+    keep_to: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="the fraction of each rollout is uniform between keep and this; null: keep",
+    )
+    chunk: tuple[PositiveInt, PositiveInt] = Field(
+        default=(1, 1),
+        description="tokens that are fixed together, from and to: random selections choose chunks",
+    )
+    when: Literal["always", "all_wrong"] = Field(
+        default="always",
+        description="all_wrong: rollouts start blank; only a group without a right one is decoded "
+        "again, anchored, and right ones take the place of wrong ones (IGPO)",
+    )
+    most_replaced: PositiveInt | None = Field(
+        default=None, description="of a group, with when=all_wrong; null: all of them"
     )
     count: Literal["reference", "outside_answer"] = Field(
         default="reference",

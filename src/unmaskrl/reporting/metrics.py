@@ -204,9 +204,19 @@ STEP = (
     ),
     Metric("prior/share", "share", "Rollouts with anchors.", "mean"),
     Metric(
+        "prior/again",
+        "rollouts",
+        "Rollouts of groups without a right one, decoded again (prior.when=all_wrong).",
+        "same",
+    ),
+    Metric(
+        "prior/replaced", "rollouts", "Those whose second, anchored decoding was right.", "same"
+    ),
+    Metric(
         "calls/rollout",
         "row calls",
-        "Denoiser calls of the step's rollouts, counted per row, all processes.",
+        "Denoiser calls of the step's rollouts, counted per row, all processes; both decodings of "
+        "those of prior/again.",
         "same",
     ),
     Metric(

@@ -62,7 +62,9 @@ def rollout_metrics(run: Run, done: Rewarded) -> dict[str, float | None]:
         "likelihood/behavior_per_token": float(
             (rollout.behavior_logps * rollout.action_mask).sum() / actions.clamp(min=1)
         ),
-        "calls/rollout": run.total(float(rollout.nfe.sum())),
+        "prior/again": run.total(float(done.asked_again)),
+        "prior/replaced": run.total(float(done.replaced)),
+        "calls/rollout": run.total(float(rollout.nfe.sum() + done.dropped_calls)),
     }
     if run.sampler is not None:
         metrics |= sampler_metrics(rollout, run.recipe.decode.block_length)

@@ -129,7 +129,8 @@ class Anchors:
         """
         blank: list[dict[int, int]] = [{} for _ in row_ids]
         keep = self.keep(share_done)
-        if self.prior.name == "none" or keep == 0:
+        most = max(keep, self.prior.keep_to or 0.0)
+        if self.prior.name == "none" or most == 0:
             return blank
         reference, protected = self.reference(index)
         if not reference:
@@ -137,13 +138,14 @@ class Anchors:
         protect = protected if "protect_answer" in self.prior.select else None
         never = (*end_ids(self.base), self.base.pad_id, self.base.mask_id)
         seed = named_seed(self.recipe.run.seed, "anchors", step)
+        shares = named_seed(self.recipe.run.seed, "anchors/keep", step)
         result = []
         for row_id in row_ids[: self.num_anchored(index, len(row_ids))]:
             scores = self.scores(index, reference, seed, row_id)
             chosen = choose_anchors(
                 reference,
                 scores,
-                keep=keep,
+                keep=keep + (most - keep) * random_scores(1, seed=shares, row_id=row_id)[0],
                 gen_length=self.recipe.decode.gen_length,
                 protected=protect,
                 never=never,
@@ -196,12 +198,26 @@ class Anchors:
         as published).
         """
         if "most_predictable" not in self.prior.select:
-            return random_scores(len(reference), seed=seed, row_id=row_id)
+            return chunked(len(reference), self.prior.chunk, seed=seed, row_id=row_id)
         if index not in self.static:
             self.static[index] = predictability(
                 self.base, [self.problems.prompt(index)], [reference], self.base.device
             )[0]
         return self.static[index]
+
+
+def chunked(length: int, sizes: tuple[int, int], *, seed: int, row_id: int) -> list[float]:
+    """Random scores, one for each chunk of tokens; chunks have ``sizes`` from..to (uniform)."""
+    scores = random_scores(length, seed=seed, row_id=row_id)
+    low, high = sizes
+    if high == 1:
+        return scores
+    widths = random_scores(length, seed=named_seed(seed, "chunks"), row_id=row_id)
+    chunks = [
+        [score] * (low + int(width * (high - low + 1)))
+        for score, width in zip(scores, widths, strict=True)
+    ]
+    return [score for chunk in chunks for score in chunk][:length]
 
 
 def read_priors(path: Path, only_correct: bool = False) -> dict[str, tuple[list[int], list[bool]]]:

@@ -6,7 +6,9 @@ and split over ranks by whole groups.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +22,7 @@ from ...models.denoiser import ModelDenoiser
 from ...models.tokenizer import decode_texts
 from ...recipes.registry import selection_rule, settings_at
 from ...recipes.schema import DecodeConfig, Recipe
-from ...tasks import CallContext, TrainerState, TrlReward, grade
+from ...tasks import CallContext, Example, TrainerState, TrlReward, grade
 from .anchors import Anchors
 from .problems import Problems, Rewarded
 
@@ -43,28 +45,116 @@ def rollout_step(
 
     ``rollouts`` decodes; ``denoiser`` says which ids are special and where tensors belong.
     ``gamma_of(prompt_mask, row_ids)``: a threshold policy's ``gamma`` in place of the recipe's
-    number.
+    number. With ``prior.when=all_wrong`` groups without a right rollout are decoded again,
+    anchored.
     """
     indices = problems.indices(step)
-    own = range(rank, len(indices), num_ranks)  # positions in the step
     size = recipe.train.group_size
-    groups = [step * recipe.train.prompts_per_step + position for position in own]
-    rows = [[group * size + i for i in range(size)] for group in groups]
-    given = [
-        anchors.of_group(indices[position], step, share_done, ids)
-        for position, ids in zip(own, rows, strict=True)
+    first = step * recipe.train.prompts_per_step
+    groups = [
+        _Group(indices[position], first + position, size)
+        for position in range(rank, len(indices), num_ranks)
     ]
-    examples = [problems.examples[indices[position]] for position in own for _ in range(size)]
-    canvas = anchored_canvas(
-        [problems.prompt(indices[position]) for position in own for _ in range(size)],
-        [anchors_of_row for group in given for anchors_of_row in group],
-        gen_length=recipe.decode.gen_length,
-        denoiser=denoiser,
-        row_ids=[row for ids in rows for row in ids],
-        group_ids=[group for group in groups for _ in range(size)],
-        device=denoiser.device,
+
+    def attempt(given: list[list[dict[int, int]]], rows: list[int], name: str) -> Rewarded:
+        canvas = anchored_canvas(
+            [problems.prompt(group.problem) for group in groups for _ in range(size)],
+            [one for group in given for one in group],
+            gen_length=recipe.decode.gen_length,
+            denoiser=denoiser,
+            row_ids=[row for group in groups for row in group.rows],
+            group_ids=[group.id for group in groups for _ in range(size)],
+            device=denoiser.device,
+        )
+        canvas = canvas.rows(torch.tensor(rows, device=denoiser.device))
+        rollout = _sampled(recipe, rollouts, canvas, step, name, gamma_of)
+        examples = [problems.examples[groups[row // size].problem] for row in rows]
+        return _rewarded(recipe, problems, functions, step, rollout, examples)
+
+    def hints(group: _Group) -> list[dict[int, int]]:
+        return anchors.of_group(group.problem, step, share_done, group.rows)
+
+    every = list(range(len(groups) * size))
+    if recipe.prior.when == "always":
+        return attempt([hints(group) for group in groups], every, "rollout")
+    blank: list[dict[int, int]] = [{}] * size
+    done = attempt([blank] * len(groups), every, "rollout")
+    wrong = [i for i in range(len(groups)) if not done.correct[i * size :][:size].any()]
+    if not wrong:
+        return done
+    given = [hints(group) if i in wrong else blank for i, group in enumerate(groups)]
+    rows = [i * size + k for i in wrong for k in range(size)]
+    again = attempt(given, rows, "rollout-again")
+    return rescued(done, again, rows, size, recipe.prior.most_replaced or size)
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """A problem's rollouts: its index, and the ids of the group and of its rows."""
+
+    problem: int
+    id: int
+    size: int
+
+    @property
+    def rows(self) -> list[int]:
+        return [self.id * self.size + i for i in range(self.size)]
+
+
+def rescued(done: Rewarded, again: Rewarded, rows: list[int], size: int, most: int) -> Rewarded:
+    """``done`` with the right ones of ``again`` in place of the same rows, ``most`` of each group
+    (IGPO, arXiv 2509.10396); ``again`` holds whole groups of ``size``, at ``rows``.
+
+    A wrong group's rollouts are exchangeable, so which of them go makes no difference.
+    """
+    right = again.correct.view(-1, size)
+    taken = (right & (right.cumsum(-1) <= most)).flatten()
+    new = taken.nonzero().squeeze(-1)
+    old = torch.tensor(rows)[new]
+    places = dict(zip(old.tolist(), new.tolist(), strict=True))
+
+    def merged(ours: Sequence[Any], theirs: Sequence[Any]) -> list[Any]:
+        return [theirs[places[i]] if i in places else one for i, one in enumerate(ours)]
+
+    def put(ours: Tensor, theirs: Tensor) -> Tensor:
+        device = ours.device
+        return ours.index_copy(0, old.to(device), theirs[new.to(theirs.device)].to(device))
+
+    tensors = {
+        f.name: put(value, getattr(again.rollout, f.name))
+        for f in fields(done.rollout)
+        if isinstance(value := getattr(done.rollout, f.name), Tensor)
+    }
+    spent = int(done.rollout.nfe.sum() + again.rollout.nfe.sum())
+    rollout = replace(done.rollout, **tensors)
+    return replace(
+        done,
+        rollout=rollout,
+        texts=merged(done.texts, again.texts),
+        rewards=put(done.rewards, again.rewards),
+        parts={name: merged(part, again.parts[name]) for name, part in done.parts.items()},
+        correct=put(done.correct, again.correct),
+        anchored=put(done.anchored, again.anchored),
+        logged={**again.logged, **done.logged},
+        extra={
+            name: merged(values, again.extra[name])
+            for name, values in done.extra.items()
+            if len(again.extra.get(name, ())) == len(again.texts)
+        },
+        dropped_calls=spent - int(rollout.nfe.sum()),
+        asked_again=len(rows),
+        replaced=len(places),
     )
-    rollout = _sampled(recipe, rollouts, canvas, step, gamma_of)
+
+
+def _rewarded(
+    recipe: Recipe,
+    problems: Problems,
+    functions: dict[str, TrlReward],
+    step: int,
+    rollout: Rollout,
+    examples: list[Example],
+) -> Rewarded:
     ids = rollout.completions()
     texts = decode_texts(problems.tokenizer, ids)
     context = _context(recipe, step, ids, len(problems.examples))
@@ -76,7 +166,7 @@ def rollout_step(
         rewards=torch.tensor(grades.totals()),
         parts=grades.parts,
         correct=torch.tensor(grades.correct),
-        anchored=torch.tensor([bool(row) for group in given for row in group]),
+        anchored=rollout.anchor_mask.any(-1).cpu(),
         unscored=grades.unscored(),
         logged={name: sum(values) / len(values) for name, values in context.metrics.items()},
         extra=context.extra,
@@ -98,6 +188,7 @@ def _sampled(
     rollouts: Rollouts,
     canvas: Canvas,
     step: int,
+    name: str,
     gamma_of: Callable[[Tensor, Tensor], Gamma] | None,
 ) -> Rollout:
     gamma: Gamma | None = recipe.decode.gamma
@@ -106,7 +197,7 @@ def _sampled(
     return rollouts.sample(
         canvas,
         settings_at(recipe.decode, recipe.decode.temperature),
-        named_generator(recipe.run.seed, "rollout", step),
+        named_generator(recipe.run.seed, name, step),
         gamma,
     )
 

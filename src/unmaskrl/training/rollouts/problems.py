@@ -20,8 +20,9 @@ class Rewarded:
     """Rollouts of one step with their texts, rewards (B,), parts and correctness, on this rank.
 
     ``parts``: per reward function a float per row, or None where it abstains. ``unscored``: share
-    of rows without any. ``logged`` and ``extra``: what reward functions gave to log_metric (means)
-    and log_extra (per row).
+    of rows without any. ``dropped_calls``: denoiser calls of rollouts that others replaced, and of
+    those that replaced none; ``asked_again`` and ``replaced`` count rows. ``logged`` and ``extra``:
+    what reward functions gave to log_metric (means) and log_extra (per row).
     """
 
     rollout: Rollout
@@ -32,6 +33,9 @@ class Rewarded:
     correct: Tensor
     anchored: Tensor
     unscored: float = 0.0
+    dropped_calls: int = 0
+    asked_again: int = 0
+    replaced: int = 0
     logged: dict[str, float] = field(default_factory=dict)
     extra: dict[str, list[Any]] = field(default_factory=dict)
 
