@@ -9,7 +9,8 @@ row whose tokens up to the first EOS are all decided leaves the batch: nothing a
 what is before it, and later tokens are no part of the completion.
 
 Block-causal denoisers (``block_causal``) have blocks of their own, counted from each row's first
-token, and run the active block alone over cached keys and values; the law is the same.
+token, and run the active block alone over cached keys and values; the law is the same. A row is
+done when what was asked for is decided: the rest of its last block is decoded while it can be seen.
 
 Adaptive rules (eb, threshold, factor) take the place of the quota: how much of the active block a
 call reveals follows from the row's ``gamma``. Otherwise the count of denoiser calls of a row
@@ -99,6 +100,8 @@ def decode(
     if temperature > 0 or rule.is_random:
         seed = _seed(generator, f"temperature {temperature} and select={named(select)}")
     state = _State.start(denoiser, canvas, law, gamma, exit_at, cached)
+    if grid is not None:  # rows of which only the rest of the last block is open
+        state.finish(torch.arange(len(state.done), device=state.ids.device), denoiser, False)
     for _ in range(state.canvas.gen_length + 1):  # every call reveals a token of every row in it
         plan = _plan(state, denoiser.mask_id, block_length, steps, rule.prefix is not None)
         sizes = state.sizes(plan)
@@ -268,18 +271,18 @@ class _State:
         return self.ids[:, -self.canvas.gen_length :]
 
     def finish(self, rows: Tensor, denoiser: Denoiser, stop_at_eos: bool) -> None:
-        """Mark rows done: nothing open, or everything up to the first end token decided (the rest
-        then becomes EOS).
+        """Mark rows done: nothing open that was asked for, or everything up to the first end token
+        decided (the rest then becomes EOS).
         """
         ids = self.completions()[rows]
         open_mask = ids == denoiser.mask_id
-        done = ~open_mask.any(-1)
+        done = ~open_mask[:, : self.gen_length].any(-1)
         if stop_at_eos:
             before_open = open_mask.long().cumsum(-1) == 0
             ends = is_any(ids, end_ids(denoiser))
-            ended = (ends & before_open).any(-1) & ~done
-            self._fill(rows, open_mask & ended[:, None], denoiser.eos_id)
-            done = done | ended
+            done = done | (ends & before_open).any(-1)
+        if stop_at_eos or self.grid is not None:
+            self._fill(rows, open_mask & done[:, None], denoiser.eos_id)
         self.done[rows] = done
 
     def _fill(self, rows: Tensor, tail: Bool[Tensor, "A G"], eos_id: int) -> None:
