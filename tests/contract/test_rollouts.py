@@ -12,7 +12,7 @@ import torch
 from tests import own_engine
 from tests.conftest import seeded, tiny_llada
 from unmaskrl.core.canvas import blank_canvas
-from unmaskrl.core.rollouts import DecodeSettings, LocalRollouts
+from unmaskrl.core.rollouts import DecodeSettings, LocalRollouts, check_truncation_served
 from unmaskrl.core.types import Rollout
 from unmaskrl.models.denoiser import ModelDenoiser
 from unmaskrl.recipes.engines import make_rollouts
@@ -134,6 +134,7 @@ def test_every_need_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         (["estimator.name=trajectory"], "estimator.name=trajectory needs rollouts with step_maps"),
         (["estimator.name=two_mean_field", "loss.is_cap=2.0"], "needs rollouts with step_maps"),
         (["estimator.name=mean_field", "loss.is_cap=2.0"], "loss.is_cap needs rollouts with behav"),
+        (["decode.top_p=0.9"], "decode.top_p=0.9 needs rollouts with truncation"),
     ):
         with pytest.raises(ValueError, match=said):
             load_recipe(
@@ -141,6 +142,16 @@ def test_every_need_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
                 ["rollouts.name=tests.own_engine:LeftToRight", *plain, *changes],
             )
     load_recipe("sudoku-mini-elbo", ["rollouts.name=tests.own_engine:LeftToRight", *plain])
+
+
+def test_an_engine_without_truncation_is_not_asked_for_it() -> None:
+    """By the commands, which hold no recipe against it; greedy decoding asks for nothing."""
+    engine = own_engine.LeftToRight(tiny_llada())
+    settings = DecodeSettings(block_length=4, steps=4, temperature=1.0, top_k=2)
+    with pytest.raises(ValueError, match="needs rollouts with truncation"):
+        check_truncation_served(engine, settings)
+    check_truncation_served(engine, replace(settings, temperature=0.0))
+    check_truncation_served(LocalRollouts(tiny_llada()), settings)
 
 
 def test_what_is_no_engine_is_refused() -> None:

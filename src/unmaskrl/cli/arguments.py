@@ -50,6 +50,12 @@ Force = Annotated[
 Quiet = Annotated[bool, Option("--quiet", help="no progress display, only the closing table")]
 Split = Annotated[Literal["train", "validation", "test"], Option(help="which problems")]
 Temperature = Annotated[float, Option(help="0 is greedy")]
+TopK = Annotated[
+    int | None, Option(help="draw from so many of the most probable tokens (default: decode.top_k)")
+]
+TopP = Annotated[
+    float | None, Option(help="and from the fewest that reach this probability (decode.top_p)")
+]
 Seed = Annotated[int, Option(help="of every random draw")]
 Threads = Annotated[int, Option(help="CPU threads; 0 measures")]
 Dtype = Annotated[
@@ -198,6 +204,8 @@ class ModelArguments(Arguments):
     task: Task
     data: Data = None
     temperature: Temperature = 0.0
+    top_k: TopK = None
+    top_p: TopP = None
     seed: Seed = 0
     threads: Threads = 0
     dtype: Dtype = "float32"

@@ -38,7 +38,9 @@ def load_parts(args: ModelArguments) -> Parts:
     if not 0 <= args.temperature < math.inf:
         raise ValueError(f"--temperature: expected a number of at least 0, got {args.temperature}")
     set_threads(args.threads)
-    overrides = parse_overrides(args.overrides)
+    flags = {"top_k": args.top_k, "top_p": args.top_p}
+    changed = [f"decode.{name}={value}" for name, value in flags.items() if value is not None]
+    overrides = parse_overrides([*args.overrides, *changed])
     unknown = overrides.keys() - {"decode", "task", "rollouts"}
     if unknown:
         raise ValueError(

@@ -7,6 +7,7 @@ from typing import Any
 from ..core.canvas import anchored_canvas, choose_anchors, random_scores
 from ..core.denoiser import end_ids
 from ..core.rng import named_generator, named_seed
+from ..core.rollouts import check_truncation_served
 from ..evaluation.evaluate import gamma_for
 from ..models.denoiser import ModelDenoiser
 from ..models.tokenizer import decode_texts, encode_prompt, encode_reference, sample_row
@@ -46,9 +47,11 @@ def sample_command(args: SampleArguments) -> int:
         denoiser=denoiser,
         device=denoiser.device,
     )
+    wanted = settings_at(settings, args.temperature)
+    check_truncation_served(parts.rollouts, wanted)
     rollout = parts.rollouts.sample(
         canvas,
-        settings_at(settings, args.temperature),
+        wanted,
         named_generator(args.seed, "sample"),
         gamma_for(settings, canvas, parts.model.head),
     )

@@ -15,6 +15,7 @@ from rich.progress import Progress
 from ..core.canvas import anchored_canvas
 from ..core.estimators import ESTIMATORS, Estimator
 from ..core.rng import named_generator
+from ..core.rollouts import check_truncation_served
 from ..core.types import Rollout
 from ..core.variance import compare_versions, rollout_figures, summarise
 from ..evaluation.evaluate import gamma_for
@@ -157,9 +158,11 @@ def _anchored_rollout(args: VarianceArguments, parts: Parts) -> tuple[Rollout, l
         group_ids=[i for i in range(len(examples)) for _ in range(args.samples)],
         device=denoiser.device,
     )
+    wanted = settings_at(settings, args.temperature)
+    check_truncation_served(parts.rollouts, wanted)
     rollout = parts.rollouts.sample(
         canvas,
-        settings_at(settings, args.temperature),
+        wanted,
         named_generator(args.seed, "rollout"),
         gamma_for(settings, canvas, parts.model.head),
     )

@@ -15,6 +15,7 @@ from typing import Protocol, runtime_checkable
 import torch
 
 from .decoding import RULES, Gamma, Rule, decode
+from .decoding.law import Law
 from .denoiser import Denoiser
 from .types import Canvas, Rollout
 
@@ -25,6 +26,8 @@ FEATURES = {
     "anchors": "keeps tokens of the completion that are given",
     "exit_at": "leaves the loop early and fills the rest in one call",
     "gamma_function": "takes gamma as a function of what the first call sees",
+    "truncation": "draws from the top_k or top_p tokens; behavior_logps are of that distribution",
+    "kept_ids": "tells which ids each token was drawn from (kept)",
     "row_keys": "draws by the canvas' row ids: a row is the same in any batch, and again",
 }
 
@@ -33,7 +36,8 @@ FEATURES = {
 class DecodeSettings:
     """How a canvas is decoded; its length is the canvas' own. The words are ``decode``'s.
 
-    ``steps``: denoiser calls for a fully open completion. ``temperature`` 0 is greedy.
+    ``steps``: denoiser calls for a fully open completion. ``temperature`` 0 is greedy; above it,
+    ``top_k`` and ``top_p`` (None: off) leave out improbable tokens.
     """
 
     block_length: int
@@ -42,6 +46,8 @@ class DecodeSettings:
     temperature: float = 0.0
     exit_at: float | None = None
     stop_at_eos: bool = True
+    top_k: int | None = None
+    top_p: float | None = None
 
 
 @runtime_checkable
@@ -80,6 +86,17 @@ class Rollouts(Protocol):
         ...
 
 
+def check_truncation_served(engine: Rollouts, settings: DecodeSettings) -> None:
+    """ValueError if tokens are to be left out and the engine does not say that it can."""
+    law = Law.of(settings.temperature, settings.top_k, settings.top_p)
+    if law.truncates and "truncation" not in engine.features:
+        raise ValueError(
+            f"decode.top_k={law.top_k} with decode.top_p={law.top_p} needs rollouts with "
+            f"truncation ({FEATURES['truncation']}), which this engine does not serve: unset both, "
+            "or set rollouts.name=local"
+        )
+
+
 # Builds an engine for a denoiser, whose weights are the ones to sample from.
 RolloutsFactory = Callable[[Denoiser], Rollouts]
 
@@ -111,6 +128,8 @@ class LocalRollouts:
             steps=settings.steps,
             select=settings.select,
             temperature=settings.temperature,
+            top_k=settings.top_k,
+            top_p=settings.top_p,
             exit_at=settings.exit_at,
             gamma=gamma,
             stop_at_eos=settings.stop_at_eos,

@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from .block_causal import BlockCausal, hidden_beside_clean
 from .decoding.sample import row_chunks
 from .denoiser import Denoiser
-from .estimators.base import NOT_BLOCKWISE, Estimator
+from .estimators.base import NOT_BLOCKWISE, NOT_KEPT, Estimator
 from .types import LossOutputs, Rollout, Views
 
 # Noisy halves that share a clean one, at most. Attention over k of them costs (k n + L)^2 in place
@@ -33,9 +33,10 @@ def view_logps(denoiser: Denoiser, rollout: Rollout, views: Views) -> Float[Tens
     """log p(ids[b, l] | view m of row b) in nats at rollout.temperature where weight != 0, else 0
     (differentiable).
 
-    One backward pass per result: the memory of the logits becomes their gradient. A second one
-    (``retain_graph``, Jacobians by rows, gradcheck) raises RuntimeError ("modified by an inplace
-    operation"): score again for it.
+    Of a truncated rollout (top_k, top_p), p is over the ids that each token was drawn from, where
+    the rollout recorded them. One backward pass per result: the memory of the logits becomes their
+    gradient. A second one (``retain_graph``, Jacobians by rows, gradcheck) raises RuntimeError
+    ("modified by an inplace operation"): score again for it.
     """
     work = _Work.of(rollout, views)
     return work.score(denoiser, slice(None)).reshape(views.ids.shape)
@@ -46,6 +47,9 @@ def token_logps(
 ) -> Float[Tensor, "B L"]:
     """The estimator's log-likelihood per action token (nats), reduced over its views; one backward
     pass (``view_logps``).
+
+    Of a truncated rollout, estimators that score what was drawn (``probability_of``) score it over
+    the recorded ids that it was drawn from (ValueError without them); others over every token.
     """
     work = _Work.of(rollout, views, estimator)
     logps = work.score(denoiser, slice(None)).reshape(views.ids.shape)
@@ -172,6 +176,8 @@ def behavior_gap(denoiser: Denoiser, rollout: Rollout, *, max_canvases: int = 40
     """max |log p replayed on the rollout's own latents - behavior_logps| over its drawn tokens, in
     nats.
     """
+    if rollout.is_truncated and rollout.kept is None:
+        raise ValueError(f"the gap: {NOT_KEPT}")
     views = replay_views(rollout, denoiser.mask_id)
     replayed = _chunked_view_logps(denoiser, _Work.of(rollout, views), views, max_canvases).sum(1)
     drawn = (rollout.decoded_step > 0) & (rollout.decoded_step <= rollout.nfe[:, None])
@@ -206,12 +212,16 @@ class _Work:
     attention: Bool[Tensor, "C L"]
     pair: Int[Tensor, " N"]  # the N (row, view) pairs that score anything, sorted by their canvas
     canvas: Int[Tensor, " N"]
+    kept: Int[Tensor, "B G K"] | None  # what tokens are scored among; None: every token
 
     @classmethod
     def of(cls, rollout: Rollout, views: Views, estimator: Estimator | None = None) -> _Work:
         """Sort out the canvases of ``views``; ValueError where they mean nothing."""
         if rollout.block_length is not None and estimator and not estimator.blockwise:
             raise ValueError(f"the estimator: {NOT_BLOCKWISE}")
+        of_draws = estimator is None or estimator.probability_of is not None
+        if estimator and of_draws and rollout.is_truncated and rollout.kept is None:
+            raise ValueError(f"the estimator: {NOT_KEPT}")
         used = (views.weight != 0).flatten(0, 1)
         num_views = views.ids.shape[1]
         pairs = used.any(-1).nonzero().squeeze(-1)
@@ -231,6 +241,7 @@ class _Work:
             attention.bool(),
             pairs[order],
             canvas[order],
+            rollout.kept if of_draws else None,
         )
 
     @property
@@ -251,9 +262,14 @@ class _Work:
         hidden, column = self._hidden(denoiser, chunk)
         n, position = self.used[pair].nonzero(as_tuple=True)
         num_views = len(self.used) // max(1, len(self.rollout.ids))
-        targets = self.rollout.ids[pair[n] // num_views, position]
+        row = pair[n] // num_views
+        offset = position - (self.used.shape[1] - self.rollout.gen_length)
         logps = target_logps(
-            denoiser, hidden[canvas[n], position - column], targets, self.rollout.temperature
+            denoiser,
+            hidden[canvas[n], position - column],
+            self.rollout.ids[row, position],
+            self.rollout.temperature,
+            None if self.kept is None else self.kept[row, offset],
         )
         result = torch.zeros(self.used.shape, dtype=logps.dtype, device=logps.device)
         return result.index_put((pair[n], position), logps)
@@ -300,12 +316,15 @@ def target_logps(
     hidden_RD: Float[Tensor, "R D"],
     targets: Int[Tensor, " R"],
     temperature: float,
+    kept: Int[Tensor, "R K"] | None = None,
 ) -> Float[Tensor, " R"]:
-    """log p(target) per row in nats, fp32 at least; each chunk's logits are recomputed in the
-    backward pass.
+    """log p(target) per row in nats, fp32 at least, over every token or over ``kept`` ids (-1: no
+    more); each chunk's logits are recomputed in the backward pass.
     """
 
-    def chunk_logps(hidden: Tensor, target: Tensor) -> Tensor:
+    def chunk_logps(hidden: Tensor, target: Tensor, among: Tensor | None) -> Tensor:
+        if among is not None:
+            return _logps_among(denoiser.head(hidden), target, temperature, among.long())
         # a head may return its input, and these logits are overwritten
         logits = denoiser.head(hidden.clone())
         wide = logits if logits.dtype == torch.float64 else logits.float()
@@ -316,18 +335,33 @@ def target_logps(
 
     chunks = list(row_chunks(len(hidden_RD), denoiser.vocab_size))
     if len(chunks) <= 1:
-        return chunk_logps(hidden_RD, targets)
+        return chunk_logps(hidden_RD, targets, kept)
     parts = [
         checkpoint(
             chunk_logps,
             hidden_RD[rows],
             targets[rows],
+            None if kept is None else kept[rows],
             use_reentrant=False,
             preserve_rng_state=False,
         )
         for rows in chunks
     ]
     return torch.cat([part for part in parts if isinstance(part, Tensor)])
+
+
+def _logps_among(
+    logits_RV: Float[Tensor, "R V"],
+    targets: Int[Tensor, " R"],
+    temperature: float,
+    kept: Int[Tensor, "R K"],
+) -> Float[Tensor, " R"]:
+    """log p(target) among ``kept``, to which every target belongs."""
+    logits = logits_RV.gather(-1, kept.clamp(min=0))
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    wide = (wide / temperature).masked_fill(kept < 0, float("-inf"))
+    place = (kept == targets[:, None]).long().argmax(-1, keepdim=True)
+    return wide.log_softmax(-1).gather(-1, place).squeeze(-1)
 
 
 class _TargetLogps(torch.autograd.Function):

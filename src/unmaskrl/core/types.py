@@ -88,7 +88,10 @@ class Rollout:
     ``exit_step``: the call of temporal pruning that filled the rest, 0 if there was none.
     ``gamma``: the bound of an adaptive position rule, 0 without one. ``behavior_logps``:
     log-probability (nats) of the revealed token under the distribution it was drawn from (greedy
-    tokens: under temperature 1); 0 where nothing was drawn. ``nfe``: denoiser calls of the row.
+    tokens: under temperature 1); 0 where nothing was drawn. ``top_k``, ``top_p``: what left tokens
+    out of that distribution, None where nothing did (so always for greedy tokens). ``kept`` (B,
+    gen_length, K): the ids that each token was drawn from, filled up with -1; None where they are
+    not recorded (``decoding.law``). ``nfe``: denoiser calls of the row.
     ``completion_mask``: True up to and including the first EOS or end-of-turn token. ``exact``: the
     revealed positions did not depend on the drawn tokens, so the product of behavior probabilities
     is the rollout's probability. ``pieces``: how ids read, for display only, if the denoiser says.
@@ -113,6 +116,9 @@ class Rollout:
     exact: bool
     pieces: Callable[[Sequence[int]], list[str]] | None = None
     block_length: int | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    kept: Int[Tensor, "B G K"] | None = None
 
     def __repr__(self) -> str:
         calls = float(finest(self.nfe).mean())
@@ -121,6 +127,7 @@ class Rollout:
         return (
             f"Rollout({len(self.ids)} rows, {tokens} completion tokens, {anchors} "
             f"anchors, {calls:.1f} calls per row, temperature {self.temperature:g}, "
+            f"{'truncated, ' if self.is_truncated else ''}"
             f"{'exact' if self.exact else 'not exact'})"
         )
 
@@ -131,6 +138,11 @@ class Rollout:
         from .. import rollout_html
 
         return rollout_html(self)
+
+    @property
+    def is_truncated(self) -> bool:
+        """Whether tokens were left out of the distribution that others were drawn from."""
+        return self.top_k is not None or self.top_p is not None
 
     @property
     def asked(self) -> slice:

@@ -18,7 +18,7 @@ from ..core.canvas import blank_canvas
 from ..core.decoding import Gamma
 from ..core.precision import finest_dtype
 from ..core.rng import named_generator
-from ..core.rollouts import LocalRollouts, Rollouts
+from ..core.rollouts import LocalRollouts, Rollouts, check_truncation_served
 from ..core.threshold_head import ThresholdHead, best_gamma
 from ..core.types import Canvas, Rollout
 from ..models.denoiser import ModelDenoiser
@@ -286,7 +286,9 @@ def decode_blank(
         if gammas is None
         else gammas.to(denoiser.device, finest_dtype(denoiser.device))
     )
-    return rollouts.sample(canvas, settings_at(settings, temperature), generator, gamma)
+    wanted = settings_at(settings, temperature)
+    check_truncation_served(rollouts, wanted)
+    return rollouts.sample(canvas, wanted, generator, gamma)
 
 
 def gamma_for(settings: DecodeConfig, canvas: Canvas, head: ThresholdHead | None) -> Gamma | None:

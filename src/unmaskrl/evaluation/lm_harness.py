@@ -35,7 +35,7 @@ from .decode_settings import checked_decode, settings_for
 from .evaluate import batches_by_length, decode_blank
 
 LOGGER = logging.getLogger(__name__)
-DECODE = ("gen_length", "block_length", "steps", "select", "gamma", "exit_at")
+DECODE = ("gen_length", "block_length", "steps", "select", "gamma", "exit_at", "top_k", "top_p")
 KNOWN = (
     "until",
     "do_sample",

@@ -8,8 +8,9 @@ What a component can do stands with the component (``Estimator``, ``PolicyLoss``
 from __future__ import annotations
 
 from ..core.decoding import RULES, Rule, check_decode, planned_calls, whole_blocks
+from ..core.decoding.law import MAX_KEPT
 from ..core.decoding.select import NATS
-from ..core.estimators.base import NOT_BLOCKWISE, READING
+from ..core.estimators.base import NOT_BLOCKWISE, READING, Estimator
 from ..core.threshold_head import check_grid
 from .engines import check_engine
 from .optimizers import check_optimizer
@@ -208,8 +209,25 @@ def _check_method(recipe: Recipe, method: Method) -> None:
             f"advantage {recipe.advantage['name']} weighs log-likelihoods; use "
             f"loss.name=reinforce, not {names['loss']}"
         )
+    _check_truncation(recipe, estimator)
     d = recipe.decode
     estimator.fits(d.gen_length, d.block_length, _calls(recipe, method.rule))
+
+
+def _check_truncation(recipe: Recipe, estimator: Estimator) -> None:
+    """What scores drawn tokens needs the ids that each was drawn from, which only top_k bounds."""
+    d = recipe.decode
+    recorded = d.top_k is not None and d.top_k <= MAX_KEPT
+    if d.truncates and estimator.probability_of is not None and not recorded:
+        raise ValueError(
+            f"estimator {recipe.estimator['name']} scores tokens among those that each was drawn "
+            f"from, and with decode.top_k={_null(d.top_k)} decode.top_p={_null(d.top_p)} these may "
+            f"be any number: set decode.top_k to at most {MAX_KEPT}"
+        )
+
+
+def _null(value: float | None) -> str:
+    return "null" if value is None else f"{value:g}"
 
 
 def _calls(recipe: Recipe, rule: Rule, exits: bool = True) -> int:
@@ -328,6 +346,14 @@ def _method_warnings(recipe: Recipe, method: Method) -> list[str]:
     estimator = method.estimator
     name = recipe.estimator["name"]
     notes = []
+    d = recipe.decode
+    if d.truncates and estimator.probability_of is None:
+        notes.append(
+            f"decode.top_k={_null(d.top_k)} decode.top_p={_null(d.top_p)} with estimator {name}: "
+            "rollouts are drawn from the kept tokens, and scores are of the policy over all; "
+            "trajectory, two_mean_field, left_to_right and mean_field (p_mask_prompt=0) score what "
+            "was drawn"
+        )
     if method.loss.kl_coef > 0 and method.loss.kl == "k1":
         notes.append(
             "loss.kl=k1: its gradient is that of the log-likelihood, not of the KL, and pulls "

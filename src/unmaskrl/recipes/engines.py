@@ -70,6 +70,10 @@ def _needs(recipe: Recipe, method: Method) -> Iterator[tuple[str, str]]:
         yield "anchors", f"prior.name={recipe.prior.name}"
     if d.exit_at is not None and d.exit_at < 1:
         yield "exit_at", f"decode.exit_at={d.exit_at}"
+    if d.truncates:
+        yield "truncation", f"decode.top_k={d.top_k} with decode.top_p={d.top_p}"
+        if method.estimator.probability_of is not None:
+            yield "kept_ids", f"estimator.name={recipe.estimator['name']} with decode.top_k"
     if method.rule.prefix is not None and d.gamma is None:
         yield "gamma_function", f"decode.select={d.select} with decode.gamma=null"
     if method.estimator.follows_steps:

@@ -313,11 +313,11 @@ def rollout_bytes(shape: ModelShape, s: Setup) -> float:
 
 
 def logits_bytes(shape: ModelShape, s: Setup) -> float:
-    """One chunk of a rollout's logits: the model's; in fp32 the same, without the mask token, their
-    log-softmax and that of the chunk before.
+    """One chunk of a rollout's logits: the model's; in fp32 the same, without the mask token, and
+    their log-softmax.
     """
     elements = chunk_elements(shape.vocab, s.rows * s.window)
-    return elements * (s.dtype + 4 * max(s.dtype, 4))
+    return elements * (s.dtype + 3 * max(s.dtype, 4))
 
 
 def chunk_elements(vocab: int, rows: int) -> int:

@@ -4,21 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import ConfigDict, Field, PositiveInt
 
-from ..core.rollouts import DecodeSettings
 from ..core.threshold_head import GAMMAS
 from ..models.families.family import Given
+from .section import DecodeConfig, Section
 
 Component = dict[str, Any]
-
-
-class Section(BaseModel):
-    """A part of a recipe; unknown keys are refused by ``load_recipe`` with the nearest known
-    name.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
 class LoRAConfig(Section):
@@ -167,48 +159,6 @@ class PriorConfig(Section):
     only_correct: bool = Field(
         default=False, description="leave out the file's wrong answers: those problems start blank"
     )
-
-
-class DecodeConfig(Section):
-    """One decode configuration, shared by training, evaluation and `sample`."""
-
-    gen_length: int = Field(default=64, ge=1, description="tokens of a completion")
-    block_length: int = Field(
-        default=16, ge=1, description="tokens of a block; blocks are decoded from left to right"
-    )
-    steps: int = Field(default=64, ge=1, description="denoiser calls for a fully open completion")
-    select: str = Field(
-        default="confidence",
-        description="the rule that chooses the next positions: confidence, max_prob, margin, "
-        "entropy, random, left_to_right, eb, factor, confidence_threshold, or "
-        "module:factory",
-    )
-    temperature: float = Field(
-        default=1.0,
-        ge=0,
-        description="of rollouts; evaluation is greedy unless eval.temperature says else",
-    )
-    exit_at: float | None = Field(
-        default=None,
-        ge=0,
-        le=1,
-        description="temporal pruning: share of tokens decided before the exit",
-    )
-    gamma: float | None = Field(
-        default=None,
-        description="bound of the adaptive rules eb, confidence_threshold, factor; null: the "
-        "model's threshold head chooses",
-    )
-
-    def at(self, temperature: float) -> DecodeSettings:
-        """What an engine decodes with, at a temperature of its own."""
-        return DecodeSettings(
-            block_length=self.block_length,
-            steps=self.steps,
-            select=self.select,
-            temperature=temperature,
-            exit_at=self.exit_at,
-        )
 
 
 class SamplerConfig(Section):

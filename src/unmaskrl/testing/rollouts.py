@@ -28,7 +28,8 @@ def check_rollouts(factory: RolloutsFactory, denoiser: Denoiser | None = None) -
     ``denoiser``: what to sample from (default: an exact toy of 6 tokens); its weights are changed
     and put back. Every rule that the engine names is used, greedy and at temperature 1, and every
     feature that it claims: anchors and exits; ``step_maps`` and ``behavior_logps`` together must
-    replay to the same log-probabilities; with ``row_keys`` a row is the same in another batch.
+    replay to the same log-probabilities, truncated ones (``truncation``) over their ``kept_ids``;
+    with ``row_keys`` a row is the same in another batch.
     Greedy completions must be those of ``decode`` on the same weights, also after ``sync``.
     """
     den = denoiser or ToyDenoiser.random(
@@ -59,6 +60,10 @@ def check_rollouts(factory: RolloutsFactory, denoiser: Denoiser | None = None) -
         _check_rows(engine, canvas, select, first)
     if engine.features >= {"step_maps", "behavior_logps"}:
         _check_replay(den, first)
+    if "truncation" in engine.features:
+        cut = _sample(engine, canvas, select, 1.0, top_k=2, top_p=0.95)
+        _check_facts(canvas, cut, den, engine, "top_k=2, top_p=0.95")
+        _check_truncated(cut, den, engine)
     if "exit_at" in engine.features:
         exited = _sample(engine, canvas, select, 1.0, exit_at=0.5)
         require(
@@ -179,6 +184,28 @@ def _check_replay(den: Denoiser, rollout: Rollout) -> None:
         close(replayed.to(recorded.dtype), recorded, units=2048),
         "behavior_logps are not what the denoiser says of the tokens at the calls of decoded_step",
     )
+
+
+def _check_truncated(rollout: Rollout, den: Denoiser, engine: Rollouts) -> None:
+    require(
+        (rollout.top_k, rollout.top_p) == (2, 0.95),
+        f"truncation: a rollout of top_k=2, top_p=0.95 says {rollout.top_k}, {rollout.top_p}",
+    )
+    if "kept_ids" not in engine.features:
+        return
+    kept = rollout.kept
+    require(kept is not None, "kept_ids: kept of a rollout with top_k=2 is None")
+    assert kept is not None
+    require(
+        kept.shape[:2] == (len(rollout.ids), rollout.gen_length),
+        f"kept must be (rows, gen_length, K), got {tuple(kept.shape)}",
+    )
+    tokens = rollout.ids[:, -rollout.gen_length :, None]
+    drawn = rollout.action_mask[:, -rollout.gen_length :]
+    require(bool(((kept == tokens).any(-1) | ~drawn).all()), "a token is none of its kept ids")
+    require(bool(((kept >= 0).sum(-1) <= 2).all()), "top_k=2: more than 2 ids are kept")
+    if engine.features >= {"step_maps", "behavior_logps"}:
+        _check_replay(den, rollout)
 
 
 def _check_gamma_function(engine: Rollouts, canvas: Canvas) -> None:

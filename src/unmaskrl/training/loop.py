@@ -210,8 +210,12 @@ def roll_out(run: Run, policy: ModelDenoiser) -> Rewarded:
 
 
 def sampling_gap(run: Run, policy: ModelDenoiser, rollout: Rollout) -> float | None:
-    """How far replayed log-probs of two rollouts are from the engine's; None if it reports none."""
+    """How far replayed log-probs of two rollouts are from the engine's; None if it reports none, or
+    not what they are of.
+    """
     if not run.rollouts.features >= {"step_maps", "behavior_logps"}:
+        return None
+    if rollout.is_truncated and rollout.kept is None:
         return None
     few = rollout.rows(torch.arange(min(2, len(rollout.ids))))
     return with_fewer_canvases(

@@ -9,7 +9,8 @@ row whose tokens up to the first EOS are all decided leaves the batch: nothing a
 what is before it, and later tokens are no part of the completion.
 
 Block-causal denoisers (``block_causal``) have blocks of their own, counted from each row's first
-token, and run the active block alone over cached keys and values; the law is the same.
+token, and run the active block alone over cached keys and values; the law is the same. A row is
+done when what was asked for is decided: the rest of its last block is decoded while it can be seen.
 
 Adaptive rules (eb, threshold, factor) take the place of the quota: how much of the active block a
 call reveals follows from the row's ``gamma``. Otherwise the count of denoiser calls of a row
@@ -37,18 +38,12 @@ from torch.nn.functional import pad
 from ..block_causal import BlockCausal, CachedBlocks, block_length_of, completed
 from ..denoiser import Denoiser, end_ids
 from ..finite import NotFiniteError, where_from
-from ..precision import finest, finest_dtype
-from ..rng import counter_uniform, draw_seed
+from ..precision import finest
+from ..rng import draw_seed
 from ..types import Canvas, Rollout, completion_columns, first_eos_mask, is_any
+from .choose import draw_tokens, highest, score_positions, uniform
+from .law import Law
 from .plan import Plan, Sizes, places
-from .sample import (
-    chunk_elements,
-    confidence_at_one,
-    draw,
-    drawn_confidence,
-    masked_log_softmax,
-    row_chunks,
-)
 from .schedule import check_decode, exit_counts, named
 from .select import Rule
 
@@ -67,6 +62,8 @@ def decode(
     steps: int,
     select: str | Rule = "confidence",
     temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
     exit_at: float | None = None,
     gamma: Gamma | None = None,
     stop_at_eos: bool = True,
@@ -80,8 +77,9 @@ def decode(
     ``select``: a rule, or its name in ``select.RULES``. ``gamma``: how bold an adaptive rule is, a
     number, one per row, or a function of what the first call sees (a threshold policy: no extra
     call).
-    ``temperature`` 0 is greedy. ``generator`` is needed if anything is random; one seed is drawn
-    from it. ``stop_at_eos=False`` decodes every position, as LLaDA's published generate does.
+    ``temperature`` 0 is greedy; above it, ``top_k`` and ``top_p`` leave out improbable tokens
+    (``law``). ``generator`` is needed if anything is random; one seed is drawn from it.
+    ``stop_at_eos=False`` decodes every position, as LLaDA's published generate does.
     ``cached=False`` runs block-causal denoisers on whole canvases, with the same result. Raises
     ValueError on bad settings, NotFiniteError (a ValueError) on logits that are not finite.
     """
@@ -97,14 +95,13 @@ def decode(
             if rule.prefix
             else f"select={named(select)} takes no gamma: it has a quota"
         )
-    random = temperature > 0 or rule.is_random
-    if random and generator is None:
-        raise ValueError(
-            f"decoding with temperature {temperature} and select={named(select)} is random: pass "
-            "generator="
-        )
-    seed = draw_seed(generator) if random and generator is not None else None
-    state = _State.start(denoiser, canvas, gamma, exit_at, cached)
+    law = Law.of(temperature, top_k, top_p)
+    seed = None
+    if temperature > 0 or rule.is_random:
+        seed = _seed(generator, f"temperature {temperature} and select={named(select)}")
+    state = _State.start(denoiser, canvas, law, gamma, exit_at, cached)
+    if grid is not None:  # rows of which only the rest of the last block is open
+        state.finish(torch.arange(len(state.done), device=state.ids.device), denoiser, False)
     for _ in range(state.canvas.gen_length + 1):  # every call reveals a token of every row in it
         plan = _plan(state, denoiser.mask_id, block_length, steps, rule.prefix is not None)
         sizes = state.sizes(plan)
@@ -112,12 +109,16 @@ def decode(
             break
         rows = places(state.active(), sizes.rows)[0]
         hidden, column = state.hidden(denoiser, rows, sizes, gamma)
-        _reveal(
-            denoiser, state, rows, plan.of(rows), sizes, hidden, column, rule, temperature, seed
-        )
+        _reveal(denoiser, state, rows, plan.of(rows), sizes, hidden, column, rule, law, seed)
         state.finish(rows, denoiser, stop_at_eos)
     state.check(denoiser)
-    return state.rollout(denoiser, temperature, exact=not rule.needs_draw)
+    return state.rollout(denoiser, law, exact=not rule.needs_draw)
+
+
+def _seed(generator: torch.Generator | None, how: str) -> int:
+    if generator is None:
+        raise ValueError(f"decoding with {how} is random: pass generator=")
+    return draw_seed(generator)
 
 
 @dataclass(slots=True)
@@ -132,6 +133,7 @@ class _State:
     ids: Tensor
     decoded_step: Tensor
     behavior_logps: Tensor
+    kept: Tensor | None  # ids that each token was drawn from, as far as they are recorded
     nfe: Tensor
     exit_step: Tensor
     num_open: Tensor  # open tokens at the start, f
@@ -149,6 +151,7 @@ class _State:
         cls,
         denoiser: Denoiser,
         canvas: Canvas,
+        law: Law,
         gamma: Gamma | None,
         exit_at: float | None,
         cached: bool,
@@ -165,6 +168,7 @@ class _State:
         open_mask = canvas.attention_mask & ~canvas.prompt_mask & ~canvas.fixed_mask
         num_open = open_mask.sum(-1)
         zeros = torch.zeros_like(num_open)
+        kept = law.num_kept(denoiser.vocab_size)
         given = finest(zeros) + (0.0 if gamma is None or callable(gamma) else gamma)
         return cls(
             canvas=canvas,
@@ -179,6 +183,9 @@ class _State:
             behavior_logps=torch.zeros(
                 canvas.ids.shape, dtype=torch.float32, device=canvas.ids.device
             ),
+            kept=zeros.new_full((len(zeros), canvas.gen_length, kept), -1, dtype=torch.int32)
+            if kept
+            else None,
             nfe=zeros.clone(),
             exit_step=zeros.clone(),
             num_open=num_open,
@@ -264,18 +271,18 @@ class _State:
         return self.ids[:, -self.canvas.gen_length :]
 
     def finish(self, rows: Tensor, denoiser: Denoiser, stop_at_eos: bool) -> None:
-        """Mark rows done: nothing open, or everything up to the first end token decided (the rest
-        then becomes EOS).
+        """Mark rows done: nothing open that was asked for, or everything up to the first end token
+        decided (the rest then becomes EOS).
         """
         ids = self.completions()[rows]
         open_mask = ids == denoiser.mask_id
-        done = ~open_mask.any(-1)
+        done = ~open_mask[:, : self.gen_length].any(-1)
         if stop_at_eos:
             before_open = open_mask.long().cumsum(-1) == 0
             ends = is_any(ids, end_ids(denoiser))
-            ended = (ends & before_open).any(-1) & ~done
-            self._fill(rows, open_mask & ended[:, None], denoiser.eos_id)
-            done = done | ended
+            done = done | (ends & before_open).any(-1)
+        if stop_at_eos or self.grid is not None:
+            self._fill(rows, open_mask & done[:, None], denoiser.eos_id)
         self.done[rows] = done
 
     def _fill(self, rows: Tensor, tail: Bool[Tensor, "A G"], eos_id: int) -> None:
@@ -284,7 +291,7 @@ class _State:
         step = self.nfe[rows, None] + 1
         self.decoded_step[rows] = torch.where(tail, step, self.decoded_step[rows])
 
-    def rollout(self, denoiser: Denoiser, temperature: float, exact: bool) -> Rollout:
+    def rollout(self, denoiser: Denoiser, law: Law, exact: bool) -> Rollout:
         return Rollout(
             ids=self.ids,
             prompt_mask=self.canvas.prompt_mask,
@@ -299,7 +306,10 @@ class _State:
             group_ids=self.canvas.group_ids,
             gamma=self.gamma,
             gen_length=self.canvas.gen_length,
-            temperature=temperature,
+            temperature=law.temperature,
+            top_k=law.top_k,
+            top_p=law.top_p,
+            kept=self.kept,
             exact=exact,
             pieces=getattr(denoiser, "pieces", None),
             block_length=self.grid,
@@ -347,7 +357,7 @@ def _reveal(
     hidden: Float[Tensor, "A T D"],
     column: Int[Tensor, " A"],
     rule: Rule,
-    temperature: float,
+    law: Law,
     seed: int | None,
 ) -> None:
     """Choose the positions of this call, draw their tokens, and record them.
@@ -358,130 +368,25 @@ def _reveal(
     r, c = places(plan.window, sizes.open)
     row_ids = state.canvas.row_ids[rows]
     call = state.nfe[rows] + 1
-    order = _uniform(seed, _ORDER_STREAM, row_ids[r], c)  # one order per row: no call in the key
-    noise = _uniform(seed, _TOKEN_STREAM, row_ids[r], call[r], c)
+    order = uniform(seed, _ORDER_STREAM, row_ids[r], c)  # one order per row: no call in the key
+    noise = uniform(seed, _TOKEN_STREAM, row_ids[r], call[r], c)
     hidden_RD = hidden[r, start + c - column[r]]
-    scores, statistic, tokens, logps = _score_positions(
-        denoiser, hidden_RD, rule, temperature, noise, order, c
+    scores, statistic, every = score_positions(denoiser, hidden_RD, rule, law, noise, order, c)
+    chosen = highest(scores, r, c, plan, sizes, statistic, rule, state.gamma[rows])
+    draws = (
+        draw_tokens(denoiser, hidden_RD[chosen], law, noise[chosen])
+        if every is None
+        else every.at(chosen)
     )
-    chosen = _highest(scores, r, c, plan, sizes, statistic, rule, state.gamma[rows])
-    if tokens is None or logps is None:
-        tokens, logps = _draw_tokens(denoiser, hidden_RD[chosen], temperature, noise[chosen])
-    else:
-        tokens = tokens[chosen]
-        logps = logps[chosen]
     r = rows[r[chosen]]
-    c = start + c[chosen]
+    c = c[chosen]
     state.nfe[rows] += 1
     state.exit_step[rows] = torch.where(plan.exits, state.nfe[rows], state.exit_step[rows])
-    state.ids[r, c] = tokens
-    state.decoded_step[r, c] = state.nfe[r]
+    if state.kept is not None and draws.kept is not None:
+        state.kept[r, c] = draws.kept
+    state.ids[r, start + c] = draws.tokens
+    state.decoded_step[r, start + c] = state.nfe[r]
     # fp64 stays fp64; otherwise it is fp32 already
-    state.behavior_logps = state.behavior_logps.to(logps.dtype)
-    state.behavior_logps[r, c] = logps
-    state.broken |= ~(logps.isfinite() & (tokens != denoiser.mask_id)).all()
-
-
-def _uniform(seed: int | None, stream: int, *key: Int[Tensor, " R"]) -> Float[Tensor, " R"]:
-    """A uniform per position; zeros, which nothing looks at, where nothing is random."""
-    if seed is None:
-        return torch.zeros(key[0].shape, dtype=finest_dtype(key[0].device), device=key[0].device)
-    return counter_uniform(seed, torch.full_like(key[0], stream), *key)
-
-
-def _score_positions(
-    denoiser: Denoiser,
-    hidden_RD: Tensor,
-    rule: Rule,
-    temperature: float,
-    noise: Tensor,
-    order: Tensor,
-    offset: Tensor,
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """Scores of the open positions; the statistic of adaptive rules; the drawn tokens and their
-    log-probs if the rule looks.
-    """
-    if not rule.needs_logits:
-        return rule.score(None, None, order, offset), None, None, None
-    scores = []
-    statistics = []
-    tokens = []
-    logps = []
-    for rows in row_chunks(len(hidden_RD), denoiser.vocab_size, chunk_elements(hidden_RD.device)):
-        logits = denoiser.head(hidden_RD[rows])
-        if rule.needs_draw:
-            tempered_RV = masked_log_softmax(logits, denoiser.mask_id, temperature)
-            token = draw(tempered_RV, temperature, noise[rows])
-            logp = tempered_RV.gather(-1, token[:, None]).squeeze(-1)
-            at_one = temperature in (0.0, 1.0)
-            drawn = (
-                confidence_at_one(logits, token, logp, denoiser.mask_id)
-                if at_one
-                else drawn_confidence(logits, token)
-            )
-            tokens.append(token)
-            logps.append(logp)
-            scores.append(rule.score(None, drawn, order[rows], offset[rows]))
-        else:
-            plain_RV = masked_log_softmax(logits, denoiser.mask_id, 1.0)
-            scores.append(rule.score(plain_RV, None, order[rows], offset[rows]))
-            if rule.statistic:
-                again = rule.statistic is rule.score
-                statistics.append(
-                    scores[-1]
-                    if again
-                    else rule.statistic(plain_RV, None, order[rows], offset[rows])
-                )
-    if rule.needs_draw:
-        return torch.cat(scores), None, torch.cat(tokens), torch.cat(logps)
-    return torch.cat(scores), torch.cat(statistics) if statistics else None, None, None
-
-
-def _draw_tokens(
-    denoiser: Denoiser, hidden_RD: Tensor, temperature: float, noise: Tensor
-) -> tuple[Int[Tensor, " R"], Float[Tensor, " R"]]:
-    tokens = []
-    logps = []
-    for rows in row_chunks(len(hidden_RD), denoiser.vocab_size, chunk_elements(hidden_RD.device)):
-        logps_RV = masked_log_softmax(denoiser.head(hidden_RD[rows]), denoiser.mask_id, temperature)
-        token = draw(logps_RV, temperature, noise[rows])
-        tokens.append(token)
-        logps.append(logps_RV.gather(-1, token[:, None]).squeeze(-1))
-    return torch.cat(tokens), torch.cat(logps)
-
-
-def _highest(
-    scores: Float[Tensor, " R"],
-    r: Tensor,
-    c: Tensor,
-    plan: Plan,
-    sizes: Sizes,
-    statistic: Tensor | None,
-    rule: Rule,
-    gamma: Tensor,
-) -> Int[Tensor, " C"]:
-    """Indices into the open positions of the ``count`` highest scores of each row; ties go to the
-    left.
-
-    An adaptive rule counts by its statistic instead, within what the plan leaves to it (all of the
-    window, or of the exit).
-    """
-    # the table's columns are the window's open positions from the left, closed ones left out
-    place = (plan.window.cumsum(-1) - 1)[r, c]
-    shape = (sizes.rows, sizes.widest)
-    table = torch.full(shape, float("-inf"), dtype=scores.dtype, device=scores.device)
-    table[r, place] = scores
-    order = table.argsort(dim=-1, descending=True, stable=True)
-    columns = torch.arange(sizes.widest, device=order.device).expand_as(order)
-    rank = torch.empty_like(order).scatter_(-1, order, columns)
-    count = plan.count
-    reveal = sizes.reveal
-    if rule.prefix is not None and statistic is not None:
-        values = torch.zeros_like(table)
-        values[r, place] = statistic
-        bold = rule.prefix(values.gather(-1, order), columns < plan.width[:, None], gamma).clamp(
-            min=1
-        )
-        count = torch.where(plan.exits, count, torch.minimum(bold, count))
-        reveal = int(count.sum())
-    return places(rank[r, place] < count[r], reveal)[0]
+    state.behavior_logps = state.behavior_logps.to(draws.logps.dtype)
+    state.behavior_logps[r, start + c] = draws.logps
+    state.broken |= ~(draws.logps.isfinite() & (draws.tokens != denoiser.mask_id)).all()

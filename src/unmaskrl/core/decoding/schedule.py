@@ -74,7 +74,8 @@ def whole_blocks(gen_length: int, block_length: int) -> list[int]:
 def planned_calls(
     open_per_block: Sequence[int], gen_length: int, steps: int, exit_at: float | None = None
 ) -> int:
-    """Denoiser calls of a row with these open tokens per block, if no EOS ends it early.
+    """Denoiser calls of a row with these open tokens per block, if no EOS ends it early, and if no
+    last block is cut, of which the asked tokens may be decided before the rest.
 
     Without exit: sum_b ceil(n_b * steps / gen_length). With exit: the calls until keep =
     ceil(exit_at * f) tokens are decided, plus 1 if f > keep.

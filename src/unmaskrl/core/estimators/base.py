@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..decoding.law import MAX_KEPT
 from ..precision import finest
 from ..rng import counter_uniform
 from ..types import Rollout, Views, completion_columns
@@ -44,6 +45,13 @@ NOT_BLOCKWISE = (
     "trajectory, elbo, espo, two_mean_field, or mean_field with p_mask_prompt=0"
 )
 
+# why one that scores what was drawn (``probability_of``) is refused
+NOT_KEPT = (
+    "it scores what was drawn, and the ids that a token was drawn from are recorded only with "
+    f"top_k of at most {MAX_KEPT}; set top_k beside top_p, or use an estimator of the policy "
+    "itself (elbo, espo, coupled)"
+)
+
 
 class Estimator(NamedTuple):
     """A surrogate for log p(action tokens | prompt, anchors).
@@ -56,7 +64,9 @@ class Estimator(NamedTuple):
     token's score is the log-probability of, which importance weights (``loss.is_cap``) divide by
     that of the draw: ``DRAW``, the token given a canvas that it and later draws do not enter,
     whatever the decoding order; ``READING``, the same if tokens were drawn one by one from left to
-    right; None, nothing that was drawn (a weighted sum, a bound, or later tokens are visible).
+    right; None, nothing that was drawn (a weighted sum, a bound, or later tokens are visible). With
+    one of them, tokens of a truncated rollout (top_k, top_p) are scored among the ids that they
+    were drawn from; with None, among all.
     ``follows_steps``: its views follow the order in which the rollout's tokens were revealed, so an
     engine must tell it.
 

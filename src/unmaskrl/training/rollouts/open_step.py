@@ -57,6 +57,8 @@ def batch_state(batch: Batch) -> dict[str, Any]:
         "temperature": batch.rollout.temperature,
         "exact": batch.rollout.exact,
         "block_length": batch.rollout.block_length,
+        "top_k": batch.rollout.top_k,
+        "top_p": batch.rollout.top_p,
     }
 
 
@@ -68,7 +70,8 @@ def restore_batch(tensors: dict[str, Tensor], state: dict[str, Any], device: tor
         k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)
     }
     rollout |= {key: state[key] for key in ("gen_length", "temperature", "exact")}
-    rollout["block_length"] = state.get("block_length")  # absent in older checkpoints
+    for key in ("block_length", "top_k", "top_p"):  # absent in older checkpoints
+        rollout[key] = state.get(key)
     choices = {
         k.removeprefix("choices/"): v for k, v in tensors.items() if k.startswith("choices/")
     }
