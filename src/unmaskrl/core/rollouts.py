@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -25,6 +26,7 @@ FEATURES = {
     "anchors": "keeps tokens of the completion that are given",
     "exit_at": "leaves the loop early and fills the rest in one call",
     "gamma_function": "takes gamma as a function of what the first call sees",
+    "shown_logps": "tells log-probabilities that are compared with the trainer's and not used",
     "row_keys": "draws by the canvas' row ids: a row is the same in any batch, and again",
 }
 
@@ -76,6 +78,23 @@ class Rollouts(Protocol):
     ) -> Rollout:
         """Decode every row. ``generator`` is needed if anything is random; ``gamma`` by adaptive
         rules. ValueError on settings that it does not serve.
+        """
+        ...
+
+
+@runtime_checkable
+class Placed(Protocol):
+    """An engine that wants to know the run that it works for."""
+
+    def place(
+        self,
+        folder: Path,
+        label: Callable[[], str],
+        check: Callable[[], None],
+        note: Callable[[str], None],
+    ) -> None:
+        """``folder``: where it may write; ``label``: where the run stands (``step-17``); ``check``:
+        called while it waits, and may leave; ``note``: tells whoever looks on.
         """
         ...
 
