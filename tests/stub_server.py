@@ -25,7 +25,7 @@ from unmaskrl.models.loading import random_tiny
 from unmaskrl.models.tokenizer import build_byte_tokenizer
 
 # the confidence above which the server reveals, at which the tiny model's blocks take 1 to 4 calls
-THRESHOLD = 0.6
+THRESHOLD = 0.9
 Edit = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
 
 
@@ -48,6 +48,7 @@ class Stub:
         self.ignores_seeds = False
         self.keeps_cache = False
         self.wrong_version = False
+        self.broken = False  # decodes with other numbers than those of the weights that it loads
         self.bodies: list[dict[str, Any]] = []
         self.loaded: list[str] = []
         self.algorithm = folder.parent / "algorithm.yaml"
@@ -123,6 +124,8 @@ class Stub:
             return 400, self.updates.popleft()
         with self.lock:
             self.denoiser = load_denoiser(body["model_path"])
+            if self.broken:
+                self.denoiser.model.state_dict()["lm_head.weight"].neg_()
             self.loaded.append(body["weight_version"])
             if not self.wrong_version:
                 self.version = body["weight_version"]

@@ -18,6 +18,10 @@ class Unreachable(ConnectionError):
     """No usable answer, which another try may give: refused, reset, too late, or a 5xx."""
 
 
+class Failed(Unreachable):
+    """A 5xx."""
+
+
 class Answer(NamedTuple):
     """A reply below 500: its status and its JSON (the text, where it is none)."""
 
@@ -79,7 +83,7 @@ class Client:
             data = raw.decode(errors="replace")
         answer = Answer(status, data)
         if status >= 500:
-            raise Unreachable(f"{path} answered {status} ({answer.text()})")
+            raise Failed(f"{path} answered {status} ({answer.text()})")
         return answer
 
     def _exchange(

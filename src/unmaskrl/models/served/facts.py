@@ -12,7 +12,7 @@ from ...core.denoiser import end_ids
 from ...utils.files import read_json
 from ..hub import CONFIG
 from .answers import Row, all_told
-from .client import Answer, Client, one_line
+from .client import Answer, Client, Failed, one_line
 
 _PROMPTS = 2
 _SAMPLES = 4
@@ -159,11 +159,11 @@ def _first_served(
     """The first of the ways to ask that the server takes: with step maps and log-probabilities,
     with one of them, with neither.
     """
-    refusals = []
+    refusals: list[Exception] = []
     for steps, logps in ((True, True), (True, False), (False, True), (False, False)):
         try:
             return ask(prompts, seeds, counts, steps, logps), steps, logps
-        except Refused as error:
+        except (Refused, Failed) as error:
             refusals.append(error)
     raise refusals[-1]
 

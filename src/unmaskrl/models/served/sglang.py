@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import tempfile
 import time
 import weakref
@@ -75,7 +76,8 @@ class Sglang:
             )
         self.denoiser = denoiser
         self.client = Client(url)
-        self.folder = None if folder is None else Path(folder)
+        self.shared = None if folder is None else Path(folder)
+        self.folder: Path | None = None  # of this run alone
         self.patience = patience
         self.timeout = timeout
         self.retries = retries
@@ -117,7 +119,10 @@ class Sglang:
         """A run's: where weights are written by default, what a version is called, how a signal is
         heard, and who is told.
         """
-        self.folder = self.folder or folder
+        self.folder = folder.resolve()
+        if self.shared is not None:  # other runs may use it too
+            digest = hashlib.sha256(str(self.folder).encode()).hexdigest()
+            self.folder = self.shared.resolve() / f"{folder.parent.name}-{digest[:8]}"
         self.label = label
         self.client.check = check
         self.note = note
@@ -211,11 +216,17 @@ class Sglang:
             raise Abandoned if told[0] else Lost(told[1])
 
     def _folder(self) -> Path:
-        if self.folder is None:  # a command without a run: as long as the process lives
-            place = tempfile.TemporaryDirectory(prefix="unmaskrl-served-")
-            weakref.finalize(self, place.cleanup)
-            self.folder = Path(place.name)
-        return self.folder.resolve()
+        """Where versions are written; gone when the process ends. A kill leaves the last one, which
+        the run removes when it goes on.
+        """
+        if self.folder is None:  # a command without a run
+            if self.shared is not None:
+                self.shared.mkdir(parents=True, exist_ok=True)
+            made = tempfile.mkdtemp(prefix="unmaskrl-served-", dir=self.shared)
+            self.folder = Path(made).resolve()
+        if self.path is None:
+            weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
+        return self.folder
 
     def sample(
         self,

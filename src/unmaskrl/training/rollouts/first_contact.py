@@ -8,19 +8,19 @@ length or threshold, a broken kernel.
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from ...core.canvas import blank_canvas
 from ...core.estimators import trajectory
 from ...core.rng import named_generator
-from ...core.rollouts import LocalRollouts, Placed
+from ...core.rollouts import LocalRollouts, Placed, Rollouts
 from ...core.scoring import frozen_token_logps, replay_views
 from ...core.types import Canvas, Rollout
 from ...models.denoiser import ModelDenoiser
 from ...recipes.registry import settings_at
+from ...recipes.schema import DecodeConfig, Recipe
 from ..state import Run
 
 NUM_SCORED = 20
@@ -39,59 +39,65 @@ def first_contact(run: Run) -> None:
     with run.droppable(), run.inference() as policy:
         run.rollouts.sync()
         if run.accelerator.is_main_process:
+            problems = run.problems
+            prompts = [
+                problems.prompt(i % len(problems.examples))
+                for i in range(max(NUM_SCORED, NUM_GREEDY))
+            ]
             try:
-                refusal = _refusal(run, policy)
+                run.progress.note(seen(run.rollouts, policy, prompts, run.recipe))
             except ValueError as error:  # the others must hear of it
                 refusal = str(error)
     if run.most(float(bool(refusal))):
         raise ValueError(refusal or "the main process refuses the rollouts' engine")
 
 
-def _refusal(run: Run, policy: ModelDenoiser) -> str:
-    """Why the engine cannot be used; nothing if it can, and then what was seen is told."""
-    d = run.recipe.decode
-    share = agreement(run, policy)
-    least = getattr(run.rollouts, "agreement", 0.0)
-    name = f"rollouts {run.recipe.rollouts['name']}"
+def seen(
+    rollouts: Rollouts, policy: ModelDenoiser, prompts: Sequence[Sequence[int]], recipe: Recipe
+) -> str:
+    """What the engine does with the trainer's weights, in a line; ValueError if it has others."""
+    d = recipe.decode
+    name = f"rollouts {recipe.rollouts['name']}"
+    share = agreement(rollouts, policy, prompts[:NUM_GREEDY], d)
+    least = getattr(rollouts, "agreement", 0.0)
     if share < least:
-        return (
+        raise ValueError(
             f"{name}: of its greedy tokens {share:.0%} are those that the trainer decodes with the "
             f"same weights, {least:.0%} are asked for: another threshold (decode.gamma), block "
             "length or model, or kernels that differ (rollouts.agreement)"
         )
-    rollout = run.rollouts.sample(
-        _canvas(run, policy, NUM_SCORED, d.gen_length),
+    said = f"{name}: {share:.0%} of its greedy tokens are the trainer's"
+    rollout = rollouts.sample(
+        _canvas(policy, prompts[:NUM_SCORED], d.gen_length),
         settings_at(d, d.temperature),
-        named_generator(run.recipe.run.seed, "first_contact"),
+        named_generator(recipe.run.seed, "first_contact"),
         d.gamma,
     )
-    said = f"{name}: {share:.0%} of its greedy tokens are the trainer's"
-    if "step_maps" not in run.rollouts.features:
-        run.progress.note(f"{said}; no step maps, so its rollouts cannot be replayed")
-        return ""
-    scores, drawn = replayed(run, policy, rollout)
+    if "step_maps" not in rollouts.features:
+        return f"{said}; without step maps its rollouts cannot be replayed"
+    scores, drawn = replayed(policy, rollout, recipe.train.max_canvases)
     mean = float(scores[drawn].mean())
     uniform = -math.log(policy.vocab_size)
     if not mean > uniform - WORSE:
-        return (
+        raise ValueError(
             f"{name}: the trainer gives tokens of its rollouts {mean:.2f} nats on average, less "
             f"than those of a uniform draw ({uniform:.2f}): they are not this policy's"
         )
-    said = f"{said}; {NUM_SCORED} rollouts score {mean:.3f} nats per token"
-    if "shown_logps" in run.rollouts.features:
+    said += f"; {len(rollout.ids)} rollouts score {mean:.3f} nats per token"
+    if "shown_logps" in rollouts.features:
         gaps = (scores - rollout.behavior_logps)[drawn].abs()
         said += f", its own log-probabilities differ by {gaps.mean():.2g} on average"
         said += f", {gaps.max():.2g} at most"
-    run.progress.note(said)
-    return ""
+    return said
 
 
-def agreement(run: Run, policy: ModelDenoiser) -> float:
-    """Share of greedy tokens before the first difference, over prompts of several lengths."""
-    d = run.recipe.decode
-    canvas = _canvas(run, policy, NUM_GREEDY, min(d.gen_length, GREEDY_TOKENS))
+def agreement(
+    rollouts: Rollouts, policy: ModelDenoiser, prompts: Sequence[Sequence[int]], d: DecodeConfig
+) -> float:
+    """Share of greedy tokens before a row's first difference, with one set of weights."""
+    canvas = _canvas(policy, prompts, min(d.gen_length, GREEDY_TOKENS))
     settings = settings_at(d, 0.0)
-    theirs = run.rollouts.sample(canvas, settings, None, d.gamma)
+    theirs = rollouts.sample(canvas, settings, None, d.gamma)
     ours = LocalRollouts(policy).sample(canvas, settings, None, d.gamma)
     wanted = ours.completion_mask
     same = (theirs.ids == ours.ids) | ~wanted
@@ -99,22 +105,20 @@ def agreement(run: Run, policy: ModelDenoiser) -> float:
     return float(reached.sum() / wanted.sum())
 
 
-def replayed(run: Run, policy: ModelDenoiser, rollout: Rollout) -> tuple[Tensor, Tensor]:
+def replayed(policy: ModelDenoiser, rollout: Rollout, max_canvases: int) -> tuple[Tensor, Tensor]:
     """The trainer's log-probabilities of the tokens at the calls that revealed them, and which
     tokens these are.
     """
     views = replay_views(rollout, policy.mask_id)
-    scores = frozen_token_logps(policy, rollout, trajectory(), views, max_canvases=run.max_canvases)
+    scores = frozen_token_logps(policy, rollout, trajectory(), views, max_canvases=max_canvases)
     return scores, rollout.action_mask & (rollout.decoded_step <= rollout.nfe[:, None])
 
 
-def _canvas(run: Run, policy: ModelDenoiser, count: int, gen_length: int) -> Canvas:
-    problems: Any = run.problems
-    indices = [i % len(problems.examples) for i in range(count)]
+def _canvas(policy: ModelDenoiser, prompts: Sequence[Sequence[int]], gen_length: int) -> Canvas:
     return blank_canvas(
-        [problems.prompt(i) for i in indices],
+        prompts,
         gen_length=gen_length,
         denoiser=policy,
-        row_ids=torch.arange(count).tolist(),
+        row_ids=range(len(prompts)),
         device=policy.device,
     )

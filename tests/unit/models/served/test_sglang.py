@@ -21,6 +21,7 @@ from unmaskrl.core.types import Canvas
 from unmaskrl.models.checkpoint import load_denoiser
 from unmaskrl.models.denoiser import ModelDenoiser
 from unmaskrl.models.served.sglang import Sglang
+from unmaskrl.testing import check_rollouts
 from unmaskrl.utils.stopping import Abandoned, Lost
 
 SETTINGS = DecodeSettings(block_length=4, steps=1, select="confidence_threshold", temperature=1.0)
@@ -41,6 +42,8 @@ def stub(running: Stub) -> Stub:
     running.updates.clear()
     running.bodies.clear()
     running.told = {}
+    running.threshold = THRESHOLD
+    running.algorithm.write_text(f"{{block_size: 4, threshold: {THRESHOLD}}}\n")
     for name in ("greedy", "ignores_seeds", "keeps_cache", "wrong_version"):
         setattr(running, name, False)
     for name in ("step_maps", "logps", "trims"):
@@ -126,6 +129,12 @@ def test_greedy_completions_are_those_of_decode(
     assert torch.equal(theirs.completion_mask, ours.completion_mask)
     seen = ours.action_mask
     assert torch.equal(theirs.decoded_step[seen], ours.decoded_step[seen])
+
+
+def test_the_engine_passes_the_checker(engine: Sglang, stub: Stub, denoiser: ModelDenoiser) -> None:
+    stub.threshold = 0.5  # the checker's gamma
+    stub.algorithm.write_text("{block_size: 4, threshold: 0.5}\n")
+    check_rollouts(lambda _: engine, denoiser)
 
 
 def test_what_is_sent(engine: Sglang, stub: Stub, denoiser: ModelDenoiser) -> None:
@@ -298,12 +307,26 @@ def test_a_server_that_does_not_fit_is_refused(
         setattr(stub, name, value)
     if "block_size" in stub.told:
         stub.algorithm.write_text(f"{{block_size: 32, threshold: {THRESHOLD}}}\n")
-    try:
-        with pytest.raises(ValueError, match=said) as caught:
-            Sglang(denoiser, url=stub.url)
-    finally:
-        stub.algorithm.write_text(f"{{block_size: 4, threshold: {THRESHOLD}}}\n")
+    with pytest.raises(ValueError, match=said) as caught:
+        Sglang(denoiser, url=stub.url)
     assert "\n" not in str(caught.value)
+
+
+def test_two_runs_share_a_folder_and_keep_apart(
+    stub: Stub, denoiser: ModelDenoiser, tmp_path: Path
+) -> None:
+    for name in ("one", "two"):
+        engine = Sglang(denoiser, url=stub.url, folder=str(tmp_path / "shared"))
+        engine.place(tmp_path / name / "served", lambda: "step-3", lambda: None, lambda text: None)
+        engine.sync()
+        assert engine.folder is not None and engine.folder.parent == tmp_path / "shared"
+        assert [p.name for p in engine.folder.iterdir()] == [engine.version]
+        last = engine.folder
+        if name == "one":
+            first = engine  # lives on
+    assert first.folder != last and first.path is not None and first.path.is_dir()
+    del engine
+    assert not last.exists()  # its run is over
 
 
 def test_no_server(stub: Stub, denoiser: ModelDenoiser) -> None:
@@ -380,7 +403,7 @@ def test_what_is_not_served(engine: Sglang, denoiser: ModelDenoiser) -> None:
     given = anchored_canvas([[5]], [{2: 6}], gen_length=8, denoiser=denoiser)
     with pytest.raises(ValueError, match="has anchors"):
         engine.sample(given, SETTINGS, seeded(), THRESHOLD)
-    with pytest.raises(ValueError, match=r"decodes with threshold 0.6, decode.gamma is 0.5"):
+    with pytest.raises(ValueError, match=r"decodes with threshold 0.9, decode.gamma is 0.5"):
         engine.sample(canvas(denoiser), SETTINGS, seeded(), 0.5)
     other = DecodeSettings(block_length=4, steps=1, select="eb", temperature=1.0)
     with pytest.raises(ValueError, match="decodes by select=confidence_threshold"):
