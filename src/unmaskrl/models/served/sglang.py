@@ -38,7 +38,6 @@ _PROBE = 64  # tokens of a prompt whose cache is looked at
 _ABORT = 5.0  # seconds that taking back a request may last
 # settings and the least that they may be
 _NUMBERS = {"patience": 0, "timeout": 0.1, "retries": 0, "rows": 1}
-_WRITTEN: tuple[type[BaseException], ...] = (ValueError, OSError, Abandoned)
 
 
 class Sglang:
@@ -166,14 +165,14 @@ class Sglang:
         folder of their version, loaded, and asked for. Every rank hears of a failure.
         """
         model = self.denoiser.model
-        prints = of_all(fingerprint(dict(model.state_dict())))
-        print_ = hashlib.sha256("".join(prints).encode()).hexdigest()[: len(prints[0])]
-        if self.version is not None and self.version.endswith(print_):
+        marks = of_all(fingerprint(dict(model.state_dict())))
+        mark = hashlib.sha256("".join(marks).encode()).hexdigest()[: len(marks[0])]
+        if self.version is not None and self.version.endswith(mark):
             self._as_one(self._restore)
             return
         tensors = merged_tensors(model, keep=is_main())
         # a version that answers proves its weights, also where a resumed run repeats a step
-        version = of_main(f"{self.label()}-{print_}")
+        version = of_main(f"{self.label()}-{mark}")
         self.version = None
 
         def hand_over() -> None:
@@ -202,18 +201,22 @@ class Sglang:
         self.sent = sent
 
     def _as_one(self, work: Callable[[], None]) -> None:
-        """``work`` of the main process; what it raises is raised by all."""
+        """``work`` of the main process; what it raises is raised by all, a full disk as Lost."""
         failure: BaseException | None = None
         if is_main():
             try:
                 work()
-            except _WRITTEN as error:
+            except OSError as error:
+                failure = Lost(str(error))
+            except (ValueError, Abandoned) as error:
                 failure = error
-        told = of_main(None if failure is None else (type(failure) is Abandoned, str(failure)))
+        kinds = (Lost, ValueError, Abandoned)
+        own = next((i for i, kind in enumerate(kinds) if isinstance(failure, kind)), None)
+        told = of_main(None if own is None else (own, str(failure)))
         if failure is not None:
             raise failure
         if told is not None:
-            raise Abandoned if told[0] else Lost(told[1])
+            raise kinds[told[0]](told[1])
 
     def _folder(self) -> Path:
         """Where versions are written; gone when the process ends. A kill leaves the last one, which

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -410,3 +411,14 @@ def test_what_is_not_served(engine: Sglang, denoiser: ModelDenoiser) -> None:
         engine.sample(canvas(denoiser), other, seeded(), THRESHOLD)
     with pytest.raises(ValueError, match="pass generator="):
         engine.sample(canvas(denoiser), SETTINGS, None, THRESHOLD)
+
+
+def test_a_disk_without_room_is_a_loss_that_a_run_survives(
+    stub: Stub, denoiser: ModelDenoiser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Sglang(denoiser, url=stub.url, folder=str(tmp_path))
+    room = type(shutil.disk_usage(tmp_path))(10**6, 10**6 - 1000, 1000)
+    monkeypatch.setattr("unmaskrl.models.served.weights.shutil.disk_usage", lambda _: room)
+    with pytest.raises(Lost, match=r"set rollouts.folder to a larger one"):
+        engine.sync()
+    assert engine.version is None and not list(tmp_path.glob("*/step-*"))
