@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -28,6 +29,7 @@ FEATURES = {
     "gamma_function": "takes gamma as a function of what the first call sees",
     "truncation": "draws from the top_k or top_p tokens; behavior_logps are of that distribution",
     "kept_ids": "tells which ids each token was drawn from (kept)",
+    "shown_logps": "tells log-probabilities that are compared with the trainer's and not used",
     "row_keys": "draws by the canvas' row ids: a row is the same in any batch, and again",
 }
 
@@ -95,6 +97,23 @@ def check_truncation_served(engine: Rollouts, settings: DecodeSettings) -> None:
             f"truncation ({FEATURES['truncation']}), which this engine does not serve: unset both, "
             "or set rollouts.name=local"
         )
+
+
+@runtime_checkable
+class Placed(Protocol):
+    """An engine that wants to know the run that it works for."""
+
+    def place(
+        self,
+        folder: Path,
+        label: Callable[[], str],
+        check: Callable[[], None],
+        note: Callable[[str], None],
+    ) -> None:
+        """``folder``: where it may write; ``label``: where the run stands (``step-17``); ``check``:
+        called while it waits, and may leave; ``note``: tells whoever looks on.
+        """
+        ...
 
 
 # Builds an engine for a denoiser, whose weights are the ones to sample from.

@@ -12,7 +12,7 @@ from ..core.decoding.law import MAX_KEPT
 from ..core.decoding.select import NATS
 from ..core.estimators.base import NOT_BLOCKWISE, READING, Estimator
 from ..core.threshold_head import check_grid
-from .engines import check_engine
+from .engines import check_engine, check_engine_blocks
 from .optimizers import check_optimizer
 from .registry import COMPONENTS, Method, build_method, check_component, selection_rule
 from .schema import BaseModelConfig, PriorConfig, Recipe, SFTRecipe
@@ -103,6 +103,7 @@ def check_blocks(recipe: Recipe, method: Method, grid: int | None) -> None:
     )
     if grid is not None and not method.estimator.blockwise:
         raise ValueError(f"estimator {recipe.estimator['name']}: {NOT_BLOCKWISE}")
+    check_engine_blocks(recipe, grid)
 
 
 def block_notes(recipe: Recipe, grid: int | None) -> list[str]:

@@ -7,11 +7,15 @@ from typing import Any
 
 from ..core.denoiser import Denoiser
 from ..core.rollouts import FEATURES, LocalRollouts, Rollouts
+from ..models.served.sglang import Sglang
 from ..utils.imports import is_outside
 from .registry import Method, check_component, component, factory_of
 from .schema import Recipe
 
-ENGINES: Mapping[str, Callable[..., Any]] = {"local": LocalRollouts}
+ENGINES: Mapping[str, Callable[..., Any]] = {
+    "local": LocalRollouts,
+    "sglang": Sglang,
+}
 
 
 def make_rollouts(spec: Mapping[str, Any], denoiser: Denoiser) -> Rollouts:
@@ -31,6 +35,12 @@ def check_engine(recipe: Recipe, method: Method) -> None:
     """Refuse an engine that does not exist, or whose class says that it serves too little."""
     check_component(recipe.rollouts, ENGINES, "rollouts", 1)
     factory: Any = factory_of(recipe.rollouts, ENGINES, "rollouts")
+    if hasattr(factory, "check_settings"):
+        settings = {key: value for key, value in recipe.rollouts.items() if key != "name"}
+        try:
+            factory.check_settings(**settings)
+        except ValueError as error:
+            raise ValueError(f"rollouts {recipe.rollouts['name']}: {error}") from None
     m = recipe.model
     if recipe.rollouts["name"] != "local" and m.rollout_dtype not in (None, m.dtype):
         raise ValueError(
@@ -39,6 +49,33 @@ def check_engine(recipe: Recipe, method: Method) -> None:
         )
     if isinstance(factory, type) and hasattr(factory, "features"):
         refuse_unserved(recipe, method, factory)
+
+
+def check_engine_blocks(recipe: Recipe, grid: int | None) -> None:
+    """ValueError if the engine decodes blocks and the model has none (``grid`` None)."""
+    factory = factory_of(recipe.rollouts, ENGINES, "rollouts")
+    if grid is None and getattr(factory, "blocks_only", False):
+        raise ValueError(
+            f"rollouts {recipe.rollouts['name']} serves block-causal models (SDAR, LLaDA2), and "
+            f"{recipe.model.path} has full attention: set rollouts.name=local"
+        )
+
+
+def engine_line(recipe: Recipe) -> str:
+    """Where rollouts come from, and what the engine serves as far as its class says."""
+    name = recipe.rollouts["name"]
+    if name == "local":
+        return "rollouts: local, decoded in this process"
+    factory: Any = factory_of(recipe.rollouts, ENGINES, "rollouts")
+    place = f" at {recipe.rollouts['url']}" if "url" in recipe.rollouts else ""
+    if not isinstance(factory, type) or not hasattr(factory, "features"):
+        return f"rollouts: {name}{place}; what it serves is asked when the run starts"
+    served: Any = factory
+    missing = [feature for feature in FEATURES if feature not in served.features]
+    return (
+        f"rollouts: {name}{place}; rules {', '.join(sorted(served.rules))}; at most "
+        f"{', '.join(sorted(served.features)) or 'nothing more'}; never {', '.join(missing)}"
+    )
 
 
 def refuse_unserved(recipe: Recipe, method: Method, engine: Any) -> None:

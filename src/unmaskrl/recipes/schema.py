@@ -369,7 +369,8 @@ class Recipe(Section):
     prior: PriorConfig = PriorConfig()
     decode: DecodeConfig = DecodeConfig()
     rollouts: Component = Field(
-        default={"name": "local"}, description="the engine that decodes rollouts"
+        default={"name": "local"},
+        description="the engine that decodes rollouts: local, sglang, or file.py:Engine",
     )
     estimator: Component = Field(
         default={"name": "elbo"}, description="the surrogate of the log-likelihood"

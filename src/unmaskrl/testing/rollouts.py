@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.block_causal import block_length_of, completed
 from ..core.canvas import anchored_canvas
 from ..core.decoding import RULES
 from ..core.denoiser import Denoiser, end_ids
@@ -25,11 +26,11 @@ def check_rollouts(factory: RolloutsFactory, denoiser: Denoiser | None = None) -
     """AssertionError unless the engine keeps what is given, fills the rest, says truly how, and
     follows the weights.
 
-    ``denoiser``: what to sample from (default: an exact toy of 6 tokens); its weights are changed
-    and put back. Every rule that the engine names is used, greedy and at temperature 1, and every
-    feature that it claims: anchors and exits; ``step_maps`` and ``behavior_logps`` together must
-    replay to the same log-probabilities, truncated ones (``truncation``) over their ``kept_ids``;
-    with ``row_keys`` a row is the same in another batch.
+    ``denoiser``: what to sample from (default: an exact toy of 6 tokens), block-causal or not; its
+    weights are changed and put back. Every rule that the engine names is used, greedy and at
+    temperature 1, and every feature that it claims: anchors and exits; ``step_maps`` and
+    ``behavior_logps`` together must replay to the same log-probabilities, truncated ones
+    (``truncation``) over their ``kept_ids``; with ``row_keys`` a row is the same in another batch.
     Greedy completions must be those of ``decode`` on the same weights, also after ``sync``.
     """
     den = denoiser or ToyDenoiser.random(
@@ -47,7 +48,7 @@ def check_rollouts(factory: RolloutsFactory, denoiser: Denoiser | None = None) -
     for select in sorted(engine.rules):
         for temperature in (0.0, 1.0):
             with nothing_drawn("sample"):
-                rollout = _sample(engine, canvas, select, temperature)
+                rollout = _sample(engine, den, canvas, select, temperature)
             _check_facts(canvas, rollout, den, engine, f"select={select}, T={temperature:g}")
         _check_greedy(engine, den, canvas, select)
     # a quota, so that an exit can be seen, and exact, so that it can be replayed
@@ -55,17 +56,17 @@ def check_rollouts(factory: RolloutsFactory, denoiser: Denoiser | None = None) -
         engine.rules,
         key=lambda name: (RULES[name].prefix is not None, RULES[name].needs_draw, name),
     )
-    first = _sample(engine, canvas, select, 1.0)
+    first = _sample(engine, den, canvas, select, 1.0)
     if "row_keys" in engine.features:
-        _check_rows(engine, canvas, select, first)
+        _check_rows(engine, den, canvas, select, first)
     if engine.features >= {"step_maps", "behavior_logps"}:
         _check_replay(den, first)
     if "truncation" in engine.features:
-        cut = _sample(engine, canvas, select, 1.0, top_k=2, top_p=0.95)
+        cut = _sample(engine, den, canvas, select, 1.0, top_k=2, top_p=0.95)
         _check_facts(canvas, cut, den, engine, "top_k=2, top_p=0.95")
         _check_truncated(cut, den, engine)
     if "exit_at" in engine.features:
-        exited = _sample(engine, canvas, select, 1.0, exit_at=0.5)
+        exited = _sample(engine, den, canvas, select, 1.0, exit_at=0.5)
         require(
             bool((exited.exit_step > 0).any()) and bool((exited.nfe <= first.nfe).all()),
             "exit_at=0.5 left no row early",
@@ -94,10 +95,19 @@ def _canvas(den: Denoiser, *, anchors: bool) -> Canvas:
 
 
 def _sample(
-    engine: Rollouts, canvas: Canvas, select: str, temperature: float, **changes: Any
+    engine: Rollouts,
+    den: Denoiser,
+    canvas: Canvas,
+    select: str,
+    temperature: float,
+    **changes: Any,
 ) -> Rollout:
     settings = DecodeSettings(
-        block_length=_LENGTH, steps=_LENGTH, select=select, temperature=temperature, **changes
+        block_length=block_length_of(den) or _LENGTH,
+        steps=_LENGTH,
+        select=select,
+        temperature=temperature,
+        **changes,
     )
     gamma = None if RULES[select].prefix is None else 0.5
     return engine.sample(canvas, settings, torch.Generator().manual_seed(1), gamma)
@@ -107,18 +117,23 @@ def _check_facts(
     canvas: Canvas, rollout: Rollout, den: Denoiser, engine: Rollouts, where: str
 ) -> None:
     """What a rollout says of itself."""
+    grid = block_length_of(den)
+    if grid is not None:
+        canvas = completed(canvas, grid, den.mask_id, den.pad_id)
     for name in ("prompt_mask", "attention_mask", "row_ids", "group_ids"):
         require(
             torch.equal(getattr(rollout, name), getattr(canvas, name)),
             f"{where}: {name} is not the canvas'",
         )
     open_mask = completion_columns(canvas.ids, canvas.gen_length) & ~canvas.fixed_mask
+    open_mask &= canvas.attention_mask
     require(
         torch.equal(rollout.ids[~open_mask], canvas.ids[~open_mask]),
         f"{where}: pads, prompts or anchors were changed",
     )
     require(not bool((rollout.ids == den.mask_id).any()), f"{where}: a mask token is left")
     ends = first_eos_mask(rollout.ids, canvas.gen_length, *end_ids(den))
+    ends &= ~completion_columns(rollout.ids, (grid or 1) - 1)
     require(
         torch.equal(rollout.completion_mask, ends),
         f"{where}: completion_mask does not end at the first EOS or end-of-turn token",
@@ -153,8 +168,8 @@ def _check_facts(
 def _check_greedy(engine: Rollouts, den: Denoiser, canvas: Canvas, select: str) -> None:
     if select == "random":
         return
-    ours = _sample(engine, canvas, select, 0.0)
-    want = _sample(LocalRollouts(den), canvas, select, 0.0)
+    ours = _sample(engine, den, canvas, select, 0.0)
+    want = _sample(LocalRollouts(den), den, canvas, select, 0.0)
     same = (ours.ids == want.ids) | ~want.completion_mask
     require(
         bool(same.all()),
@@ -162,9 +177,11 @@ def _check_greedy(engine: Rollouts, den: Denoiser, canvas: Canvas, select: str) 
     )
 
 
-def _check_rows(engine: Rollouts, canvas: Canvas, select: str, first: Rollout) -> None:
+def _check_rows(
+    engine: Rollouts, den: Denoiser, canvas: Canvas, select: str, first: Rollout
+) -> None:
     order = torch.tensor([3, 0, 4], device=canvas.ids.device)
-    again = _sample(engine, canvas.rows(order), select, 1.0)
+    again = _sample(engine, den, canvas.rows(order), select, 1.0)
     want = first.rows(order)
     for name in ("ids", "decoded_step", "nfe"):
         require(
@@ -229,11 +246,11 @@ def _check_gamma_function(engine: Rollouts, canvas: Canvas) -> None:
 def _check_sync(engine: Rollouts, den: Denoiser, canvas: Canvas, select: str) -> None:
     weights = _weights(den)
     kept = [weight.clone() for weight in weights]
-    before = _sample(LocalRollouts(den), canvas, select, 0.0)
+    before = _sample(LocalRollouts(den), den, canvas, select, 0.0)
     try:
         for weight in weights:
             weight.neg_()
-        after = _sample(LocalRollouts(den), canvas, select, 0.0)
+        after = _sample(LocalRollouts(den), den, canvas, select, 0.0)
         require(
             not torch.equal(before.ids, after.ids),
             "the check needs a denoiser whose greedy completions depend on its weights",

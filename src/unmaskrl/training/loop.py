@@ -47,6 +47,7 @@ from .log import alarms, log_samples, log_step, rollout_metrics, write_summary
 from .memory_notes import memory_notes, with_fewer_canvases
 from .ranks.shard import extra_passes
 from .rollouts.collect import most_calls, rollout_step
+from .rollouts.first_contact import first_contact
 from .rollouts.open_step import Batch
 from .rollouts.problems import Rewarded
 from .saved_models import save_models
@@ -89,6 +90,7 @@ def run_steps(run: Run, progress: Progress) -> None:
     recipe = run.recipe
     first = True
     with saved_if_stopped(run, progress):
+        first_contact(run)
         evaluate_due(run, progress)
         while run.step < recipe.train.steps and not run.out_of_time:
             do_step(run, progress, check_ratio=first)
@@ -213,7 +215,8 @@ def sampling_gap(run: Run, policy: ModelDenoiser, rollout: Rollout) -> float | N
     """How far replayed log-probs of two rollouts are from the engine's; None if it reports none, or
     not what they are of.
     """
-    if not run.rollouts.features >= {"step_maps", "behavior_logps"}:
+    told = run.rollouts.features
+    if "step_maps" not in told or not told & {"behavior_logps", "shown_logps"}:
         return None
     if rollout.is_truncated and rollout.kept is None:
         return None

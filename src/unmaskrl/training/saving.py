@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ..reporting.progress import Progress
-from ..utils.stopping import Stopped
+from ..utils.stopping import Lost, Stopped
 from .resume import save_run
 from .state import Training
 
@@ -38,12 +38,17 @@ def save(run: Training, progress: Progress) -> None:
 
 @contextmanager
 def saved_if_stopped(run: Training, progress: Progress) -> Iterator[None]:
-    """After a signal a checkpoint of where the run stands, and Stopped says so."""
+    """After a signal a checkpoint of where the run stands, and Stopped says so; likewise where a
+    server is lost.
+    """
     try:
         yield
     except Stopped as stopped:
         save(run, progress)
         raise Stopped(stopped.signum, where_it_stands(run), resumable=True) from None
+    except Lost as lost:
+        save(run, progress)
+        raise Lost(f"{lost}; {where_it_stands(run)}; go on with --resume") from None
 
 
 def where_it_stands(run: Training) -> str:

@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ..core.rollouts import Rollouts
+from ..core.rollouts import Placed, Rollouts
 from ..models.denoiser import ModelDenoiser
 from ..models.loading import write_tokenizer
 from ..models.weights import load_trainable, trainable
@@ -24,7 +24,7 @@ from ..reporting.merging import over_ranks
 from ..reporting.progress import Progress
 from ..tasks import Task, TrlReward
 from ..utils.lock import Lock
-from ..utils.stopping import Abandoned, Stop
+from ..utils.stopping import Abandoned, Lost, Stop
 from .folder.checkpoint import Checkpoint
 from .folder.fitting import (
     check_optimizer_group,
@@ -42,6 +42,7 @@ from .rollouts.open_step import Batch, batch_state, batch_tensors, restore_batch
 from .rollouts.problems import Problems
 from .rollouts.threshold_policy import Sampler
 
+SERVED = "served"  # the folder of weights for a server
 HEAD_OPTIMIZER = OptimizerConfig()  # of the threshold head: AdamW
 Groups = dict[str, dict[str, Tensor]]  # what a checkpoint holds: a file of tensors per group
 
@@ -203,6 +204,13 @@ class Run(Training):
         self.max_canvases = self.recipe.train.max_canvases
         policy = watched(self.frozen, self._before_pass)
         self.rollouts = start_engine(self.recipe, self.method, policy)
+        if isinstance(self.rollouts, Placed):
+            self.rollouts.place(
+                self.out / SERVED,
+                lambda: f"step-{self.step}",
+                self.stop.check,
+                lambda text: self.progress.note(text),
+            )
 
     def groups(self) -> Groups:
         """Also the threshold head with its optimiser, and the open step."""
@@ -295,7 +303,7 @@ class Run(Training):
             self.gathered.refresh()
         try:
             yield watched(self.frozen, self._before_pass)
-        except Abandoned:
+        except (Abandoned, Lost):
             self._answer_others()
             raise
         self._answer_others()

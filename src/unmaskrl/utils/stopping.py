@@ -47,6 +47,12 @@ class Abandoned(BaseException):
     """Raised between two denoiser calls of work that may be dropped."""
 
 
+class Lost(ConnectionError):
+    """What a run works with beside itself is gone, such as a server that decodes its rollouts: the
+    run is saved, and ends with this line.
+    """
+
+
 class Stop:
     """Whether a signal asked the run to stop."""
 
@@ -71,16 +77,21 @@ class Stop:
     @contextmanager
     def droppable(self, most: Callable[[float], float]) -> Iterator[None]:
         """Work that leaves no trace until it is done; a rank that leaves it early meets the others
-        at its end.
+        at its end. Lost by one of them is Lost by all.
         """
         self._droppable = True
+        lost: Lost | None = None
         try:
             yield
         except Abandoned:
             pass
+        except Lost as error:
+            lost = error
         finally:
             self._droppable = False
         self.obey(most)
+        if most(float(lost is not None)):
+            raise lost or Lost("another process lost what it works with")
 
     def handle(self, signum: int, frame: FrameType | None = None) -> None:
         """The first signal asks; a second one ends the process at once, as a kill would: the

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from ...recipes.checks import block_notes, check_blocks, warnings_for
 from ...recipes.cost import Cost, model_grid, step_cost
+from ...recipes.engines import engine_line
 from ...recipes.load import load_method
 from ...utils.plain_text import printable
 from ...utils.terminal import PlainConsole
@@ -40,6 +41,7 @@ def check_command(args: CheckArguments) -> int:
         f"peak logits: {cost.logits_bytes} bytes ({block:.1f} MiB; all at once: {full:.1f} MiB)",
         highlight=False,
     )
+    console.print(engine_line(recipe), highlight=False)
     print_memory(recipe, method, console, args.processes)
     for note in [*warnings_for(recipe, method), *block_notes(recipe, grid)]:
         console.print(f"warning: {note}", style="yellow", highlight=False)

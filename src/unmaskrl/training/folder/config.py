@@ -24,6 +24,7 @@ FREE = {
     "run": "out threads save save_every save_minutes keep_checkpoints log_with log_every "
     "project group tags variance_draws probe",
     "model": "activation_checkpointing compile",
+    "rollouts": "url folder patience timeout retries rows agreement",
 }
 ROUNDING = (
     "run.threads",
