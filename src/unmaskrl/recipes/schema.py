@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from ..core.rollouts import DecodeSettings
 from ..core.threshold_head import GAMMAS
 from ..models.families.family import Given
 
 Component = dict[str, Any]
+AUTO = "auto"
 
 
 class Section(BaseModel):
@@ -295,9 +296,18 @@ class TrainConfig(BaseTrainConfig):
         description="extra rewards, 'package.module:function' or 'file.py:function': TRL's "
         "contract",
     )
-    max_canvases: int = Field(
-        default=4096, ge=1, description="canvases whose activations are alive at once in an update"
+    max_canvases: int | Literal["auto"] = Field(
+        default=AUTO,
+        description="canvases whose activations are alive at once in an update, at least 1; auto: "
+        "as many as fit by the memory plan",
     )
+
+    @field_validator("max_canvases", mode="before")
+    @classmethod
+    def _is_auto_or_a_count(cls, value: Any) -> Any:
+        if value == AUTO or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
+            return value
+        raise ValueError(f"expected a whole number of at least 1, or {AUTO}")
 
 
 class OptimizerConfig(Section):
