@@ -60,6 +60,7 @@ class Setup:
     eval_rows: int
     cuda: bool
     doubled: bool = False  # canvases are scored as [noisy ; clean]
+    merged: bool = False  # rollouts on a copy of the adapted weights
     auto: bool = False  # max_canvases is chosen: see ``on_device``
     chunk: int = CHUNK_ELEMENTS  # elements of a chunk of logits while decoding
 
@@ -102,6 +103,7 @@ class Setup:
             processes=processes,
             max_canvases=AUTO_ON_CPU if t.max_canvases == AUTO else t.max_canvases,
             auto=t.max_canvases == AUTO,
+            merged=m.lora is not None and m.lora.merge_rollout,
             canvases=max(1, ceil(step_cost(recipe, method).new / t.num_iterations / processes)),
             scored=gen * (t.group_size if shared else 1),
             length=prompt_tokens + gen,
@@ -198,7 +200,7 @@ def memory_plan(shape: ModelShape, s: Setup) -> Plan:
         activations=kept + recomputed,
         logits=logits,
         update=kept + max(at_head, recomputed + backward_bytes(shape, s, tokens) + largest * full),
-        rollout=cast + rollout_bytes(shape, s),
+        rollout=cast + merged_bytes(shape, s) + rollout_bytes(shape, s),
         step=trained
         * size
         * s.cuda,  # a foreach optimiser's temporary; on CPU it goes tensor by tensor
@@ -299,6 +301,14 @@ def backward_bytes(shape: ModelShape, s: Setup, tokens: int) -> float:
 def adapter_work(shape: ModelShape, s: Setup) -> int:
     """Bytes per token: an adapter's output, and the sum with the layer's."""
     return max((2 * s.dtype * shape.linear(role)[1] for role in s.roles), default=0)
+
+
+def merged_bytes(shape: ModelShape, s: Setup) -> float:
+    """Adapted weights once more, with the adapters added in; while it is made, the largest one and
+    what is added to it in the adapters' dtype, and their sum.
+    """
+    sums = 3 * shape.largest * s.adapter_dtype
+    return s.merged * (shape.adapted_weights(s.roles) * s.dtype + sums)
 
 
 def rollout_bytes(shape: ModelShape, s: Setup) -> float:

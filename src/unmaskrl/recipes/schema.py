@@ -23,9 +23,7 @@ class Section(BaseModel):
 
 
 class LoRAConfig(Section):
-    """Low-rank adapters (arXiv 2106.09685) instead of full weights; no dropout, so that scoring
-    equals sampling.
-    """
+    """Low-rank adapters (arXiv 2106.09685) instead of full weights; without dropout."""
 
     rank: int = Field(
         default=128, ge=1, description="of each adapter: two matrices of rank rows and columns"
@@ -36,6 +34,9 @@ class LoRAConfig(Section):
         min_length=1,
         description="linear layers by name; null: the family's (all of the blocks, without "
         "experts)",
+    )
+    merge_rollout: bool = Field(
+        default=False, description="rollouts on a copy of the weights with the adapters added in"
     )
 
 

@@ -82,3 +82,18 @@ def test_costs_of_a_recipe_with_auto_are_those_of_all_canvases() -> None:
 def test_what_is_no_count_is_refused(value: str) -> None:
     with pytest.raises(ValueError, match="whole number of at least 1, or auto, got"):
         load_recipe("sudoku-mini", [f"train.max_canvases={value}"])
+
+
+def test_merged_rollouts_need_the_adapted_weights_once_more_while_they_last() -> None:
+    shape = LLADA_8B
+    plain = memory_plan(shape, LORA)
+    merged = memory_plan(shape, replace(LORA, merged=True))
+    linear = 32 * (4 * 4096**2 + 3 * 4096 * 12288)
+    sums = 3 * 4096 * 12288 * 4
+    assert merged.rollout - plain.rollout == 2 * linear + sums
+    assert (merged.update, merged.step, merged.stays) == (plain.update, plain.step, plain.stays)
+    some = memory_plan(shape, replace(LORA, merged=True, roles=("q", "v")))
+    bare = memory_plan(shape, replace(LORA, roles=("q", "v")))
+    assert some.rollout - bare.rollout == 2 * 32 * 2 * 4096**2 + sums
+    recipe = load_recipe("sudoku-mini", ["model.lora.merge_rollout=true"])
+    assert Setup.of(recipe, mini_shape()).merged
