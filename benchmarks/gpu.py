@@ -48,8 +48,9 @@ from unmaskrl.models.adapters import add_lora
 from unmaskrl.models.compiled import compile_blocks, no_compiler
 from unmaskrl.models.tokenizer import byte_tokenizer
 from unmaskrl.recipes.load import load_recipe
-from unmaskrl.recipes.memory import Setup, memory_plan
+from unmaskrl.recipes.memory import Setup, memory_plan, on_device
 from unmaskrl.training import setup
+from unmaskrl.training.memory_notes import this_machine
 
 RECIPE = "llada-8b-countdown-stp"
 ESTIMATOR = estimators.elbo(num_mc=3)
@@ -268,7 +269,8 @@ def whole_step(bench: Bench, subject: Subject) -> None:
     words = [f"{key}={json.dumps(value)}" for key, value in changes.items()]
     recipe = load_recipe(RECIPE, words)
     cuda = bench.device.type == "cuda"
-    plan = memory_plan(subject.shape, Setup.of(recipe, subject.shape, cuda=cuda))
+    asked = Setup.of(recipe, subject.shape, cuda=cuda)
+    plan = memory_plan(subject.shape, on_device(subject.shape, asked, this_machine(1)[1]))
     found["plan_gib"] = plan.total / GIB
     if cuda:
         found["peak_gib"] = torch.cuda.max_memory_allocated(bench.device) / GIB

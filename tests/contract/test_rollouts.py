@@ -13,12 +13,14 @@ from tests import own_engine
 from tests.conftest import seeded, tiny_llada
 from unmaskrl.core.canvas import blank_canvas
 from unmaskrl.core.rollouts import DecodeSettings, LocalRollouts, check_truncation_served
+from unmaskrl.core.scoring import behavior_gap
 from unmaskrl.core.types import Rollout
+from unmaskrl.models.adapters import add_lora, lora_layers, merged_tensors
 from unmaskrl.models.denoiser import ModelDenoiser
 from unmaskrl.recipes.engines import make_rollouts
 from unmaskrl.recipes.load import load_recipe
 from unmaskrl.testing import check_rollouts
-from unmaskrl.training.rollouts.engine import Converted
+from unmaskrl.training.rollouts.engine import Converted, Merged
 
 FILE = Path(own_engine.__file__)
 OUTSIDE = f"{FILE}:LeftToRight"
@@ -101,6 +103,54 @@ def test_rollouts_in_another_precision_are_decode_on_a_copy() -> None:
     want = LocalRollouts(tiny_llada(torch.bfloat16)).sample(canvas, settings, seeded())
     assert torch.equal(rollout.ids, want.ids)
     assert next(denoiser.model.parameters()).dtype == torch.float32
+
+
+def with_adapters(dtype: torch.dtype) -> ModelDenoiser:
+    """Adapters that change what is decoded."""
+    denoiser = tiny_llada(dtype)
+    add_lora(denoiser.model, seeded(), rank=2, alpha=4.0)
+    for _, layer in lora_layers(denoiser.model):
+        torch.nn.init.normal_(layer.b, std=0.3, generator=seeded(1))
+    return denoiser
+
+
+def test_rollouts_on_merged_adapters_are_decode_on_merged_weights() -> None:
+    denoiser = with_adapters(torch.float64)
+    plain = tiny_llada(torch.float64)
+    before = LocalRollouts(plain)
+    canvas = blank_canvas([[1, 2], [3]], gen_length=8, denoiser=denoiser)
+    settings = DecodeSettings(block_length=4, steps=8, temperature=1.0)
+    base = before.sample(canvas, settings, seeded())
+    rollout = Merged(denoiser).sample(canvas, settings, seeded())
+    plain.model.load_state_dict(merged_tensors(denoiser.model))
+    want = before.sample(canvas, settings, seeded())
+    assert torch.equal(rollout.ids, want.ids) and not torch.equal(rollout.ids, base.ids)
+    assert torch.equal(rollout.behavior_logps, want.behavior_logps)
+    # nothing is left behind: a run that goes on samples the same
+    assert torch.equal(rollout.ids, Merged(denoiser).sample(canvas, settings, seeded()).ids)
+    # scoring multiplies by A and B: in float64 the same to rounding
+    assert behavior_gap(denoiser, rollout) < 1e-12
+    assert behavior_gap(tiny_llada(torch.float64), rollout) > 1e-3
+    coarse = with_adapters(torch.bfloat16)
+    assert 1e-4 < behavior_gap(coarse, Merged(coarse).sample(canvas, settings, seeded())) < 0.5
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (["model.quantize=nf4"], "model.quantize=nf4 has others: drop one"),
+        (["model.rollout_dtype=bfloat16"], "model.rollout_dtype=bfloat16 has others"),
+        (
+            ["train.shard=fsdp", "train.gather_rollout=false"],
+            "merge_rollout needs whole weights, and train.gather_rollout=false keeps them in shar",
+        ),
+    ],
+)
+def test_adapters_that_cannot_be_merged_are_refused(changes: list[str], said: str) -> None:
+    merging = "model.lora.merge_rollout=true"
+    with pytest.raises(ValueError, match=said):
+        load_recipe("sudoku-mini", [merging, *changes])
+    load_recipe("sudoku-mini", [merging, "train.shard=fsdp"])  # on whole copies
 
 
 @pytest.mark.parametrize(

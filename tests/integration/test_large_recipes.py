@@ -23,7 +23,7 @@ from unmaskrl.recipes.checks import check_blocks
 from unmaskrl.recipes.cost import model_grid, step_cost
 from unmaskrl.recipes.files import composed_names
 from unmaskrl.recipes.load import load_method, load_recipe
-from unmaskrl.recipes.memory import Setup, memory_plan, model_shape
+from unmaskrl.recipes.memory import Setup, memory_plan, model_shape, on_device
 from unmaskrl.recipes.schema import Recipe
 from unmaskrl.tasks import completion_text
 from unmaskrl.training.loop import train
@@ -93,7 +93,8 @@ def test_every_block_causal_run_resolves_and_fits_80_gb(name: str) -> None:
 def fits(recipe: Recipe, gigabytes: int) -> bool:
     shape = model_shape(recipe.model)
     assert shape is not None
-    return memory_plan(shape, Setup.of(recipe, shape)).total < 0.9 * gigabytes * 2**30
+    setup = on_device(shape, Setup.of(recipe, shape), gigabytes)
+    return memory_plan(shape, setup).total < 0.9 * gigabytes * 2**30
 
 
 @pytest.mark.parametrize(

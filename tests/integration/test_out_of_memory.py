@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import torch
 from tests.conftest import rounded
 from unmaskrl.cli.main import main
 from unmaskrl.core import scoring
+from unmaskrl.recipes.load import load_recipe
+from unmaskrl.recipes.memory import GIB, HEADROOM, Setup, memory_plan, model_shape
 
 SETTINGS = (
     "model.dtype=float64 train.steps=1 train.prompts_per_step=1 train.group_size=4 "
@@ -20,9 +23,12 @@ SETTINGS = (
 ).split()
 
 
-def run(out: Path, *settings: str) -> dict[str, Any]:
+def run(out: Path, *settings: str, steps: int = 1) -> dict[str, Any]:
+    """The last step's metrics."""
     assert main(["train", "sudoku-mini", *SETTINGS, *settings, f"run.out={out}"]) == 0
-    return json.loads((out / "metrics.jsonl").read_text())
+    rows = (out / "metrics.jsonl").read_text().splitlines()
+    assert len(rows) == steps
+    return json.loads(rows[-1])
 
 
 @pytest.fixture
@@ -54,6 +60,30 @@ def test_fewer_canvases_are_alive_and_the_run_is_the_same(
     straight = run(tmp_path / "straight")
     for key in ("loss", "grad_norm", "kl/ref", "ratio/mean"):
         assert ours[key] == rounded(straight[key], size=10.0, dtype=torch.float64), key
+
+
+def test_the_number_that_was_chosen_stays_with_the_run(
+    tmp_path: Path,
+    small_memory: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A machine for three canvases; the run goes on with three on one with room for all."""
+    small_memory[0] = 10**6
+    recipe = load_recipe("sudoku-mini", SETTINGS)
+    shape = model_shape(recipe.model)
+    assert shape is not None
+    setup = Setup.of(recipe, shape, prompt_tokens=19, cuda=False)
+    gib = memory_plan(shape, replace(setup, max_canvases=3)).total / HEADROOM / GIB
+    place = "unmaskrl.training.memory_notes.this_machine"
+    monkeypatch.setattr(place, lambda processes: ("small", gib * (1 + 1e-9)))
+    run(tmp_path / "run")
+    assert "small: fits" in (said := capsys.readouterr().out)
+    assert "train.max_canvases=auto is 3 (an update has" in said.replace("\n", " ")
+    monkeypatch.setattr(place, lambda processes: ("large", 1000.0))
+    before = len(small_memory)
+    run(tmp_path / "run", "train.steps=2", "--resume", steps=2)
+    assert max(small_memory[1:before]) == max(small_memory[before:]) == 3
 
 
 def test_one_canvas_that_is_too_much_is_one_line(

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -27,6 +28,10 @@ from .types import LossOutputs, Rollout, Views
 # Noisy halves that share a clean one, at most. Attention over k of them costs (k n + L)^2 in place
 # of k (n + L)^2, so that more would save little and, with many short blocks, lose.
 MOST_COPIES = 4
+# A chunk of canvases of unlike lengths is cut in two where that leaves out this share of its tokens
+# and either part has so many: fewer leave a card idle, and cost on a CPU what they save.
+CUT_SHARE = 1 / 16
+CUT_TOKENS = 4096
 
 
 def view_logps(denoiser: Denoiser, rollout: Rollout, views: Views) -> Float[Tensor, "B M L"]:
@@ -213,6 +218,7 @@ class _Work:
     pair: Int[Tensor, " N"]  # the N (row, view) pairs that score anything, sorted by their canvas
     canvas: Int[Tensor, " N"]
     kept: Int[Tensor, "B G K"] | None  # what tokens are scored among; None: every token
+    spans: list[tuple[int, int]]  # columns that a canvas needs; the shortest come first
 
     @classmethod
     def of(cls, rollout: Rollout, views: Views, estimator: Estimator | None = None) -> _Work:
@@ -231,8 +237,12 @@ class _Work:
         # canvases that share their clean half follow each other
         both = torch.cat([clean, attention.long(), noisy], 1)
         distinct, canvas = both.unique(dim=0, return_inverse=True) if len(both) else (both, pairs)
-        order = canvas.argsort(stable=True)
         clean, attention, ids = distinct.split(views.ids.shape[2], 1)
+        spans = _spans(rollout, attention)
+        by_length = (spans[:, 1] - spans[:, 0]).argsort(stable=True)
+        canvas = by_length.argsort()[canvas]
+        order = canvas.argsort(stable=True)
+        clean, attention, ids = distinct[by_length].split(views.ids.shape[2], 1)
         return cls(
             rollout,
             used,
@@ -242,6 +252,7 @@ class _Work:
             pairs[order],
             canvas[order],
             rollout.kept if of_draws else None,
+            [(start, stop) for start, stop in spans[by_length].tolist()],
         )
 
     @property
@@ -255,42 +266,66 @@ class _Work:
 
     def score(self, denoiser: Denoiser, chunk: slice) -> Float[Tensor, "BM L"]:
         """Log-probs of the tokens that these canvases score, zero elsewhere."""
-        start, stop, _ = chunk.indices(self.num_canvases)
-        inside = (self.canvas >= start) & (self.canvas < stop)
-        pair = self.pair[inside]
-        canvas = self.canvas[inside] - start
-        hidden, column = self._hidden(denoiser, chunk)
-        n, position = self.used[pair].nonzero(as_tuple=True)
         num_views = len(self.used) // max(1, len(self.rollout.ids))
-        row = pair[n] // num_views
+        parts = [self._rows(denoiser, part) for part in self._parts(denoiser, chunk)]
+        hidden, pair, position = (
+            one[0] if len(one) == 1 else torch.cat(one) for one in zip(*parts, strict=True)
+        )
+        row = pair // num_views
         offset = position - (self.used.shape[1] - self.rollout.gen_length)
         logps = target_logps(
             denoiser,
-            hidden[canvas[n], position - column],
+            hidden,
             self.rollout.ids[row, position],
             self.rollout.temperature,
             None if self.kept is None else self.kept[row, offset],
         )
         result = torch.zeros(self.used.shape, dtype=logps.dtype, device=logps.device)
-        return result.index_put((pair[n], position), logps)
+        return result.index_put((pair, position), logps)
 
-    def _hidden(self, denoiser: Denoiser, chunk: slice) -> tuple[Float[Tensor, "C T D"], int]:
+    def _parts(self, denoiser: Denoiser, chunk: slice) -> list[slice]:
+        """A chunk in parts of like lengths, so that pads cost little. Ranks that make their passes
+        together must not cut (``one_pass``).
+        """
+        start, stop, _ = chunk.indices(self.num_canvases)
+        if getattr(denoiser, "one_pass", False):
+            return [slice(start, stop)]
+        ends = cuts(self.spans[start:stop])
+        return [slice(start + a, start + b) for a, b in pairwise([0, *ends])]
+
+    def _rows(
+        self, denoiser: Denoiser, part: slice
+    ) -> tuple[Float[Tensor, "R D"], Int[Tensor, " R"], Int[Tensor, " R"]]:
+        """Hidden states at the R tokens that these canvases score, each with its (row, view) pair
+        and position.
+        """
+        inside = (self.canvas >= part.start) & (self.canvas < part.stop)
+        pair = self.pair[inside]
+        canvas = self.canvas[inside] - part.start
+        hidden, column = self._hidden(denoiser, part)
+        n, position = self.used[pair].nonzero(as_tuple=True)
+        return hidden[canvas[n], position - column], pair[n], position
+
+    def _hidden(self, denoiser: Denoiser, part: slice) -> tuple[Float[Tensor, "C T D"], int]:
         """Hidden states of these canvases, and the column of the first one."""
-        attention = self.attention[chunk]
+        spans = self.spans[part]
+        start = min((first for first, _ in spans), default=0)
+        stop = max((last for _, last in spans), default=self.ids.shape[1])
+        ids = self.ids[part, start:stop]
+        attention = self.attention[part, start:stop]
         if self.rollout.block_length is None:
             whole = None if bool(attention.all()) else attention
-            return denoiser.hidden(self.ids[chunk], whole), 0
+            return denoiser.hidden(ids, whole), start
         assert isinstance(denoiser, BlockCausal)
-        first = attention.shape[1] - self.rollout.gen_length
-        line, slot = self._share(chunk, attention.shape[1] - first)
+        first = self.ids.shape[1] - self.rollout.gen_length
+        line, slot = self._share(part, self.ids.shape[1] - first)
         begins = slot == 0
-        ids = self.ids[chunk]
         noisy = ids.new_full(
             (int(begins.sum()), int(slot.max()) + 1, ids.shape[1]), denoiser.mask_id
         )
         noisy[line, slot] = ids
         hidden = hidden_beside_clean(
-            denoiser, noisy, self.clean[chunk][begins], attention[begins], first
+            denoiser, noisy, self.clean[part][begins], attention[begins], first
         )
         return hidden[line, slot], first
 
@@ -309,6 +344,41 @@ class _Work:
         place = torch.arange(len(given)) - (size.cumsum(0) - size).repeat_interleave(size)
         slot = place % copies
         return (slot == 0).cumsum(0) - 1, slot
+
+
+def _spans(rollout: Rollout, attention: Int[Tensor, "C L"]) -> Int[Tensor, "C 2"]:
+    """The first and the last column (exclusive) that each canvas needs: from its first token on.
+    Those of block-causal denoisers stay whole, because they share their clean halves.
+    """
+    start = attention.argmax(-1) * (rollout.block_length is None)
+    return torch.stack([start, torch.full_like(start, attention.shape[1])], 1)
+
+
+def cuts(spans: Sequence[tuple[int, int]]) -> list[int]:
+    """Where to cut canvases of rising length into parts: the end of each part, the last one too.
+
+    A part is as wide as all of its spans together. Cut is where most tokens are left out, and again
+    in the parts (``CUT_SHARE``, ``CUT_TOKENS``).
+    """
+    before = _tokens(spans)
+    behind = _tokens(spans[::-1])[::-1]
+    large = [
+        (before[i - 1] + behind[i], i)
+        for i in range(1, len(spans))
+        if min(before[i - 1], behind[i]) >= CUT_TOKENS
+    ]
+    fewest, cut = min(large, default=(0, 0))
+    if not cut or fewest > (1 - CUT_SHARE) * before[-1]:
+        return [len(spans)]
+    return cuts(spans[:cut]) + [cut + end for end in cuts(spans[cut:])]
+
+
+def _tokens(spans: Sequence[tuple[int, int]]) -> list[int]:
+    """Tokens of the first 1, 2, ... canvases run together."""
+    firsts = accumulate((start for start, _ in spans), min)
+    lasts = accumulate((stop for _, stop in spans), max)
+    both = zip(firsts, lasts, strict=True)
+    return [n * (stop - start) for n, (start, stop) in enumerate(both, 1)]
 
 
 def target_logps(

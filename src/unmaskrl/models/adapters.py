@@ -103,6 +103,25 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
             layer.enabled = True
 
 
+@contextmanager
+@torch.no_grad()
+def adapters_merged(model: nn.Module) -> Iterator[None]:
+    """The model with W + scale B A in place of W where adapters are on; not for gradients, 4-bit or
+    sharded weights.
+
+    The sums are second tensors, as large as the weights: W is not touched, because taking the
+    rounded sum apart again would not give it back.
+    """
+    layers = [layer for _, layer in lora_layers(model)]
+    try:
+        for layer in layers:
+            layer.merged = _with_adapter(layer.base_layer.weight, layer)
+        yield
+    finally:
+        for layer in layers:
+            layer.merged = None
+
+
 @torch.no_grad()
 def merged_tensors(model: nn.Module, *, keep: bool = True) -> dict[str, Tensor]:
     """All weights under their published names, adapters added in, shards gathered: every rank must
@@ -122,8 +141,7 @@ def merged_tensors(model: nn.Module, *, keep: bool = True) -> dict[str, Tensor]:
         if leaf == "weight":
             value = _dequantized(model.get_submodule(layer), value)
         if leaf == "weight" and (adapter := adapted.get(published.rpartition(".")[0])) is not None:
-            delta = _delta(adapter)
-            value = (value.to(delta.dtype) + delta).to(value.dtype)
+            value = _with_adapter(value, adapter)
         if keep:
             result[published] = tensor if value is tensor else value.cpu()
     return result
@@ -195,8 +213,10 @@ def quantize_blocks(model: MaskPredictor, device: torch.device, compute_dtype: t
     model.to(device)
 
 
-def _delta(layer: LowRankLinear) -> Tensor:
-    return layer.scale * (whole(layer.b) @ whole(layer.a))
+def _with_adapter(weight: Tensor, layer: LowRankLinear) -> Tensor:
+    """W + scale B A, added in the adapter's dtype and rounded once."""
+    delta = layer.scale * (whole(layer.b) @ whole(layer.a))
+    return (weight.to(delta.dtype) + delta).to(weight.dtype)
 
 
 def _dequantized(layer: Any, stored: Tensor) -> Tensor:

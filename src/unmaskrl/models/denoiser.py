@@ -63,6 +63,11 @@ class ModelDenoiser:
         """Tokens of a block of a block-causal model; None: its attention is full."""
         return self.model.block_length
 
+    @property
+    def one_pass(self) -> bool:
+        """Whether a batch must be one call of the body: ranks that hold shards make it together."""
+        return self.model.cpu_chunk is None
+
     def passing(self) -> AbstractContextManager[None]:
         """What surrounds every pass of the body, of either kind."""
         return nullcontext()

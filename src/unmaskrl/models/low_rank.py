@@ -33,6 +33,9 @@ class LowRankLinear(nn.Module):
         self.rank = len(a)
         self.scale = scale
         self.enabled = True
+        self.merged: Tensor | None = (
+            None  # W + scale B A, while passes use it (``adapters_merged``)
+        )
 
     @property
     def a(self) -> Any:
@@ -44,10 +47,17 @@ class LowRankLinear(nn.Module):
         """B, as it is kept."""
         return self.lora_B[NAME].weight
 
+    @property
+    def is_apart(self) -> bool:
+        """Whether passes multiply by A and B: the adapter is on, and not merged."""
+        return self.enabled and self.merged is None
+
     def forward(
         self, x: Float[Tensor, "... N"], low: Float[Tensor, "T R"] | None = None
     ) -> Float[Tensor, "... M"]:
         """W x + scale B (A x); ``low`` is A x of all T tokens, where others computed it too."""
+        if self.enabled and self.merged is not None:
+            return F.linear(x, self.merged, self.base_layer.bias)
         out = self.base_layer(x)
         if not self.enabled:
             return out
@@ -62,7 +72,7 @@ def linears(x: Float[Tensor, "... N"], *layers: nn.Module) -> Iterator[Tensor]:
 
     One by one: an output can be let go before the next is made.
     """
-    adapted = [one for one in layers if isinstance(one, LowRankLinear) and one.enabled]
+    adapted = [one for one in layers if isinstance(one, LowRankLinear) and one.is_apart]
     parts: dict[nn.Module, Tensor] = {}
     if len(adapted) > 1:
         # of two dimensions: a part of the columns is then still one product's operand

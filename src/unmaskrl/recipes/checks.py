@@ -123,6 +123,8 @@ def check_supervised(recipe: SFTRecipe) -> None:
     check_optimizer(recipe.optimizer)
     check_weights(recipe.model, recipe.train.shard)
     m = recipe.model
+    if m.lora and m.lora.merge_rollout:
+        raise ValueError("model.lora.merge_rollout is for rollouts, and sft makes none: drop it")
     needs = {"model.lora": m.lora, "model.random_init": m.random_init}
     if not m.path and (given := next((name for name, value in needs.items() if value), None)):
         raise ValueError(f"{given} changes a checkpoint: set model.path to one, or leave it out")
@@ -323,6 +325,12 @@ def _precision_warnings(recipe: Recipe) -> list[str]:
     if model.rollout_dtype not in (None, model.dtype):
         notes.append(
             "model.rollout_dtype differs from model.dtype: scoring is not sampling; watch "
+            "health/behavior_gap"
+        )
+    if model.lora and model.lora.merge_rollout and model.dtype == "bfloat16":
+        notes.append(
+            "model.lora.merge_rollout in bfloat16: a sum keeps 8 bits, so small adapters vanish in "
+            "large weights and rollouts are those of the base until they have grown; watch "
             "health/behavior_gap"
         )
     return notes

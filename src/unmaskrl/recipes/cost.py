@@ -25,7 +25,7 @@ from ..models.families import (
 from ..models.hub import asset, checkpoint_folder
 from ..utils.files import json_text, read_json
 from .registry import Method, build_method
-from .schema import ModelConfig, Recipe
+from .schema import AUTO, ModelConfig, Recipe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +90,7 @@ def step_cost(recipe: Recipe, method: Method | None = None) -> Cost:
     shared = estimator.num_shared if shares else 0
     scored = rows * (views - shared) + t.prompts_per_step * shared
     vocab, parameters = model_size(recipe.model)
-    targets = min(t.max_canvases, rows * views)
+    targets = rows * views if t.max_canvases == AUTO else min(t.max_canvases, rows * views)
     return Cost(
         num_iterations=t.num_iterations,
         rollout_per_row=round(calls),

@@ -12,6 +12,10 @@ from ..utils.imports import is_outside
 from .registry import Method, check_component, component, factory_of
 from .schema import Recipe
 
+NOT_IN_LOCKSTEP = (
+    "model.lora.merge_rollout needs whole weights, and train.gather_rollout=false keeps them in "
+    "shards: drop one"
+)
 ENGINES: Mapping[str, Callable[..., Any]] = {
     "local": LocalRollouts,
     "sglang": Sglang,
@@ -47,6 +51,8 @@ def check_engine(recipe: Recipe, method: Method) -> None:
             f"model.rollout_dtype={m.rollout_dtype} is the precision of the engine 'local'; with "
             f"rollouts.name={recipe.rollouts['name']} set it to null"
         )
+    if m.lora and m.lora.merge_rollout:
+        check_merging(recipe)
     if isinstance(factory, type) and hasattr(factory, "features"):
         refuse_unserved(recipe, method, factory)
 
@@ -76,6 +82,25 @@ def engine_line(recipe: Recipe) -> str:
         f"rollouts: {name}{place}; rules {', '.join(sorted(served.rules))}; at most "
         f"{', '.join(sorted(served.features)) or 'nothing more'}; never {', '.join(missing)}"
     )
+
+
+def check_merging(recipe: Recipe) -> None:
+    """ValueError where adapters cannot be merged for rollouts."""
+    m = recipe.model
+    name = recipe.rollouts["name"]
+    if recipe.train.shard != "none" and not recipe.train.gather_rollout:
+        raise ValueError(NOT_IN_LOCKSTEP)
+    others = {
+        f"model.quantize={m.quantize}": m.quantize is not None,
+        f"model.rollout_dtype={m.rollout_dtype}": m.rollout_dtype not in (None, m.dtype),
+        f"rollouts.name={name}": name != "local",
+    }
+    for setting, given in others.items():
+        if given:
+            raise ValueError(
+                f"model.lora.merge_rollout merges the run's own weights in model.dtype, and "
+                f"{setting} has others: drop one"
+            )
 
 
 def refuse_unserved(recipe: Recipe, method: Method, engine: Any) -> None:

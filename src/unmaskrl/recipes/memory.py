@@ -14,12 +14,12 @@ from math import ceil
 
 import torch
 
-from ..core.decoding.sample import CHUNK_ELEMENTS
+from ..core.decoding.sample import CHUNK_ELEMENTS, card_elements
 from ..utils.torch_setup import DTYPES
 from .cost import described_model, step_cost
 from .optimizers import state_share
 from .registry import Method, build_method
-from .schema import ModelConfig, Recipe
+from .schema import AUTO, ModelConfig, Recipe
 from .shape import READS, ModelShape, adapted_layers
 
 GIB = 2**30
@@ -28,6 +28,7 @@ HEADROOM = 0.9  # share of a card that a plan may fill
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2}
 NF4_BYTES = 0.5 + 4 / 64  # a 4-bit weight, and one fp32 scale per 64 of them
 CPU_TOKENS = 2048  # models/families runs a batch in parts of about so many tokens on CPU
+AUTO_ON_CPU = 4096  # train.max_canvases=auto, unless the plan says that so many do not fit
 ASSUMED_PROMPT = 256  # tokens, where no tokenizer is at hand to count them
 
 
@@ -59,6 +60,9 @@ class Setup:
     eval_rows: int
     cuda: bool
     doubled: bool = False  # canvases are scored as [noisy ; clean]
+    merged: bool = False  # rollouts on a copy of the adapted weights
+    auto: bool = False  # max_canvases is chosen: see ``on_device``
+    chunk: int = CHUNK_ELEMENTS  # elements of a chunk of logits while decoding
 
     @classmethod
     def of(
@@ -97,7 +101,9 @@ class Setup:
             shard=t.shard,
             gather_rollout=t.gather_rollout,
             processes=processes,
-            max_canvases=t.max_canvases,
+            max_canvases=AUTO_ON_CPU if t.max_canvases == AUTO else t.max_canvases,
+            auto=t.max_canvases == AUTO,
+            merged=m.lora is not None and m.lora.merge_rollout,
             canvases=max(1, ceil(step_cost(recipe, method).new / t.num_iterations / processes)),
             scored=gen * (t.group_size if shared else 1),
             length=prompt_tokens + gen,
@@ -194,7 +200,7 @@ def memory_plan(shape: ModelShape, s: Setup) -> Plan:
         activations=kept + recomputed,
         logits=logits,
         update=kept + max(at_head, recomputed + backward_bytes(shape, s, tokens) + largest * full),
-        rollout=cast + rollout_bytes(shape, s),
+        rollout=cast + merged_bytes(shape, s) + rollout_bytes(shape, s),
         step=trained
         * size
         * s.cuda,  # a foreach optimiser's temporary; on CPU it goes tensor by tensor
@@ -297,6 +303,14 @@ def adapter_work(shape: ModelShape, s: Setup) -> int:
     return max((2 * s.dtype * shape.linear(role)[1] for role in s.roles), default=0)
 
 
+def merged_bytes(shape: ModelShape, s: Setup) -> float:
+    """Adapted weights once more, with the adapters added in; while it is made, the largest one and
+    what is added to it in the adapters' dtype, and their sum.
+    """
+    sums = 3 * shape.largest * s.adapter_dtype
+    return s.merged * (shape.adapted_weights(s.roles) * s.dtype + sums)
+
+
 def rollout_bytes(shape: ModelShape, s: Setup) -> float:
     """Working set of decoding ``rows`` canvases together: one block, the hidden states twice, one
     chunk of logits. Block-causal: the cache, and a pass over the prompts or one block's tokens.
@@ -316,15 +330,15 @@ def logits_bytes(shape: ModelShape, s: Setup) -> float:
     """One chunk of a rollout's logits: the model's; in fp32 the same, without the mask token, and
     their log-softmax.
     """
-    elements = chunk_elements(shape.vocab, s.rows * s.window)
+    elements = chunk_elements(shape.vocab, s.rows * s.window, s.chunk)
     return elements * (s.dtype + 3 * max(s.dtype, 4))
 
 
-def chunk_elements(vocab: int, rows: int) -> int:
+def chunk_elements(vocab: int, rows: int, chunk: int = CHUNK_ELEMENTS) -> int:
     """Elements of the largest block of logits when ``rows`` rows are needed
     (``core/decoding/sample.py``).
     """
-    return vocab * min(rows, max(1, CHUNK_ELEMENTS // vocab))
+    return vocab * min(rows, max(1, chunk // vocab))
 
 
 def train_logits_bytes(dtype: int) -> int:
@@ -347,17 +361,35 @@ def largest_max_canvases(shape: ModelShape, s: Setup, limit: float) -> int:
     return low
 
 
+def on_device(shape: ModelShape, s: Setup, gib: float) -> Setup:
+    """The same on a device of ``gib`` GiB: decoding's chunk of logits is a share of a card's
+    memory, and ``max_canvases`` is chosen if that is set to auto.
+
+    Chosen are as many as fit, at most all of an update: passes without gradient are of so many as
+    well. In a CPU's RAM, where those are cut into small parts, it is AUTO_ON_CPU if all fit.
+    """
+    if s.cuda:
+        s = replace(s, chunk=card_elements(int(gib * GIB)))
+    if not s.auto:
+        return s
+    most = largest_max_canvases(shape, s, HEADROOM * gib * GIB)
+    chosen = AUTO_ON_CPU if most == s.canvases and not s.cuda else max(1, most)
+    return replace(s, max_canvases=chosen)
+
+
 def verdict(shape: ModelShape, s: Setup, name: str, gib: float) -> str:
     """One line: does the plan fit a device of ``gib`` GiB, and if not, the mildest settings that
     do.
     """
     limit = HEADROOM * gib * GIB
+    s = on_device(shape, s, gib)
     need = memory_plan(shape, s).total
     if need <= limit:
         most = largest_max_canvases(shape, s, limit)
+        bound = f"is {s.max_canvases}" if s.auto else f"may be up to {most}"
         return (
-            f"{name}: fits ({size_text(need)}); train.max_canvases may be up to {most} (an "
-            f"update has {s.canvases})"
+            f"{name}: fits ({size_text(need)}); train.max_canvases{f'={AUTO}' * s.auto} {bound} "
+            f"(an update has {s.canvases})"
         )
     smaller = smaller_settings(shape, s, limit)
     change = (
@@ -401,7 +433,8 @@ def smaller_settings(shape: ModelShape, s: Setup, limit: float) -> str:
             most = largest_max_canvases(shape, tried, limit)
             if most:
                 words = [f"eval.batch_size={rows}"] * (rows < s.eval_rows) + words
-                return " ".join([f"train.max_canvases={most}"] * (most < s.alive) + words)
+                fewer = most < s.alive and not s.auto
+                return " ".join([f"train.max_canvases={most}"] * fewer + words)
     return ""
 
 

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, PositiveInt
+from pydantic import ConfigDict, Field, PositiveInt, field_validator
 
 from ..core.threshold_head import GAMMAS
 from ..models.families.family import Given
 from .section import DecodeConfig, Section
 
 Component = dict[str, Any]
+AUTO = "auto"
 
 
 class LoRAConfig(Section):
-    """Low-rank adapters (arXiv 2106.09685) instead of full weights; no dropout, so that scoring
-    equals sampling.
-    """
+    """Low-rank adapters (arXiv 2106.09685) instead of full weights; without dropout."""
 
     rank: int = Field(
         default=128, ge=1, description="of each adapter: two matrices of rank rows and columns"
@@ -27,6 +26,9 @@ class LoRAConfig(Section):
         min_length=1,
         description="linear layers by name; null: the family's (all of the blocks, without "
         "experts)",
+    )
+    merge_rollout: bool = Field(
+        default=False, description="rollouts on a copy of the weights with the adapters added in"
     )
 
 
@@ -263,9 +265,18 @@ class TrainConfig(BaseTrainConfig):
         description="extra rewards, 'package.module:function' or 'file.py:function': TRL's "
         "contract",
     )
-    max_canvases: int = Field(
-        default=4096, ge=1, description="canvases whose activations are alive at once in an update"
+    max_canvases: int | Literal["auto"] = Field(
+        default=AUTO,
+        description="canvases whose activations are alive at once in an update, at least 1; auto: "
+        "as many as fit by the memory plan",
     )
+
+    @field_validator("max_canvases", mode="before")
+    @classmethod
+    def _is_auto_or_a_count(cls, value: Any) -> Any:
+        if value == AUTO or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
+            return value
+        raise ValueError(f"expected a whole number of at least 1, or {AUTO}")
 
 
 class OptimizerConfig(Section):

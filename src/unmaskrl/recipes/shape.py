@@ -41,6 +41,7 @@ class ModelShape:
     linears: tuple[tuple[str, str], ...]  # name and role of a block's linear layers
     sizes: tuple[tuple[str, tuple[int, int]], ...]  # inputs and outputs by role, the largest
     adapted: tuple[tuple[str, int], ...]  # inputs + outputs by role, of layers that may be adapted
+    below: tuple[tuple[str, int], ...]  # weights of those layers, by role
     targets: tuple[str, ...]  # names that are adapted if a recipe names none
     in_linears: int  # weights of the blocks' linear layers
     largest: int  # weights of the largest of them
@@ -60,10 +61,12 @@ class ModelShape:
         layers = _linears(module, family)
         sizes: dict[str, tuple[int, int]] = {}
         adapted: dict[str, int] = {}
+        below: dict[str, int] = {}
         for name, role, size in layers:
             sizes[role] = max(sizes.get(role, (0, 0)), size)
             if not any(part in name for part in module.not_adapted):
                 adapted[role] = adapted.get(role, 0) + sum(size)
+                below[role] = below.get(role, 0) + size[0] * size[1]
         heads = sizes["out"][0]
         # of the product of all three, what is not queries is keys and values
         kv = sizes["k"][1] if "k" in sizes else (sizes["qkv"][1] - heads) // 2
@@ -83,6 +86,7 @@ class ModelShape:
             linears=tuple(family.linears.items()),
             sizes=tuple(sizes.items()),
             adapted=tuple(adapted.items()),
+            below=tuple(below.items()),
             targets=module.adapted or tuple(family.linears),
             in_linears=sum(a * b for _, _, (a, b) in layers),
             largest=max(a * b for a, b in sizes.values()),
@@ -97,6 +101,10 @@ class ModelShape:
         """rank * (inputs + outputs), summed over the adapted layers."""
         adapted = dict(self.adapted)
         return rank * sum(adapted[role] for role in roles)
+
+    def adapted_weights(self, roles: tuple[str, ...]) -> int:
+        """Weights of the layers that adapters of these roles sit on."""
+        return sum(dict(self.below)[role] for role in roles)
 
     def cache_bytes(self, rows: int, columns: int, dtype: int) -> int:
         """Keys and values of all layers."""

@@ -16,7 +16,15 @@ from ..models.families import named_family, parse_config
 from ..models.hub import asset
 from ..models.tokenizer import has_tokenizer, load_tokenizer
 from ..recipes.cost import described_model
-from ..recipes.memory import ASSUMED_PROMPT, GIB, ModelShape, Setup, verdict
+from ..recipes.memory import (
+    ASSUMED_PROMPT,
+    AUTO_ON_CPU,
+    GIB,
+    ModelShape,
+    Setup,
+    on_device,
+    verdict,
+)
 from ..recipes.registry import make_task
 from ..recipes.schema import Recipe
 from .rollouts.problems import Problems
@@ -31,27 +39,33 @@ NO_PLAN = "no memory plan: the model's family does not say what its linear layer
 
 def memory_notes(run: Run) -> list[str]:
     """A line before a run's first step: does the plan fit this machine, and what to change if
-    not.
+    not. Where ``train.max_canvases=auto``, the number is chosen here.
+
+    A run that goes on has the number of its checkpoint: on another machine the plan might give
+    another, and sums would round differently.
     """
-    if run.step or run.inner:
+    if (run.step or run.inner) and run.max_canvases:
         return []
     config = run.denoiser.model.config
     _, family = parse_config(config.to_dict(), "the model", named_family(run.recipe.model.family))
     if not family.linears:
+        run.max_canvases = run.max_canvases or AUTO_ON_CPU
         return [NO_PLAN]
     shape = ModelShape.of(config, family)
     a = run.accelerator
-    tokens = longest_prompt(run.problems)
-    cuda = a.device.type == "cuda"
+    name, gib = this_machine(a.num_processes)
     setup = Setup.of(
         run.recipe,
         shape,
         processes=a.num_processes,
-        prompt_tokens=tokens,
-        cuda=cuda,
+        prompt_tokens=longest_prompt(run.problems),
+        cuda=a.device.type == "cuda",
         method=run.method,
     )
-    return [f"memory plan: {verdict(shape, setup, *this_machine(a.num_processes))}"]
+    if setup.auto:
+        # cards may differ: all ranks take the smallest number
+        run.max_canvases = -int(run.most(-on_device(shape, setup, gib).max_canvases))
+    return [f"memory plan: {verdict(shape, setup, name, gib)}"]
 
 
 def longest_prompt(problems: Problems) -> int:

@@ -18,8 +18,9 @@ from ..core.rollouts import Placed, Rollouts
 from ..models.denoiser import ModelDenoiser
 from ..models.loading import write_tokenizer
 from ..models.weights import load_trainable, trainable
+from ..recipes.memory import AUTO_ON_CPU
 from ..recipes.registry import Method
-from ..recipes.schema import OptimizerConfig
+from ..recipes.schema import AUTO, OptimizerConfig
 from ..reporting.merging import over_ranks
 from ..reporting.progress import Progress
 from ..tasks import Task, TrlReward
@@ -198,10 +199,12 @@ class Run(Training):
     sampler: Sampler | None
     calls: int = 0
     batch: Batch | None = None
-    max_canvases: int = field(init=False)  # fewer than the recipe's once memory was exhausted
+    # as chosen, where train.max_canvases=auto; fewer once memory was exhausted
+    max_canvases: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.max_canvases = self.recipe.train.max_canvases
+        given = self.recipe.train.max_canvases
+        self.max_canvases = AUTO_ON_CPU if given == AUTO else given
         policy = watched(self.frozen, self._before_pass)
         self.rollouts = start_engine(self.recipe, self.method, policy)
         if isinstance(self.rollouts, Placed):
@@ -224,7 +227,9 @@ class Run(Training):
         return groups
 
     def numbers(self) -> dict[str, Any]:
-        """Calls made, what the anchors have learnt, the head's optimiser, the open step."""
+        """Calls made, what the anchors have learnt, canvases alive if they were chosen, the head's
+        optimiser, the open step.
+        """
         state: dict[str, Any] = {
             "calls": self.calls,
             "keep": self.anchors.adapted,
@@ -234,6 +239,8 @@ class Run(Training):
             state["threshold_optimizer"] = optimizer_numbers(
                 self.sampler.head, self.sampler.optimizer
             )
+        if self.recipe.train.max_canvases == AUTO:
+            state["max_canvases"] = self.max_canvases
         return state if self.batch is None else state | {"batch": batch_state(self.batch)}
 
     def check_own(self, checkpoint: Checkpoint) -> None:
@@ -245,6 +252,7 @@ class Run(Training):
             check_tensors("threshold", dict(head.named_parameters()), tensors)
             check_optimizer_group("threshold_optimizer", HEAD_OPTIMIZER, head, checkpoint)
         _own_numbers(state)
+        _chosen_canvases(state)
         if state["inner"] and "batch" not in state:
             raise ValueError("it stands inside a step and holds no batch")
         if "batch" in state:
@@ -259,6 +267,8 @@ class Run(Training):
             kept = checkpoint.tensors["threshold_optimizer"]
             load_optimizer(head, self.sampler.optimizer, kept, state["threshold_optimizer"])
         self.calls, self.anchors.adapted, self.anchors.solved = _own_numbers(state)
+        if self.recipe.train.max_canvases == AUTO:
+            self.max_canvases = _chosen_canvases(state)
         if "batch" in state:
             batch = checkpoint.tensors["batch"]
             self.batch = restore_batch(batch, state["batch"], self.denoiser.device)
@@ -326,3 +336,8 @@ def _own_numbers(state: dict[str, Any]) -> tuple[int, float, dict[int, float]]:
         real_number(state, "keep"),
         {int(index): real_number(solved, index) for index in solved},
     )
+
+
+def _chosen_canvases(state: dict[str, Any]) -> int:
+    """Canvases alive, as chosen; 0 where none were, and a run that goes on has to choose."""
+    return whole_number({"max_canvases": 0, **state}, "max_canvases")

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tests.conftest import seeded
 from unmaskrl.models import compiled
-from unmaskrl.models.adapters import adapters_off, add_lora, lora_layers
+from unmaskrl.models.adapters import adapters_merged, adapters_off, add_lora, lora_layers
 from unmaskrl.models.compiled import MOST_GRAPHS, compile_blocks, graph_news, no_compiler
 from unmaskrl.models.families import FAMILIES, MaskPredictor
 from unmaskrl.models.weights import trainable, whole
@@ -139,6 +139,18 @@ def test_changing_batches_need_few_graphs_and_the_log_says_how_many() -> None:
         model.hidden(IDS[:1, :8])
     assert graph_news(model) == "model.compile=blocks: graphs compiled so far: 4"
     assert graph_news(model) is None
+
+
+def test_merged_adapters_are_one_graph_however_often_they_are_merged() -> None:
+    model = tiny()
+    plain = copy.deepcopy(model)
+    graphs = compile_blocks(model, "eager")
+    with torch.no_grad():
+        for _ in range(3):
+            with adapters_merged(model), adapters_merged(plain):
+                assert close(model.hidden(IDS), plain.hidden(IDS))
+        assert graphs.count == 1
+        assert close(model.hidden(IDS), plain.hidden(IDS)) and graphs.count == 2
 
 
 def test_too_many_graphs_end_in_plain_blocks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from tests.conftest import same_maths, seeded, tiny_llada
-from unmaskrl.models.adapters import add_lora
+from unmaskrl.models.adapters import adapters_merged, adapters_off, add_lora, lora_layers
+from unmaskrl.models.denoiser import ModelDenoiser
 from unmaskrl.models.low_rank import LowRankLinear, linears
 from unmaskrl.models.weights import trainable
 
@@ -110,3 +112,43 @@ def test_masters_and_gradients_of_a_bfloat16_model_are_float32() -> None:
         assert p.dtype == torch.float32 and p.grad is not None and p.grad.dtype == torch.float32
         # A's gradient is 0 as long as B is
         assert bool(p.grad.any()) == (".lora_B." in name), name
+
+
+def test_merged_adapters_cost_what_the_base_costs_and_leave_it_as_it_is() -> None:
+    ids = torch.arange(24).reshape(2, 12) % 7
+    denoiser = tiny_llada(torch.float64)
+    base = denoiser.hidden(ids)
+    plain = flops(denoiser, ids)
+    add_lora(denoiser.model, seeded(), rank=3, alpha=6.0)
+    for _, one in lora_layers(denoiser.model):
+        nn.init.normal_(one.b, std=0.3, generator=seeded(1))
+    kept = {name: value.clone() for name, value in denoiser.model.state_dict().items()}
+    apart = denoiser.hidden(ids)
+    assert flops(denoiser, ids) > 1.05 * plain
+    with adapters_merged(denoiser.model):
+        merged = denoiser.hidden(ids)
+        assert flops(denoiser, ids) == plain
+        with adapters_off(denoiser.model):
+            assert torch.equal(denoiser.hidden(ids), base)
+        assert denoiser.model.state_dict().keys() == kept.keys()
+    assert same_maths(merged, apart) and off(merged, base) > 0.01
+    assert torch.equal(denoiser.hidden(ids), apart)
+    assert all(torch.equal(v, kept[n]) for n, v in denoiser.model.state_dict().items())
+
+
+def test_a_merged_weight_is_the_sum_rounded_once() -> None:
+    one = layer(torch.bfloat16)
+    one.b.data = drawn(N_OUT, RANK, seed=4)
+    with adapters_merged(nn.ModuleList([one])):
+        assert one.merged is not None and torch.is_grad_enabled()
+        wide = one.base_layer.weight.float() + SCALE * (one.b @ one.a)
+        assert torch.equal(one.merged, wide.bfloat16())
+        x = drawn(5, N_IN, seed=5).bfloat16()
+        assert torch.equal(one(x), x @ one.merged.T)
+    assert one.merged is None
+
+
+def flops(denoiser: ModelDenoiser, ids: Tensor) -> int:
+    with FlopCounterMode(display=False) as counter:
+        denoiser.hidden(ids)
+    return counter.get_total_flops()

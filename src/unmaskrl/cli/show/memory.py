@@ -16,6 +16,7 @@ from ...recipes.memory import (
     Setup,
     memory_plan,
     model_shape,
+    on_device,
     size_text,
     verdict,
 )
@@ -37,7 +38,8 @@ def print_memory(recipe: Recipe, method: Method, console: Console, processes: in
     setup = Setup.of(
         recipe, shape, processes=processes, prompt_tokens=tokens, cuda=cuda, method=method
     )
-    console.print(memory_table(memory_plan(shape, setup)))
+    name, gib = this_machine(processes)
+    console.print(memory_table(memory_plan(shape, on_device(shape, setup, gib))))
     source = (
         "the longest of the first training prompts"
         if counted
@@ -49,7 +51,7 @@ def print_memory(recipe: Recipe, method: Method, console: Console, processes: in
         highlight=False,
     )
     cards = [verdict(shape, replace(setup, cuda=True), name, gib) for name, gib in CARDS.items()]
-    for line in cards if cuda else [*cards, verdict(shape, setup, *this_machine(processes))]:
+    for line in cards if cuda else [*cards, verdict(shape, setup, name, gib)]:
         console.print(line, highlight=False, soft_wrap=True)
     console.print(
         f"computed, not measured; a plan that fits leaves {1 - HEADROOM:.0%} of the memory free",

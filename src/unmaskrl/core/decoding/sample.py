@@ -29,7 +29,11 @@ def chunk_elements(device: torch.device) -> int:
     """
     if device.type != "cuda":
         return CHUNK_ELEMENTS
-    memory = torch.cuda.get_device_properties(device).total_memory
+    return card_elements(torch.cuda.get_device_properties(device).total_memory)
+
+
+def card_elements(memory: int) -> int:
+    """``chunk_elements`` on a card of so many bytes."""
     return max(CHUNK_ELEMENTS, int(memory * _CUDA_SHARE) // _CUDA_BYTES)
 
 

@@ -10,11 +10,13 @@ import torch
 from ...core.decoding import Gamma
 from ...core.rollouts import DecodeSettings, LocalRollouts, Rollouts
 from ...core.types import Canvas, Rollout
+from ...models.adapters import adapters_merged
 from ...models.denoiser import ModelDenoiser
-from ...recipes.engines import make_rollouts, refuse_unserved
+from ...recipes.engines import NOT_IN_LOCKSTEP, make_rollouts, refuse_unserved
 from ...recipes.registry import Method
 from ...recipes.schema import Recipe
 from ...utils.torch_setup import DTYPES
+from ..ranks.shard import Lockstep
 
 
 class Converted(LocalRollouts):
@@ -41,6 +43,25 @@ class Converted(LocalRollouts):
         return converted.sample(canvas, settings, generator, gamma)
 
 
+class Merged(LocalRollouts):
+    """The local engine on weights with the adapters added in, for each batch of rollouts
+    (``model.lora.merge_rollout``): the same weights whenever it is asked, from W, A and B alone.
+    """
+
+    denoiser: ModelDenoiser
+
+    def sample(
+        self,
+        canvas: Canvas,
+        settings: DecodeSettings,
+        generator: torch.Generator | None = None,
+        gamma: Gamma | None = None,
+    ) -> Rollout:
+        """``decode`` without products by A and B."""
+        with adapters_merged(self.denoiser.model):
+            return super().sample(canvas, settings, generator, gamma)
+
+
 def start_engine(recipe: Recipe, method: Method, policy: ModelDenoiser) -> Rollouts:
     """The recipe's engine for ``policy``, the weights that passes without gradient use: the run's
     own, a whole copy gathered from shards, or shards in lock-step.
@@ -51,6 +72,10 @@ def start_engine(recipe: Recipe, method: Method, policy: ModelDenoiser) -> Rollo
     wanted = recipe.model.rollout_dtype
     if wanted not in (None, recipe.model.dtype):
         return Converted(policy, DTYPES[wanted])
+    if recipe.model.lora and recipe.model.lora.merge_rollout:
+        if isinstance(policy, Lockstep):  # accelerate's own settings may have asked for it
+            raise ValueError(NOT_IN_LOCKSTEP)
+        return Merged(policy)
     engine = make_rollouts(recipe.rollouts, policy)
     refuse_unserved(recipe, method, engine)
     return engine
