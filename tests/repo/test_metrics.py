@@ -41,7 +41,7 @@ def test_every_key_that_the_code_spells_is_in_the_table(room: str) -> None:
 
 def test_every_chart_has_a_line_and_every_line_a_chart() -> None:
     drawn = {metric.chart for metric in STEP} - {""}
-    assert drawn == set(CHARTS)
+    assert drawn == set(CHARTS) - {"loss"}, "that is of supervised runs"
     for metric in STEP:
         assert metric.ranks in ("sum", "mean", "max", "same")
         assert metric.updates in ("", "mean", "sum", "max")

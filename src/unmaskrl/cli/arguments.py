@@ -11,7 +11,8 @@ from typing import Annotated, ClassVar, Literal
 from typer import Argument, Option
 
 MODEL_HELP = (
-    "folder of a checkpoint, an adapter or a run, hub id (owner/name), or a shipped one: mini, zero"
+    "folder of a checkpoint, an adapter or a run, hub id (owner/name), or a shipped one: mini, "
+    "mini-block, zero"
 )
 TASK_HELP = (
     "countdown, sudoku, gsm8k, math, reasoning_gym or jsonl (docs/tasks.md), or your own: "
@@ -109,7 +110,9 @@ class SFTArguments(Arguments):
     panel = "Training"
     runs = "sft:sft_command"
 
-    recipe: Annotated[str, Argument(help="mini-base, zero-base, a YAML file, or a run's folder")]
+    recipe: Annotated[
+        str, Argument(help="mini-base, mini-block-base, zero-base, a YAML file, or a run's folder")
+    ]
     overrides: Changes = field(default_factory=list)
     resume: Resume = False
     force: Force = False

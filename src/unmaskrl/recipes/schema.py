@@ -37,7 +37,7 @@ class BaseModelConfig(Section):
 
     path: str = Field(
         default="mini",
-        description="folder of a checkpoint, a hub id, or a shipped one (mini, zero)",
+        description="folder of a checkpoint, a hub id, or a shipped one (mini, mini-block, zero)",
     )
     revision: str | None = Field(default=None, description="branch, tag or commit of a hub id")
     family: str | None = Field(

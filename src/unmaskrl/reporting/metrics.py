@@ -203,20 +203,12 @@ STEP = (
         "same",
     ),
     Metric("prior/share", "share", "Rollouts with anchors.", "mean"),
-    Metric(
-        "prior/again",
-        "rollouts",
-        "Rollouts of groups without a right one, decoded again (prior.when=all_wrong).",
-        "same",
-    ),
-    Metric(
-        "prior/replaced", "rollouts", "Those whose second, anchored decoding was right.", "same"
-    ),
+    Metric("prior/again", "rollouts", "Decoded again with anchors (prior.when).", "same"),
+    Metric("prior/replaced", "rollouts", "Those of which that was used: it was right.", "same"),
     Metric(
         "calls/rollout",
         "row calls",
-        "Denoiser calls of the step's rollouts, counted per row, all processes; both decodings of "
-        "those of prior/again.",
+        "Denoiser calls of the step's rollouts and of prior/again, per row, all processes.",
         "same",
     ),
     Metric(

@@ -64,10 +64,10 @@ def test_decoding_in_a_plan_has_the_chunk_of_logits_of_the_card() -> None:
     # 80 GiB / 128 for 16 bytes an element
     assert large.chunk == 80 * 2**30 // 128 // 16 > 4 * CHUNK_ELEMENTS
     assert small.chunk == CHUNK_ELEMENTS == on_device(LLADA_8B, replace(FULL, cuda=False), 80).chunk
-    assert logits_bytes(LLADA_8B, large) == large.chunk // head * head * (2 + 4 * 4)
-    assert logits_bytes(LLADA_8B, small) == CHUNK_ELEMENTS // head * head * (2 + 4 * 4)
+    assert logits_bytes(LLADA_8B, large) == large.chunk // head * head * (2 + 3 * 4)
+    assert logits_bytes(LLADA_8B, small) == CHUNK_ELEMENTS // head * head * (2 + 3 * 4)
     few = replace(FULL, train_rows=1, eval_rows=1)
-    assert logits_bytes(LLADA_8B, on_device(LLADA_8B, few, 80)) == rows // 24 * head * (2 + 4 * 4)
+    assert logits_bytes(LLADA_8B, on_device(LLADA_8B, few, 80)) == rows // 24 * head * (2 + 3 * 4)
     # the loss has its own, which depends on no card
     assert memory_plan(LLADA_8B, large).logits == memory_plan(LLADA_8B, FULL).logits
 
