@@ -86,7 +86,8 @@ def run_arm(arm: str, seed: int, minutes: float, runs: Path) -> dict[str, Any]:
         stdout=subprocess.DEVNULL,
     )
     summary = json.loads((folder / "summary.json").read_text())
-    calls = {row["step"]: row["calls/total"] for row in rows(folder / "metrics.jsonl")}
+    spent = {row["step"]: row["calls/total"] for row in rows(folder / "metrics.jsonl")}
+    calls = {0: 0, **spent}
     curve = [
         {"calls": calls[row["step"]], "accuracy": row["accuracy"]}
         for row in rows(folder / "eval.jsonl")

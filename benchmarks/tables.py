@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 import statistics
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,8 @@ def fill(text: str) -> str:
     """``text`` with every marked table replaced by the one from the results."""
     tables = {
         "demo": demo_table,
-        "study": study_tables,
+        "study": partial(study_tables, "study"),
+        "blocks": partial(study_tables, "blocks"),
         "bench": bench_table,
         "variance": variance_tables,
     }
@@ -84,9 +86,10 @@ def demo_table() -> str:
     return "".join(lines)
 
 
-def study_tables() -> str:
-    """One table per file ``benchmarks/study-*.json``: an arm per row, mean and range over seeds."""
-    return "".join(study_table(path) for path in sorted((ROOT / "benchmarks").glob("study-*.json")))
+def study_tables(kind: str) -> str:
+    """One table per file ``benchmarks/KIND-*.json``: an arm per row, mean and range over seeds."""
+    paths = sorted((ROOT / "benchmarks").glob(f"{kind}-*.json"))
+    return "".join(study_table(path) for path in paths)
 
 
 def study_table(path: Path) -> str:
@@ -100,7 +103,7 @@ def study_table(path: Path) -> str:
         "arm | seeds | before | raw | EMA | pass@4 | by kind (raw) | steps | minutes | calls spent"
     )
     head += f" | at {limit / 1000:.0f}k calls"
-    text = f"\n### {path.stem.removeprefix('study-')}\n\n| {head} |\n{'|---' * 11}|\n"
+    text = f"\n### {path.stem.partition('-')[2]}\n\n| {head} |\n{'|---' * 11}|\n"
     for arm, runs in sorted(arms.items()):
         at = [
             max(
