@@ -5,6 +5,7 @@ test_rooms.py.
 from __future__ import annotations
 
 import ast
+import json
 import re
 from pathlib import Path
 
@@ -12,8 +13,10 @@ import pytest
 
 import unmaskrl
 from unmaskrl.models.hub import ASSETS
+from unmaskrl.recipes.checks import check_blocks
 from unmaskrl.recipes.files import about, read_recipe, recipe_names, recipe_text
 from unmaskrl.recipes.load import load_recipe
+from unmaskrl.recipes.registry import build_method
 from unmaskrl.recipes.schema import Recipe, SFTRecipe
 
 ROOT = Path(__file__).parents[2]
@@ -126,7 +129,10 @@ def test_every_recipe_resolves(name: str) -> None:
     assert " " in about(name) and about(name).endswith("."), "a sentence says what it is"
     assert recipe_text(name).startswith("# ") and recipe_text(name).count("\n") <= 40
     if isinstance(recipe, Recipe):
-        assert (ASSETS / recipe.model.path / "model.safetensors").is_file()
+        folder = ASSETS / recipe.model.path
+        assert (folder / "model.safetensors").is_file()
+        grid = json.loads((folder / "config.json").read_text()).get("block_size")
+        check_blocks(recipe, build_method(recipe), grid)
 
 
 def test_assets_fit_the_repository() -> None:
