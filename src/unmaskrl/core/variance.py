@@ -149,8 +149,15 @@ def compare_versions(
     on_draws: Callable[[int], None] | None = None,
 ) -> dict[str, Draws]:
     """``draw_totals`` of the three versions, from the same seed: draws are independent, versions
-    are paired.
+    are paired. ValueError where "full" would score anchors among ids that they were drawn from.
     """
+    of_draws = estimator.probability_of is not None and rollout.is_truncated
+    if of_draws and bool((rollout.anchor_mask & rollout.completion_mask).any()):
+        raise ValueError(
+            "the estimator: it scores what was drawn among what it was drawn from (top_k, top_p), "
+            "and without pruning it would score anchors, which were given; leave out top_k and "
+            "top_p, or use an estimator of the policy itself (elbo, espo, coupled)"
+        )
     seed = draw_seed(generator)
     return {
         version: draw_totals(

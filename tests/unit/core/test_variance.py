@@ -225,6 +225,23 @@ def test_a_deterministic_estimator_has_no_variance_and_no_ratio() -> None:
     assert not rises.any() and not share.any()
 
 
+def test_anchors_have_no_truncated_law() -> None:
+    """What scores draws would score anchors, in the version without pruning, among no ids."""
+    rollout = pruned(1)
+    assert bool((rollout.anchor_mask & rollout.completion_mask).any())
+    kept = torch.where(
+        rollout.action_mask[:, -rollout.gen_length :, None],
+        rollout.ids[:, -rollout.gen_length :, None],
+        -1,
+    )
+    truncated = replace(rollout, top_k=1, kept=kept.int())
+    with pytest.raises(ValueError, match="it would score anchors, which were given"):
+        compare_versions(toy(), truncated, left_to_right(), num_draws=2, generator=seeded())
+    draws = compare_versions(toy(), truncated, elbo(), num_draws=2, generator=seeded())
+    untouched = compare_versions(toy(), rollout, elbo(), num_draws=2, generator=seeded())
+    assert draws["full"].totals.equal(untouched["full"].totals)
+
+
 def test_ratio_interval_resamples_whole_groups() -> None:
     below = torch.rand(60, generator=seeded(), dtype=torch.float64) + 0.5
     exact = ratio_of_means(below / 2, below, torch.arange(60), seeded())
