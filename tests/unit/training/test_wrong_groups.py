@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from dataclasses import replace
 from functools import lru_cache
 
 import pytest
@@ -18,7 +19,7 @@ from unmaskrl.models.tokenizer import load_tokenizer
 from unmaskrl.recipes.load import load_recipe
 from unmaskrl.recipes.registry import make_task
 from unmaskrl.training.rollouts.anchors import Anchors, chunked
-from unmaskrl.training.rollouts.collect import rollout_step
+from unmaskrl.training.rollouts.collect import rescued, rollout_step
 from unmaskrl.training.rollouts.problems import Problems, Rewarded
 
 SIZE = 4
@@ -74,6 +75,34 @@ def test_ranks_change_nothing() -> None:
         assert part.rollout.row_ids.equal(whole.rollout.row_ids[rows])
 
 
+def test_grades_of_other_parts_are_merged() -> None:
+    """A task may name parts by what a text holds; a part that a text does not have abstains."""
+    done = step()
+    rows = len(done.texts)
+    silent = [None] * rows
+    before = replace(
+        done,
+        correct=torch.zeros(rows, dtype=torch.bool),
+        parts={"short": [1.0] * rows, "old": list(silent)},
+        rewards=torch.ones(rows),
+    )
+    again = replace(
+        before,
+        correct=torch.tensor([True] + [False] * (rows - 1)),
+        parts={"long": list(silent)},
+        rewards=torch.zeros(rows),
+        unscored=1.0,
+    )
+    merged = rescued(before, again, list(range(rows)), SIZE, 1)
+    assert merged.parts == {
+        "short": [None] + [1.0] * (rows - 1),
+        "old": silent,
+        "long": silent,
+    }
+    assert merged.replaced == 1
+    assert merged.unscored == 1 / rows
+
+
 def test_chunks_are_fixed_together() -> None:
     scores = chunked(400, (2, 4), seed=1, row_id=0)
     sizes = Counter(scores)
@@ -84,6 +113,8 @@ def test_chunks_are_fixed_together() -> None:
     assert all(abs(Counter(whole)[n] - share) < 5 * share**0.5 for n in (2, 3, 4))
     runs = len([score for score, _ in itertools.groupby(scores)])
     assert runs == len(sizes), "a chunk is in one piece"
+    # a size that no answer has, and no memory holds, is the whole answer
+    assert len(set(chunked(9, (10**12, 10**12), seed=1, row_id=0))) == 1
     assert chunked(9, (1, 1), seed=1, row_id=0) != chunked(9, (1, 1), seed=1, row_id=1)
 
 

@@ -214,7 +214,7 @@ def chunked(length: int, sizes: tuple[int, int], *, seed: int, row_id: int) -> l
         return scores
     widths = random_scores(length, seed=named_seed(seed, "chunks"), row_id=row_id)
     chunks = [
-        [score] * (low + int(width * (high - low + 1)))
+        [score] * min(length, low + int(width * (high - low + 1)))
         for score, width in zip(scores, widths, strict=True)
     ]
     return [score for chunk in chunks for score in chunk][:length]

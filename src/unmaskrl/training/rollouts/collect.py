@@ -22,7 +22,7 @@ from ...models.denoiser import ModelDenoiser
 from ...models.tokenizer import decode_texts
 from ...recipes.registry import selection_rule, settings_at
 from ...recipes.schema import DecodeConfig, Recipe
-from ...tasks import CallContext, Example, TrainerState, TrlReward, grade
+from ...tasks import CallContext, Example, Grades, TrainerState, TrlReward, grade
 from .anchors import Anchors
 from .problems import Problems, Rewarded
 
@@ -125,6 +125,12 @@ def rescued(done: Rewarded, again: Rewarded, rows: list[int], size: int, most: i
         for f in fields(done.rollout)
         if isinstance(value := getattr(done.rollout, f.name), Tensor)
     }
+    # grades may differ in their parts; one that a text does not have abstains
+    absent: tuple[list[None], list[None]] = ([None] * len(done.texts), [None] * len(rows))
+    parts = {
+        name: merged(done.parts.get(name, absent[0]), again.parts.get(name, absent[1]))
+        for name in {**done.parts, **again.parts}
+    }
     spent = int(done.rollout.nfe.sum() + again.rollout.nfe.sum())
     rollout = replace(done.rollout, **tensors)
     return replace(
@@ -132,9 +138,10 @@ def rescued(done: Rewarded, again: Rewarded, rows: list[int], size: int, most: i
         rollout=rollout,
         texts=merged(done.texts, again.texts),
         rewards=put(done.rewards, again.rewards),
-        parts={name: merged(part, again.parts[name]) for name, part in done.parts.items()},
+        parts=parts,
         correct=put(done.correct, again.correct),
         anchored=put(done.anchored, again.anchored),
+        unscored=Grades(parts=parts, correct=done.correct.tolist()).unscored(),
         logged={**again.logged, **done.logged},
         extra={
             name: merged(values, again.extra[name])
