@@ -42,12 +42,12 @@ class Client:
     """Calls to one server. ``check`` is called while an answer is awaited, and may leave."""
 
     def __init__(self, url: str) -> None:
-        parts = urlsplit(url if isinstance(url, str) else "")
         try:
+            parts = urlsplit(url if isinstance(url, str) else "")
             port = parts.port
         except ValueError:
-            port = -1
-        if parts.scheme not in ("http", "https") or not parts.hostname or port == -1:
+            raise ValueError(f"url: expected http://host:port, got {url!r}") from None
+        if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"url: expected http://host:port, got {url!r}")
         self.url = url.rstrip("/")
         self.host = parts.hostname

@@ -7,6 +7,7 @@ drawn from. Log-probabilities of the server are shown and not used.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import shutil
 import tempfile
@@ -37,8 +38,9 @@ _RULE = "confidence_threshold"
 _PAUSE = 0.2  # seconds before the second try, doubled after each, 10 s at most
 _PROBE = 64  # tokens of a prompt whose cache is looked at
 _ABORT = 5.0  # seconds that taking back a request may last
-# settings and the least that they may be
-_NUMBERS = {"patience": 0, "timeout": 0.1, "retries": 0, "rows": 1}
+# settings, and the least and the most that they may be: the longest that a socket waits is 2^31 ms
+_SECONDS = {"patience": (0.0, math.inf), "timeout": (0.1, 2147483.0)}
+_COUNTS = {"retries": 0, "rows": 1}
 
 
 class Sglang:
@@ -67,7 +69,13 @@ class Sglang:
         agreement: float = 0.9,
     ) -> None:
         self.check_settings(
-            url, agreement, patience=patience, timeout=timeout, retries=retries, rows=rows
+            url,
+            agreement,
+            folder=folder,
+            patience=patience,
+            timeout=timeout,
+            retries=retries,
+            rows=rows,
         )
         block = getattr(denoiser, "block_length", None)
         if block is None:
@@ -101,13 +109,18 @@ class Sglang:
         if not url:
             raise ValueError("url is not set; rollouts.url=http://host:port of the server")
         Client(url)
-        for name in others.keys() & _NUMBERS.keys():
-            value = others[name]
-            least = _NUMBERS[name]
-            if isinstance(value, bool) or not isinstance(value, int | float) or value < least:
-                raise ValueError(f"{name}: expected a number of at least {least}, got {value!r}")
-        if not 0 <= agreement <= 1:
+        for name, value in others.items():
+            if name in _SECONDS:
+                _check_seconds(name, value, *_SECONDS[name])
+            if name in _COUNTS and (type(value) is not int or value < _COUNTS[name]):
+                raise ValueError(
+                    f"{name}: expected a whole number of at least {_COUNTS[name]}, got {value!r}"
+                )
+        if not _is_number(agreement) or not 0 <= agreement <= 1:
             raise ValueError(f"agreement: expected a share, in [0, 1], got {agreement!r}")
+        folder = others.get("folder")
+        if folder is not None and (not isinstance(folder, str) or not folder):
+            raise ValueError(f"folder: expected a path, or null for the run's own, got {folder!r}")
 
     def place(
         self,
@@ -400,3 +413,14 @@ class Sglang:
     def _name(self) -> str:
         self.requests += 1
         return f"unmaskrl-{os.getpid()}-{os.urandom(4).hex()}-{self.requests}"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _check_seconds(name: str, value: Any, least: float, most: float) -> None:
+    # not a number is in no order, and fails here too
+    if not _is_number(value) or not least <= value <= most:
+        end = "" if most == math.inf else f" and at most {most:.0f}"
+        raise ValueError(f"{name}: expected a number of at least {least:g}{end}, got {value!r}")

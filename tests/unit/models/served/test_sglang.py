@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -401,7 +402,15 @@ def test_an_update_that_is_refused(stub: Stub, denoiser: ModelDenoiser, tmp_path
         ({"url": "localhost:3000"}, "url: expected http://host:port"),
         ({"url": "http://a:b"}, "url: expected http://host:port"),
         ({"url": "http://a:1", "patience": -1.0}, "patience: expected a number of at least 0"),
-        ({"url": "http://a:1", "rows": 0}, "rows: expected a number of at least 1"),
+        ({"url": "http://[::1"}, "url: expected http://host:port, got 'http://\\[::1'"),
+        ({"url": "http://a:1", "patience": math.nan}, "patience: expected a number of at least 0"),
+        ({"url": "http://a:1", "timeout": math.nan}, "timeout: expected a number of at least 0.1"),
+        ({"url": "http://a:1", "timeout": math.inf}, "and at most 2147483, got inf"),
+        ({"url": "http://a:1", "rows": 0}, "rows: expected a whole number of at least 1"),
+        ({"url": "http://a:1", "rows": 1.5}, "rows: expected a whole number of at least 1"),
+        ({"url": "http://a:1", "retries": True}, "retries: expected a whole number of at least 0"),
+        ({"url": "http://a:1", "folder": 5}, "folder: expected a path"),
+        ({"url": "http://a:1", "agreement": "all"}, "agreement: expected a share"),
         ({"url": "http://a:1", "agreement": 2.0}, "agreement: expected a share"),
     ],
 )
