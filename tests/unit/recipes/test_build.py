@@ -55,6 +55,11 @@ PRUNED = ["prior.name=anchors", "decode.exit_at=0.95"]
         ),
         ("stp", ["prior.keep=0"], "nothing is anchored"),
         (
+            "elbo_grpo",
+            ["decode.select=confidence_threshold", "decode.gamma=1.5"],
+            r"gamma of select='confidence_threshold' is a probability, in \[0, 1\]; got 1.5",
+        ),
+        (
             "diffpo-2mf-is",
             ["decode.select=confidence", "decode.gamma=null"],
             "which token is revealed then depends on the draw",

@@ -63,7 +63,11 @@ def check_decode(
 
 def named(select: str | Rule) -> str:
     """A rule as it was asked for, in messages."""
-    return repr(select) if isinstance(select, str) else "a rule of your own"
+    if isinstance(select, str):
+        return repr(select)
+    return next(
+        (repr(name) for name, rule in RULES.items() if rule is select), "a rule of your own"
+    )
 
 
 def whole_blocks(gen_length: int, block_length: int) -> list[int]:
