@@ -124,6 +124,8 @@ def test_two_sharded_ranks_equal_one(tmp_path: Path) -> None:
 def test_what_does_not_fit_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for setting, said in (
         ("model.lora.rank=4", "model.lora changes a checkpoint: set model.path"),
+        ("model.n_heads=0", "model.n_heads: input should be greater than 0"),
+        ("model.n_heads=3", "model.d_model 128 / model.n_heads 3 must be an even whole number"),
         ("model.quantize=nf4", "4-bit weights cannot be trained; set model.lora.rank"),
         ("run.log_with=[nothing]", "run.log_with.0"),
         (

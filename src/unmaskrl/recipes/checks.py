@@ -125,6 +125,10 @@ def check_supervised(recipe: SFTRecipe) -> None:
     m = recipe.model
     if m.lora and m.lora.merge_rollout:
         raise ValueError("model.lora.merge_rollout is for rollouts, and sft makes none: drop it")
+    if not m.path and m.d_model % (2 * m.n_heads):  # values of a head are rotated in pairs
+        raise ValueError(
+            f"model.d_model {m.d_model} / model.n_heads {m.n_heads} must be an even whole number"
+        )
     needs = {"model.lora": m.lora, "model.random_init": m.random_init}
     if not m.path and (given := next((name for name, value in needs.items() if value), None)):
         raise ValueError(f"{given} changes a checkpoint: set model.path to one, or leave it out")

@@ -421,10 +421,10 @@ class SFTModel(BaseModelConfig):
     path: str = Field(
         default="", description="a checkpoint to start from; empty: a new model of the sizes below"
     )
-    d_model: int = Field(default=128, description="width of a new model")
-    n_layers: int = Field(default=4, description="blocks of a new model")
-    n_heads: int = Field(default=4, description="attention heads of a new model")
-    mlp_hidden_size: int = Field(default=352, description="width of the MLP of a new model")
+    d_model: PositiveInt = Field(default=128, description="width of a new model")
+    n_layers: PositiveInt = Field(default=4, description="blocks of a new model")
+    n_heads: PositiveInt = Field(default=4, description="attention heads of a new model")
+    mlp_hidden_size: PositiveInt = Field(default=352, description="width of the MLP of a new model")
 
 
 class SFTTrain(BaseTrainConfig):
