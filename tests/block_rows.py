@@ -60,21 +60,28 @@ def equal(ours: Tensor, theirs: Tensor) -> None:
 
 
 def exact_elbo(den: BlockToy, rollout: Rollout, row: int) -> float:
-    """The mean over all orders within each block, by subsets."""
+    """The mean over all orders within each block, by subsets; what the block's exit filled comes
+    last and at once.
+    """
     ids, _, prompt = compact(rollout, row)
+    exits = rollout.exit_mask[row, rollout.attention_mask[row]].nonzero().squeeze(-1).tolist()
     end = prompt + 4  # the completion, without the cut part of its last block
     length = den.block_length or 0
     total = 0.0
     for block in range(prompt // length, -(-end // length)):
         places = [i for i in range(block * length, (block + 1) * length) if prompt <= i < end]
-        cut = list(range(end, (block + 1) * length))
+        last = [i for i in places if i in exits]
+        places = [i for i in places if i not in exits]
+        hidden = [*range(end, (block + 1) * length), *last]
+        draws = [(last, 1.0)] if last else []
         for n in range(1, len(places) + 1):
             subsets = list(itertools.combinations(places, n))
-            for subset in subsets:
-                seen = [
-                    den.mask_id if i in subset or i in cut else ids[i]
-                    for i in range((block + 1) * length)
-                ]
-                logps = logps_of(den, seen)
-                total += sum(float(logps[i, ids[i]]) for i in subset) / n / len(subsets)
+            draws += [(list(subset), 1 / n / len(subsets)) for subset in subsets]
+        for subset, weight in draws:
+            seen = [
+                den.mask_id if i in subset or i in hidden else ids[i]
+                for i in range((block + 1) * length)
+            ]
+            logps = logps_of(den, seen)
+            total += weight * sum(float(logps[i, ids[i]]) for i in subset)
     return total

@@ -15,7 +15,7 @@ from unmaskrl.tasks import completion_text
 MODEL = "model.path=JetLM/SDAR-8B-Chat model.random_init=tiny model.dtype=float64".split()
 SETTINGS = (
     "task.numbers=3 task.train_size=8 task.eval_size=4 decode.gen_length=10 decode.block_length=4 "
-    "decode.steps=5 decode.select=entropy decode.temperature=1.0 decode.exit_at=null "
+    "decode.steps=5 decode.select=entropy decode.temperature=1.0 decode.exit_at=0.5 "
     "estimator.name=trajectory loss.name=token_clip prior.name=none prior.keep_end=null "
     "train.steps=2 train.prompts_per_step=2 train.group_size=2 train.num_iterations=2 "
     "train.max_canvases=5 optimizer.lr=0.01 eval.size=2 eval.size_during=2 run.threads=1 "

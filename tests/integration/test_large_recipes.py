@@ -101,7 +101,6 @@ def fits(recipe: Recipe, gigabytes: int) -> bool:
     ("command", "words", "said"),
     [
         ("train", "sdar-8b-countdown-dipo decode.block_length=8", "blocks of 4; set block_length"),
-        ("train", "sdar-8b-countdown-dipo decode.exit_at=0.5", "exit over several blocks"),
         ("train", "sdar-8b-countdown-stp estimator.name=coupled", "estimator coupled: its views"),
         ("check", "sdar-4b-math-dipo estimator.name=gauss", "estimator gauss: its views mean"),
         ("check", "sudoku-mini model.block_length=4", "llada has none (its attention is full)"),

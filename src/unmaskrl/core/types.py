@@ -85,7 +85,9 @@ class Rollout:
 
     ``decoded_step``: 0 = given (pad, prompt, anchor); t >= 1 = revealed by the row's t-th denoiser
     call; nfe + 1 = never revealed, because the row had ended before (such positions hold eos_id).
-    ``exit_step``: the call of temporal pruning that filled the rest, 0 if there was none.
+    ``exit_step``: the call of temporal pruning that filled the rest, 0 if there was none; the last
+    such call of a block-causal row, whose blocks exit by themselves. ``block_exits``: what they
+    filled, None where no block may exit.
     ``gamma``: the bound of an adaptive position rule, 0 without one. ``behavior_logps``:
     log-probability (nats) of the revealed token under the distribution it was drawn from (greedy
     tokens: under temperature 1); 0 where nothing was drawn. ``top_k``, ``top_p``: what left tokens
@@ -119,6 +121,7 @@ class Rollout:
     top_k: int | None = None
     top_p: float | None = None
     kept: Int[Tensor, "B G K"] | None = None
+    block_exits: Bool[Tensor, "B L"] | None = None
 
     def __repr__(self) -> str:
         calls = float(finest(self.nfe).mean())
@@ -171,13 +174,17 @@ class Rollout:
         return self.completion_mask & (self.decoded_step > 0)
 
     @property
+    def exited(self) -> Bool[Tensor, "B L"]:
+        """Tokens filled by an exit call of temporal pruning, those behind the first EOS too."""
+        if self.block_exits is not None:
+            return self.block_exits
+        exit_step = self.exit_step[:, None]
+        return (exit_step > 0) & (self.decoded_step == exit_step)
+
+    @property
     def exit_mask(self) -> Bool[Tensor, "B L"]:
-        """Action tokens filled by the exit call of temporal pruning."""
-        return (
-            self.action_mask
-            & (self.exit_step[:, None] > 0)
-            & (self.decoded_step == self.exit_step[:, None])
-        )
+        """Action tokens filled by an exit call."""
+        return self.action_mask & self.exited
 
     @property
     def block_ids(self) -> Int[Tensor, "B L"]:

@@ -85,9 +85,15 @@ def rollout_version(rollout: Rollout, version: str) -> Rollout:
     steps = rollout.decoded_step
     no_exit = torch.zeros_like(rollout.exit_step)
     if version == "free":
-        return replace(rollout, exit_step=no_exit)
+        return replace(rollout, exit_step=no_exit, block_exits=None)
     steps = torch.where(rollout.anchor_mask, 1, steps)
-    return replace(rollout, decoded_step=steps, exit_step=no_exit, nfe=rollout.nfe.clamp(min=1))
+    return replace(
+        rollout,
+        decoded_step=steps,
+        exit_step=no_exit,
+        block_exits=None,
+        nfe=rollout.nfe.clamp(min=1),
+    )
 
 
 def draw_totals(

@@ -421,7 +421,6 @@ def sample_row(
     """
     columns = rollout.asked
     decoded_step = rollout.decoded_step[index, columns]
-    exit_step = rollout.exit_step[index]
     anchor = rollout.anchor_mask[index, columns].tolist()
     return {
         "step": step,
@@ -439,6 +438,6 @@ def sample_row(
         "pieces": pieces(tokenizer, rollout.ids[index, columns].tolist()),
         "decoded_step": decoded_step.tolist(),
         "anchor": anchor,
-        "exit": ((decoded_step == exit_step) & (exit_step > 0)).tolist(),
+        "exit": rollout.exited[index, columns].tolist(),
         "logps": [round(value, 5) for value in rollout.behavior_logps[index, columns].tolist()],
     }

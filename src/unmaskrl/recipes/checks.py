@@ -237,13 +237,13 @@ def _null(value: float | None) -> str:
     return "null" if value is None else f"{value:g}"
 
 
-def _calls(recipe: Recipe, rule: Rule, exits: bool = True) -> int:
-    """Denoiser calls of a rollout without anchors."""
+def _calls(recipe: Recipe, rule: Rule, grid: int | None = None, exits: bool = True) -> int:
+    """Denoiser calls of a rollout without anchors, whose prompt ends with a block."""
     d = recipe.decode
     blocks = whole_blocks(d.gen_length, d.block_length)
     # adaptive rules: one token per call at worst
     steps = d.steps if rule.prefix is None else d.gen_length
-    return planned_calls(blocks, d.gen_length, steps, d.exit_at if exits else None)
+    return planned_calls(blocks, d.gen_length, steps, d.exit_at if exits else None, grid)
 
 
 def _check_importance(recipe: Recipe, method: Method) -> None:
@@ -285,30 +285,34 @@ def _reads_in_order(recipe: Recipe, rule: Rule) -> bool:
     return rule.in_order and d.steps >= d.gen_length and not exits
 
 
-def warnings_for(recipe: Recipe, method: Method | None = None) -> list[str]:
-    """Settings that work but probably are not what is wanted."""
+def warnings_for(
+    recipe: Recipe, method: Method | None = None, grid: int | None = None
+) -> list[str]:
+    """Settings that work but probably are not what is wanted, of a model whose blocks have ``grid``
+    tokens (None: full attention, or not known yet).
+    """
     method = method or build_method(recipe)
     return [
-        *_exit_warnings(recipe, method.rule),
+        *_exit_warnings(recipe, method.rule, grid),
         *_precision_warnings(recipe),
         *_anchor_warnings(recipe),
         *_method_warnings(recipe, method),
     ]
 
 
-def _exit_warnings(recipe: Recipe, rule: Rule) -> list[str]:
+def _exit_warnings(recipe: Recipe, rule: Rule, grid: int | None) -> list[str]:
     d = recipe.decode
     if d.exit_at is None or d.exit_at >= 1:
         return []
     notes = []
-    if d.block_length == d.gen_length and not rule.in_order:
+    if grid is None and d.block_length == d.gen_length and not rule.in_order:
         notes.append(
             "decode.exit_at with one full-length block fills the least certain tokens (often the "
             "answer) in one call; use decode.block_length < decode.gen_length, so that the exit "
             "meets the end of the completion"
         )
-    calls = _calls(recipe, rule)
-    without = _calls(recipe, rule, exits=False)
+    calls = _calls(recipe, rule, grid)
+    without = _calls(recipe, rule, grid, exits=False)
     if rule.prefix is None and calls >= without:
         notes.append(
             f"decode.exit_at={d.exit_at} saves nothing: a blank rollout takes {calls} calls with "

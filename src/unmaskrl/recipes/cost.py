@@ -74,7 +74,7 @@ def step_cost(recipe: Recipe, method: Method | None = None) -> Cost:
     grid = model_grid(recipe.model)
     blank, given = (
         max(
-            planned_calls(open_blocks(recipe, keep, shared), d.gen_length, steps, d.exit_at)
+            planned_calls(open_blocks(recipe, keep, shared), d.gen_length, steps, d.exit_at, grid)
             for shared in range(grid or 1)
         )
         for keep in (0.0, recipe.prior.keep)
@@ -83,7 +83,11 @@ def step_cost(recipe: Recipe, method: Method | None = None) -> Cost:
     first = blank if recipe.prior.when == "all_wrong" else (1 - anchored) * blank
     calls = first + anchored * given
     # what a trajectory has: a block-causal one, the calls of a block
-    latents = blank if grid is None else -(-grid * steps // d.gen_length)
+    latents = (
+        blank
+        if grid is None
+        else max(planned_calls([n], d.gen_length, steps, d.exit_at) for n in range(1, grid + 1))
+    )
     views = estimator.num_views(d.gen_length, latents, d.exit_at is not None and d.exit_at < 1)
     # the rollouts of a group share a canvas where nothing of the answer is seen
     shares = recipe.prior.name == "none" and grid is None
@@ -111,8 +115,7 @@ def open_blocks(recipe: Recipe, keep: float, shared: int = 0) -> list[int]:
     last one is decoded whole.
     """
     d = recipe.decode
-    sizes = whole_blocks(shared + d.gen_length, d.block_length)
-    sizes[0] -= shared
+    sizes = whole_blocks(d.gen_length, d.block_length, shared)
     blocks = len(sizes)
     fixed = int(keep * d.gen_length + 0.5)
     return [

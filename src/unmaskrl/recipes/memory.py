@@ -109,7 +109,9 @@ class Setup:
             length=prompt_tokens + gen,
             doubled=shape.block_length is not None,
             gen_length=gen,
-            window=recipe.decode.block_length if recipe.decode.exit_at is None else gen,
+            window=recipe.decode.block_length
+            if recipe.decode.exit_at is None or shape.block_length is not None
+            else gen,
             train_rows=rows,
             eval_rows=min(e.batch_size, max(e.size, e.size_during)),
             cuda=cuda,

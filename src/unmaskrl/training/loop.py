@@ -108,7 +108,9 @@ def do_step(run: Run, progress: Progress, *, check_ratio: bool) -> None:
     began = time.perf_counter()
     due = False
     if run.batch is None:
-        run.progress.phase("rollout", most_calls(recipe.decode), unit="calls")
+        run.progress.phase(
+            "rollout", most_calls(recipe.decode, run.denoiser.block_length), unit="calls"
+        )
         run.batch = collect(run)
     alone = run.accelerator.num_processes == 1
     while run.inner < recipe.train.num_iterations:

@@ -365,8 +365,6 @@ def test_what_a_block_causal_model_refuses() -> None:
     canvas = blank_canvas(PROMPTS, gen_length=8, denoiser=den)
     with pytest.raises(ValueError, match=r"block_length 8 is not the model's.*blocks of 4"):
         decode(den, canvas, block_length=8, steps=8)
-    with pytest.raises(ValueError, match="exit over several blocks"):
-        decode(den, canvas, block_length=4, steps=8, exit_at=0.5)
     rollout = decoded(den)
     est = estimators.unigrpo()
     views = est.make_views(rollout, den.mask_id, seeded(0))

@@ -131,8 +131,6 @@ def test_the_law_of_completions_is_the_recorded_one_and_sums_to_1(
 def test_trajectory_is_what_was_recorded(kind: str, select: str, exit_at: float | None) -> None:
     """The ratio of the first update is 1, and every token is one of the ids it was drawn from."""
     den = toys()[kind]
-    if kind == "blocks" and exit_at is not None:
-        pytest.skip("a block-causal model has no exit over several blocks")
     rollout = run(den, select, rows=40, top_k=3, top_p=0.8, exit_at=exit_at)
     assert rollout.kept is not None
     close(scored(den, rollout, trajectory()), rollout.behavior_logps * rollout.action_mask)

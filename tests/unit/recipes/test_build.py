@@ -14,6 +14,7 @@ from unmaskrl.recipes.cost import step_cost
 from unmaskrl.recipes.files import is_method, recipe_names
 from unmaskrl.recipes.load import load_method, load_recipe
 from unmaskrl.recipes.registry import build_method
+from unmaskrl.training.rollouts.collect import most_calls
 
 METHODS = [name for name in recipe_names() if is_method(name)]
 IN_ORDER = ["estimator.name=left_to_right", "decode.gamma=null", "decode.select=left_to_right"]
@@ -254,3 +255,24 @@ def test_a_block_causal_model_cuts_its_last_block() -> None:
     assert step_cost(recipe, method).rollout_per_row == 1 + 64 * 4
     with pytest.raises(ValueError, match="block_length 4 does not divide gen_length 254"):
         check_blocks(recipe, method, None)
+
+
+def test_exits_are_of_the_blocks_of_a_block_causal_model() -> None:
+    """Two tokens of a block of four one by one, then the rest: 3 calls, which are a row's views."""
+    words = [
+        "decode.gen_length=256",
+        "decode.steps=256",
+        "decode.select=entropy",
+        "decode.gamma=null",
+    ]
+    plain = step_cost(load_recipe("sdar-8b-gsm8k-dipo", words))
+    recipe, method = load_method("sdar-8b-gsm8k-dipo", [*words, "decode.exit_at=0.5"])
+    check_blocks(recipe, method, 4)
+    cost = step_cost(recipe, method)
+    # at most: one token of the prompt, then three of the completion, and 64 blocks
+    assert cost.rollout_per_row == 65 * 3 == most_calls(recipe.decode, 4)
+    assert cost.new * 4 == plain.new * 3
+    assert not [note for note in warnings_for(recipe, method, 4) if "exit_at" in note]
+    late, method = load_method("sdar-8b-gsm8k-dipo", [*words, "decode.exit_at=0.9"])
+    (note,) = [note for note in warnings_for(late, method, 4) if "exit_at" in note]
+    assert "saves nothing: a blank rollout takes 256 calls with it and 256 without" in note

@@ -7,15 +7,14 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import seeded, tiny_llada
+from tests.open_steps import restored
 from unmaskrl.cli.main import main
 from unmaskrl.core.canvas import blank_canvas
 from unmaskrl.core.rollouts import LocalRollouts
-from unmaskrl.core.types import Rollout
 from unmaskrl.evaluation.decode_settings import checked_decode
 from unmaskrl.recipes.checks import warnings_for
 from unmaskrl.recipes.load import load_recipe
 from unmaskrl.recipes.registry import settings_at
-from unmaskrl.training.rollouts.open_step import Batch, batch_state, batch_tensors, restore_batch
 
 BOTH = ["decode.top_k=20", "decode.top_p=0.9"]
 
@@ -49,15 +48,6 @@ def test_settings_reach_the_engine_and_a_checkpoint() -> None:
     again = restored(rollout)
     assert (again.top_k, again.top_p) == (3, None)
     assert again.kept is not None and again.kept.equal(rollout.kept)
-
-
-def restored(rollout: Rollout) -> Rollout:
-    zeros = rollout.behavior_logps
-    batch = Batch(
-        rollout=rollout, advantages=zeros[:, 0], old_logps=zeros[None], ref_logps=None,
-        group_actions=zeros[:, 0], counts={}, choices=None, metrics={}, inner_metrics=[],
-    )  # fmt: skip
-    return restore_batch(batch_tensors(batch), batch_state(batch), zeros.device).rollout
 
 
 def test_the_flags_of_a_command(

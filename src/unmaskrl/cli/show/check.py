@@ -43,7 +43,7 @@ def check_command(args: CheckArguments) -> int:
     )
     console.print(engine_line(recipe), highlight=False)
     print_memory(recipe, method, console, args.processes)
-    for note in [*warnings_for(recipe, method), *block_notes(recipe, grid)]:
+    for note in [*warnings_for(recipe, method, grid), *block_notes(recipe, grid)]:
         console.print(f"warning: {note}", style="yellow", highlight=False)
     return 0
 

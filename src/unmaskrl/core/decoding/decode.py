@@ -9,8 +9,10 @@ row whose tokens up to the first EOS are all decided leaves the batch: nothing a
 what is before it, and later tokens are no part of the completion.
 
 Block-causal denoisers (``block_causal``) have blocks of their own, counted from each row's first
-token, and run the active block alone over cached keys and values; the law is the same. A row is
-done when what was asked for is decided: the rest of its last block is decoded while it can be seen.
+token, and run the active block alone over cached keys and values; the law is the same. An exit is
+one of a block there, f its open tokens: no block is begun before the one before it is finished. A
+row is done when what was asked for is decided: the rest of its last block is decoded while it can
+be seen.
 
 Adaptive rules (eb, threshold, factor) take the place of the quota: how much of the active block a
 call reveals follows from the row's ``gamma``. Otherwise the count of denoiser calls of a row
@@ -136,8 +138,9 @@ class _State:
     kept: Tensor | None  # ids that each token was drawn from, as far as they are recorded
     nfe: Tensor
     exit_step: Tensor
+    block_exits: Tensor | None  # what exits of blocks filled; None where there can be none
     num_open: Tensor  # open tokens at the start, f
-    keep: Tensor | None  # how many of them are decided before the exit; None without one
+    keep: Tensor | None  # decided before the exit, of 0, 1, ... open tokens; None without one
     done: Tensor
     block: Tensor  # active block of each row, and its open tokens and calls since it became active
     block_open: Tensor
@@ -188,8 +191,11 @@ class _State:
             else None,
             nfe=zeros.clone(),
             exit_step=zeros.clone(),
+            block_exits=torch.zeros_like(open_mask)
+            if grid is not None and exit_at is not None and exit_at < 1
+            else None,
             num_open=num_open,
-            keep=None if exit_at is None else exit_counts(num_open, exit_at, canvas.gen_length),
+            keep=None if exit_at is None else exit_counts(canvas.gen_length, exit_at, zeros.device),
             done=num_open == 0,
             block=zeros - 1,
             block_open=zeros.clone(),
@@ -302,6 +308,7 @@ class _State:
             behavior_logps=self.behavior_logps,
             nfe=self.nfe,
             exit_step=self.exit_step,
+            block_exits=self.block_exits,
             row_ids=self.canvas.row_ids,
             group_ids=self.canvas.group_ids,
             gamma=self.gamma,
@@ -338,11 +345,14 @@ def _plan(state: _State, mask_id: int, block_length: int, steps: int, adaptive: 
     state.block_calls = i + 1
     exits = torch.zeros_like(fresh)
     if state.keep is not None:
-        left = open_mask.sum(-1)
+        # an exit is one of the row, or of the block where blocks see no masks in earlier ones
+        scope = open_mask if state.grid is None else window
+        total = state.num_open if state.grid is None else state.block_open
+        left = scope.sum(-1)
         # tokens still to decide before the exit
-        missing = state.keep - (state.num_open - left)
+        missing = state.keep[total] - (total - left)
         exits = missing <= 0
-        window = torch.where(exits[:, None], open_mask, window)
+        window = torch.where(exits[:, None], scope, window)
         width = torch.where(exits, left, width)
         count = torch.where(exits, left, torch.minimum(count, missing))
     return Plan(window, width, count, exits)
@@ -378,10 +388,13 @@ def _reveal(
         if every is None
         else every.at(chosen)
     )
-    r = rows[r[chosen]]
+    r_plan = r[chosen]
+    r = rows[r_plan]
     c = c[chosen]
     state.nfe[rows] += 1
     state.exit_step[rows] = torch.where(plan.exits, state.nfe[rows], state.exit_step[rows])
+    if state.block_exits is not None:
+        state.block_exits[r, start + c] = plan.exits[r_plan]
     if state.kept is not None and draws.kept is not None:
         state.kept[r, c] = draws.kept
     state.ids[r, start + c] = draws.tokens

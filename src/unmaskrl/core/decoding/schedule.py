@@ -34,11 +34,6 @@ def check_decode(
             f"block_length {block_length} is not the model's: it is block-causal, with blocks of "
             f"{grid}; set block_length to {grid}"
         )
-    if grid is not None and exit_at is not None and exit_at < 1:
-        raise ValueError(
-            f"exit_at {exit_at}: a block-causal model never sees masks in earlier blocks, so that "
-            "an exit over several blocks is off its training distribution; unset exit_at"
-        )
     if block_length < 1 or (grid is None and not cut and gen_length % block_length):
         raise ValueError(f"block_length {block_length} does not divide gen_length {gen_length}")
     if not 1 <= steps <= gen_length:
@@ -70,20 +65,31 @@ def named(select: str | Rule) -> str:
     )
 
 
-def whole_blocks(gen_length: int, block_length: int) -> list[int]:
-    """Open tokens of each block of a blank completion; a block that is cut is decoded whole."""
-    return [block_length] * -(-gen_length // block_length)
+def whole_blocks(gen_length: int, block_length: int, shared: int = 0) -> list[int]:
+    """Open tokens of each block of a blank completion, of which the first block holds ``shared``
+    tokens of the prompt as well; a block that is cut is decoded whole.
+    """
+    sizes = [block_length] * -(-(shared + gen_length) // block_length)
+    sizes[0] -= shared
+    return sizes
 
 
 def planned_calls(
-    open_per_block: Sequence[int], gen_length: int, steps: int, exit_at: float | None = None
+    open_per_block: Sequence[int],
+    gen_length: int,
+    steps: int,
+    exit_at: float | None = None,
+    grid: int | None = None,
 ) -> int:
     """Denoiser calls of a row with these open tokens per block, if no EOS ends it early, and if no
     last block is cut, of which the asked tokens may be decided before the rest.
 
     Without exit: sum_b ceil(n_b * steps / gen_length). With exit: the calls until keep =
-    ceil(exit_at * f) tokens are decided, plus 1 if f > keep.
+    ceil(exit_at * f) tokens are decided, plus 1 if f > keep. ``grid``: the denoiser's own block
+    length, if it is block-causal; then every block exits by itself, as a row of this one block.
     """
+    if grid is not None:
+        return sum(planned_calls([n], gen_length, steps, exit_at) for n in open_per_block)
     total = sum(open_per_block)
     keep = total if exit_at is None else exit_count(total, exit_at)
     calls = 0
@@ -103,7 +109,6 @@ def exit_count(num_open: int, exit_at: float) -> int:
     return math.ceil(exit_at * num_open - 1e-9)
 
 
-def exit_counts(num_open: Tensor, exit_at: float, gen_length: int) -> Int[Tensor, " B"]:
-    """``exit_count`` of every row."""
-    counts = [exit_count(n, exit_at) for n in range(gen_length + 1)]
-    return torch.tensor(counts, device=num_open.device)[num_open]
+def exit_counts(most: int, exit_at: float, device: torch.device) -> Int[Tensor, " N"]:
+    """``exit_count`` of 0 to ``most`` open tokens."""
+    return torch.tensor([exit_count(n, exit_at) for n in range(most + 1)], device=device)

@@ -200,15 +200,17 @@ def any_order_views(
     rollout: Rollout, mask_id: int, draws: Sequence[tuple[Tensor, Tensor]]
 ) -> Views:
     """Views of an any-order ELBO: each draw hides a subset M (B, L) of the candidates with weight
-    (B,) on its scored tokens.
+    (B,) or (B, L) on its scored tokens.
 
     Tokens that the exit call of temporal pruning filled are hidden in every draw and get one exact
-    view of their own, in which everything else is visible (docs/theory.md, section 3).
+    view of their own, in which everything else is visible (docs/theory.md, section 3). Exits of a
+    block-causal row's blocks share it: each block sees those before it whole.
     """
     exits = rollout.exit_mask
     ids = [mask_view(rollout, subset | exits, mask_id) for subset, _ in draws]
     weights = [
-        (subset & rollout.action_mask & ~exits) * weight[:, None] for subset, weight in draws
+        (subset & rollout.action_mask & ~exits) * (weight if weight.ndim > 1 else weight[:, None])
+        for subset, weight in draws
     ]
     if bool(exits.any()):
         ids.append(mask_view(rollout, exits, mask_id))

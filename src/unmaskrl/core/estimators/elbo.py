@@ -26,8 +26,9 @@ never above that of independent counts. (With one uniform for all strata it can 
 a period in n.) ``antithetic`` draws in pairs from one random order of C: its first n tokens, and
 its last |C| + 1 - n, so that every token is scored; strata are then strata of pairs, n up to (|C| +
 1) / 2. Both leave each mean as it is. For block-causal denoisers the order is one of each block's
-tokens, and counts, strata and pairs are of a block: one view covers them all. ``visible`` is
-something else: the surrogate of STP's published code (see ``_published_views``).
+tokens, and counts, strata and pairs are of a block: one view covers them all, and one more the
+exits of all blocks. ``visible`` is something else: the surrogate of STP's published code (see
+``_published_views``).
 """
 
 from __future__ import annotations
@@ -133,8 +134,7 @@ def _block_views(
     blocks = rollout.block_ids
     size = block_sizes(candidates, blocks)
     num_draws = strata * (1 + antithetic)
-    ids = []
-    weights = []
+    draws = []
     for k in range(strata):
         stream = (torch.full_like(blocks, _COUNT), torch.full_like(blocks, k))
         share = counter_uniform(seed, *stream, rollout.row_ids[:, None].expand_as(blocks), blocks)
@@ -144,14 +144,13 @@ def _block_views(
             share = share / 2
         count = uniform_count(share, size)
         keys = position_uniform(rollout, seed, _SUBSET, k)
-        draws = [(keys, count)]
+        halves = [(keys, count)]
         if antithetic:
-            draws.append((-keys, (size + 1 - count).clamp(min=1)))
-        for order, number in draws:
+            halves.append((-keys, (size + 1 - count).clamp(min=1)))
+        for order, number in halves:
             subset = smallest_in_blocks(order, candidates, number, blocks)
-            ids.append(mask_view(rollout, subset, mask_id))
-            weights.append((subset & rollout.action_mask) * (size / (number * num_draws)))
-    return stack_views(ids, weights)
+            draws.append((subset, size / (number * num_draws)))
+    return any_order_views(rollout, mask_id, draws)
 
 
 def _published_views(

@@ -209,9 +209,20 @@ def _sampled(
     )
 
 
-def most_calls(decode: DecodeConfig) -> int:
-    """The most denoiser calls that decoding a batch can take."""
-    blocks = whole_blocks(decode.gen_length, decode.block_length)
+def most_calls(decode: DecodeConfig, grid: int | None) -> int:
+    """The most denoiser calls that decoding a batch can take with a denoiser whose blocks have
+    ``grid`` tokens (None: full attention).
+    """
     if selection_rule(decode.select).prefix is not None:
         return decode.gen_length  # a token per call, where the rule decides as it goes
-    return planned_calls(blocks, decode.gen_length, decode.steps, decode.exit_at)
+    d = decode
+    return max(
+        planned_calls(
+            whole_blocks(d.gen_length, d.block_length, shared),
+            d.gen_length,
+            d.steps,
+            d.exit_at,
+            grid,
+        )
+        for shared in range(grid or 1)
+    )
