@@ -106,8 +106,9 @@ def against_whole(denoiser: ModelDenoiser, canvas: Canvas, repeat: int) -> dict[
     result: dict[str, Any] = {}
     for name, cached in (("cached", True), ("whole", False)):
         Counted.tokens = 0
-        seconds, _ = timed(lambda c=cached: decoded(denoiser, canvas, c), repeat)
-        result[name] = {"seconds": seconds, "tokens": Counted.tokens // repeat}
+        seconds, rollout = timed(lambda c=cached: decoded(denoiser, canvas, c), repeat)
+        calls = int(rollout.nfe.sum())
+        result[name] = {"seconds": seconds, "tokens": Counted.tokens // repeat, "calls": calls}
     result["fewer_tokens"] = result["whole"]["tokens"] / result["cached"]["tokens"]
     result["faster"] = result["whole"]["seconds"] / result["cached"]["seconds"]
     return result

@@ -51,7 +51,7 @@ def look(recipe: Recipe, method: Any) -> None:
     refuse_unserved(recipe, method, engine)
     say("weights handed over, seconds", timed(engine.sync)[0])
     say("their version", engine.version)
-    sys.stdout.write(f"{seen(engine, denoiser, prompts, recipe)}\n")
+    sys.stdout.write(f"{seen(engine, denoiser, prompts, recipe, NUM_SCORED)}\n")
     speed(engine, denoiser, prompts, recipe)
     together(engine, denoiser, prompts[:ALONE], recipe)
 

@@ -162,8 +162,8 @@ def test_a_drawn_mask_token_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None
     def likely(logits: Tensor, mask_id: int, temperature: float) -> Tensor:
         return logits.log_softmax(-1)  # a finite log-probability of the mask token as well
 
-    monkeypatch.setattr(LOOP, "draw", draw)
-    monkeypatch.setattr(LOOP, "masked_log_softmax", likely)
+    monkeypatch.setattr("unmaskrl.core.decoding.law.draw", draw)
+    monkeypatch.setattr("unmaskrl.core.decoding.law.masked_log_softmax", likely)
     with pytest.raises(
         NotFiniteError, match=f"after call 1: the mask token {denoiser.mask_id} was drawn"
     ):
@@ -173,7 +173,7 @@ def test_a_drawn_mask_token_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_loop_that_reveals_nothing_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     denoiser = Counting(HashDenoiser(length=8), 9)
     nothing = torch.zeros(0, dtype=torch.int64)
-    monkeypatch.setattr(LOOP, "_highest", lambda *args: nothing)
+    monkeypatch.setattr(LOOP, "highest", lambda *args: nothing)
     with pytest.raises(NotFiniteError, match="3 of 3 rows have open tokens left"):
         decoded(denoiser)
     assert denoiser.calls == 9, "gen_length + 1"

@@ -20,7 +20,7 @@ from ...core.scoring import frozen_token_logps, replay_views
 from ...core.types import Canvas, Rollout
 from ...models.denoiser import ModelDenoiser
 from ...recipes.registry import settings_at
-from ...recipes.schema import DecodeConfig
+from ...recipes.schema import DecodeConfig, Recipe
 from ..state import Run
 
 NUM_SCORED = 20
@@ -45,17 +45,21 @@ def first_contact(run: Run) -> None:
                 for i in range(max(NUM_SCORED, NUM_GREEDY))
             ]
             try:
-                run.progress.note(seen(run, policy, prompts))
+                run.progress.note(seen(run.rollouts, policy, prompts, run.recipe, run.max_canvases))
             except ValueError as error:  # the others must hear of it
                 refusal = str(error)
     if run.most(float(bool(refusal))):
         raise ValueError(refusal or "the main process refuses the rollouts' engine")
 
 
-def seen(run: Run, policy: ModelDenoiser, prompts: Sequence[Sequence[int]]) -> str:
+def seen(
+    rollouts: Rollouts,
+    policy: ModelDenoiser,
+    prompts: Sequence[Sequence[int]],
+    recipe: Recipe,
+    max_canvases: int,
+) -> str:
     """What the engine does with the trainer's weights, in a line; ValueError if it has others."""
-    recipe = run.recipe
-    rollouts = run.rollouts
     d = recipe.decode
     name = f"rollouts {recipe.rollouts['name']}"
     share = agreement(rollouts, policy, prompts[:NUM_GREEDY], d)
@@ -75,7 +79,7 @@ def seen(run: Run, policy: ModelDenoiser, prompts: Sequence[Sequence[int]]) -> s
     )
     if "step_maps" not in rollouts.features:
         return f"{said}; without step maps its rollouts cannot be replayed"
-    scores, drawn = replayed(policy, rollout, run.max_canvases)
+    scores, drawn = replayed(policy, rollout, max_canvases)
     mean = float(scores[drawn].mean())
     uniform = -math.log(policy.vocab_size)
     if not mean > uniform - WORSE:
