@@ -167,7 +167,7 @@ def test_with_several_tokens_per_call_a_tau_can_be_further_and_their_average_was
     """Exact joints of 4 tokens, calls {0}, {1, 2}, {3}: the policy is then no joint itself. An
     observation for the average.
     """
-    weights = [2 * torch.randn(16, generator=seeded(s), dtype=torch.float64) for s in range(60)]
+    weights = [2 * torch.randn(16, generator=seeded(s), dtype=torch.float64) for s in range(30)]
     toys = [ToyDenoiser(w, num_tokens=2, length=4) for w in weights]
     table = torch.tensor([kl_by_tau(toy, [1, 2, 2, 3]) for toy in toys])
     worse = table[:, 1:] > table[:, :1] + 1e-9

@@ -164,16 +164,18 @@ def test_a_stopped_evaluation_names_its_file(tmp_path: Path) -> None:
 
 
 def test_a_report_of_a_long_run_takes_seconds_and_holds_no_control(tmp_path: Path) -> None:
-    """100,000 steps: time is linear in them (it was quadratic: 100 s were not enough)."""
+    """50,000 steps: time is linear in them (it was quadratic: with twice as many, 100 s were not
+    enough).
+    """
     rows = [
         {"step": n, "reward/mean": (n % 97) / 97, "grad_norm": 1.0, "seconds/rollout": 1.0}
-        for n in range(1, 100_001)
+        for n in range(1, 50_001)
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "config.yaml").write_text("name: a\x1b[31mb\u202ec\n", encoding="utf-8")
     began = time.process_time()
     page = write_report(tmp_path).read_text()
-    assert time.process_time() - began < 30
+    assert time.process_time() - began < 15
     assert len(page) < 2_000_000 and "Gradient norm" in page
     assert not set(page) & set("\x1b\u202e")
 
