@@ -15,7 +15,7 @@ from tests.stub_server import THRESHOLD, Stub
 from unmaskrl.cli.main import main
 
 CHANGES = f"decode.select=confidence_threshold decode.gamma={THRESHOLD} optimizer.lr=0.001 "
-CHANGES = f"{CHANGES} decode.temperature=2.0".split()
+CHANGES = f"{CHANGES} decode.temperature=2.0 decode.exit_at=null".split()
 
 
 @pytest.fixture(scope="module")
