@@ -40,7 +40,11 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stub]:
 
 @pytest.fixture
 def stub(running: Stub) -> Stub:
-    """As new."""
+    return as_new(running)
+
+
+def as_new(running: Stub) -> Stub:
+    """Without what the test before has done to it."""
     running.faults.clear()
     running.updates.clear()
     running.bodies.clear()
@@ -63,6 +67,8 @@ def denoiser(running: Stub) -> ModelDenoiser:
 
 @pytest.fixture(scope="module")
 def met(running: Stub, denoiser: ModelDenoiser, tmp_path_factory: pytest.TempPathFactory) -> Sglang:
+    # built before the function's own fixtures, so behind whatever test came before
+    as_new(running)
     return Sglang(denoiser, url=running.url, folder=str(tmp_path_factory.mktemp("served")))
 
 
