@@ -69,23 +69,18 @@ def rounded(
 # cases of one parametrised test whose shapes are checked: that doubles a test's time, and what
 # follows makes the same calls
 CHECKED_CASES = 2
+BEGUN: Counter[str] = Counter()  # cases of each test, in this worker
 
 
 @pytest.fixture(autouse=True)
-def shapes_checked(request: pytest.FixtureRequest, seen: Counter[str]) -> Iterator[None]:
+def shapes_checked(request: pytest.FixtureRequest) -> Iterator[None]:
     """Shapes are checked in the first cases of every test (in each worker)."""
     name = request.node.nodeid.partition("[")[0]
-    seen[name] += 1
+    BEGUN[name] += 1
     before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", before or seen[name] > CHECKED_CASES)
+    jaxtyping.config.update("jaxtyping_disable", before or BEGUN[name] > CHECKED_CASES)
     yield
     jaxtyping.config.update("jaxtyping_disable", before)
-
-
-@pytest.fixture(scope="session")
-def seen() -> Counter[str]:
-    """Cases of each test that were begun."""
-    return Counter()
 
 
 def same_maths(

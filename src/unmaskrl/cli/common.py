@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from ..core.decoding.law import check_truncation
 from ..core.rollouts import Rollouts
 from ..evaluation.decode_settings import DECODE_FILE, checked_decode, settings_for
 from ..evaluation.evaluate import EvalRequest
@@ -37,6 +38,7 @@ def load_parts(args: ModelArguments) -> Parts:
     """Model, decode settings (stored beside the weights, then overridden), task and engine."""
     if not 0 <= args.temperature < math.inf:
         raise ValueError(f"--temperature: expected a number of at least 0, got {args.temperature}")
+    check_truncation(args.top_k, args.top_p)
     set_threads(args.threads)
     flags = {"top_k": args.top_k, "top_p": args.top_p}
     changed = [f"decode.{name}={value}" for name, value in flags.items() if value is not None]

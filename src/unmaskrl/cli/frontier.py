@@ -22,7 +22,8 @@ def frontier_command(args: FrontierArguments) -> int:
         if not Path(out).parent.is_dir():
             raise ValueError(f"{out}: the folder {Path(out).parent} does not exist; make it first")
     result: dict[str, Any] = {
-        key: getattr(args, key) for key in ("task", "split", "size", "seed", "temperature")
+        key: getattr(args, key)
+        for key in ("task", "split", "size", "seed", "temperature", "top_k", "top_p")
     }
     result["models"] = []
     console = PlainConsole()

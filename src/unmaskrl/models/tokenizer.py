@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -265,15 +265,21 @@ def copy_tokenizer(source: str | os.PathLike[str], folder: str | os.PathLike[str
             shutil.copyfile(file, target / name)
 
 
-def encode_prompt(tokenizer: Any, messages: Sequence[dict[str, str]]) -> list[int]:
+def encode_prompt(tokenizer: Any, messages: Sequence[Any]) -> list[int]:
     """Ids of a chat up to where the answer starts; ValueError on unknown words and on the mask
-    token.
+    token. ``messages`` have a role and a content each; a task of the user's own may give others.
 
     A last message of the assistant is the beginning of the answer: a prefill, in the prompt.
     """
     if not tokenizer.chat_template:
         raise ValueError(
             "the tokenizer has no chat template; add chat_template to tokenizer_config.json"
+        )
+    chat = [isinstance(m, Mapping) and {"role", "content"} <= m.keys() for m in messages]
+    if not chat or not all(chat):
+        raise ValueError(
+            f"a prompt is {str(messages)[:60]!r}; expected chat messages, a list of "
+            '{"role": ..., "content": ...}'
         )
     prefill = messages[-1]["content"] if messages[-1]["role"] == "assistant" else ""
     asked = list(messages[:-1] if prefill else messages)

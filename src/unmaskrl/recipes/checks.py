@@ -355,6 +355,8 @@ def _anchor_warnings(recipe: Recipe) -> list[str]:
         notes.append(
             "prior.adapt_share and prior.only_correct do nothing without anchors (prior.name=none)"
         )
+    if recipe.prior.when != "always":
+        notes.append("prior.when does nothing without anchors (prior.name=none)")
     return notes
 
 

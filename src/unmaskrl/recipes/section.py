@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from ..core.rollouts import DecodeSettings
 
@@ -13,6 +15,16 @@ class Section(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_value(cls, value: Any, info: ValidationInfo) -> Any:
+        """True is no number, alone or in a list: Python would count it as 1."""
+        kind = str(cls.model_fields[info.field_name or ""].annotation)
+        members = value if isinstance(value, list | tuple) else [value]
+        if any(isinstance(one, bool) for one in members) and "bool" not in kind:
+            raise ValueError("true and false are no values of this setting")
+        return value
 
 
 class DecodeConfig(Section):
@@ -37,18 +49,15 @@ class DecodeConfig(Section):
     top_k: int | None = Field(
         default=None,
         ge=1,
-        strict=True,  # true is no number
         description="tokens are drawn from so many of the most probable ones; null: from all",
     )
     top_p: float | None = Field(
         default=None,
         gt=0,
         le=1,
-        strict=True,
         description="of these, from the fewest whose probabilities add up to it; null or 1: from "
         "all. Neither acts at temperature 0",
     )
-
     exit_at: float | None = Field(
         default=None,
         ge=0,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..recipes.checks import warnings_for
+from ..recipes.cost import model_grid
 from ..recipes.load import load_method
 from ..reporting.progress import Progress, summary_table
 from ..tasks import TrlReward
@@ -45,7 +46,7 @@ def train(
     words = [f"{name}={json_text(value)}" for name, value in changes.items()]
     config, method = load_method(recipe, words)
     console = PlainConsole(quiet=quiet or not is_main())  # a table per process would be 64 tables
-    for note in warnings_for(config, method):
+    for note in warnings_for(config, method, model_grid(config.model)):
         console.print(f"warning: {note}", style="yellow")
     progress = Progress(None if quiet or not is_main() else console)
     summary = run_recipe(config, resume=resume, force=force, progress=progress, rewards=rewards)

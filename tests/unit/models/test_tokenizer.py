@@ -370,3 +370,10 @@ def test_a_pair_is_encoded_as_one_text(tokenizer: Any, byte_level: Any) -> None:
         first, second = encode_pair(byte_level, before, after)
         assert first + second == byte_level(before + after)["input_ids"]
         assert "".join(pieces(byte_level, first)) == before[0]
+
+
+@pytest.mark.parametrize("prompt", ["3 + 4", [], ["3 + 4"], [{"content": "3 + 4"}]])
+def test_a_prompt_that_is_no_chat_is_one_line(prompt: Any, tmp_path: Path) -> None:
+    build_mini_tokenizer(tmp_path)
+    with pytest.raises(ValueError, match="expected chat messages"):
+        encode_prompt(load_tokenizer(tmp_path), prompt)

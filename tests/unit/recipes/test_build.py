@@ -276,3 +276,16 @@ def test_exits_are_of_the_blocks_of_a_block_causal_model() -> None:
     late, method = load_method("sdar-8b-gsm8k-dipo", [*words, "decode.exit_at=0.9"])
     (note,) = [note for note in warnings_for(late, method, 4) if "exit_at" in note]
     assert "saves nothing: a blank rollout takes 256 calls with it and 256 without" in note
+
+
+@pytest.mark.parametrize(
+    "setting", ["train.steps=true", "train.ema=false", "prior.chunk=[true,2]", "decode.top_k=true"]
+)
+def test_a_truth_value_is_no_number(setting: str) -> None:
+    with pytest.raises(ValueError, match=rf"{setting.split('=')[0]}.*true and false"):
+        load_recipe("sudoku-mini", [setting])
+
+
+def test_truth_values_stay_what_they_are() -> None:
+    recipe = load_recipe("sudoku-mini", ["prior.adapt_share=true", "run.probe=false"])
+    assert recipe.prior.adapt_share is True and recipe.run.probe is False

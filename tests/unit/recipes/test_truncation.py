@@ -64,4 +64,4 @@ def test_the_flags_of_a_command(
         == (greedy.split("\n")[3:-1])
     )
     assert main([*words, "--temperature", "1", "--top-p", "1.5"]) == 2
-    assert "decode.top_p" in capsys.readouterr().err
+    assert "top_p is a probability" in capsys.readouterr().err
